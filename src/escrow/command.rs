@@ -1,0 +1,160 @@
+//! What can be asked of the state, and what it answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{
+    ClusterId, ClusterName, Identity, KeyId, MachineId, RequestId, Timestamp, UserName, VolumeId,
+};
+use super::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
+use super::secrets::SecretKind;
+
+/// One replicated command. Everything that varies (time, ids, nonces) was drawn before it was proposed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// The same for every retry of one attempt.
+    pub request: RequestId,
+    /// The proposer's clock. Apply never goes back: an earlier stamp counts as the last one applied.
+    pub at: Timestamp,
+    /// Who asks.
+    pub by: Identity,
+    /// Through which node.
+    pub source: Source,
+    /// What is asked.
+    pub action: Action,
+}
+
+/// What a command does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// The first entry of a new cluster.
+    Initialize(Initialize),
+    /// Keep a recovery key.
+    Escrow(Escrow),
+    /// Show a recovery key: authorisation, disclosure, audit and rotation debt together.
+    Reveal(Reveal),
+    /// Register a node and hand it the keyring.
+    AdmitNode(AdmitNode),
+}
+
+/// The first entry of a new cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Initialize {
+    /// The identity of the new history.
+    pub cluster: ClusterId,
+    /// The trust domain.
+    pub name: ClusterName,
+    /// The organisation's offline recovery recipient.
+    pub offline_recipient: String,
+    /// The first node; its `admitted_at` is set by apply.
+    pub node: NodeRecord,
+    /// The first keyring.
+    pub keyring: KeyringRecord,
+}
+
+/// A recovery key to keep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Escrow {
+    /// The id under which it is kept if it is new.
+    pub key_id: KeyId,
+    /// Whether the caller named the id. If not, a key of the same machine, volume, kind and fingerprint counts
+    /// as the same key, so that repeating a command line does not make a second record.
+    pub key_id_given: bool,
+    /// The machine it belongs to.
+    pub machine: MachineId,
+    /// The volume it unlocks.
+    pub volume: VolumeId,
+    /// What kind of secret it is.
+    pub kind: SecretKind,
+    /// The secret.
+    pub sealed: Sealed,
+    /// A BitLocker key package, if any.
+    pub sealed_package: Option<Sealed>,
+    /// Keyed hash of the secret.
+    pub fingerprint: Fingerprint,
+    /// A user of the machine, if known.
+    pub user: Option<UserName>,
+}
+
+/// A recovery key to show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reveal {
+    /// Which.
+    pub key_id: KeyId,
+    /// The user it is for; required of [`Role::Helpdesk`](super::ids::Role::Helpdesk).
+    pub user: Option<UserName>,
+    /// Why; not blank.
+    pub reason: String,
+}
+
+/// A node to register.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdmitNode {
+    /// The node; its `admitted_at` is set by apply.
+    pub node: NodeRecord,
+    /// The keyring sealed to it as well; replaces exactly the generation before it.
+    pub keyring: KeyringRecord,
+}
+
+/// What apply answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The key is kept, now or since an earlier entry.
+    Escrowed(Escrowed),
+    /// The node is registered and the keyring replaced.
+    NodeAdmitted,
+    /// The cluster is initialised.
+    Initialized,
+    /// The command changed nothing (a refused reveal or conflict still left its audit record).
+    Refused(Refusal),
+    /// The key may be shown: its reveal is on record.
+    Revealed(Revealed),
+}
+
+/// A key that is kept: what a receipt certifies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Escrowed {
+    /// Its id; of an already escrowed key, the one it was first kept under.
+    pub key_id: KeyId,
+    /// Its machine.
+    pub machine: MachineId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Keyed hash of the secret.
+    pub fingerprint: Fingerprint,
+    /// When it was first kept.
+    pub at: Timestamp,
+    /// The entry that first kept it.
+    pub position: LogPosition,
+    /// It had been kept before this command.
+    pub already_escrowed: bool,
+}
+
+/// A reveal that is on record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revealed {
+    /// The key to show.
+    pub key_id: KeyId,
+    /// The audit record of it.
+    pub audit_sequence: u64,
+    /// When.
+    pub at: Timestamp,
+    /// The entry that decided it: a replica opens the key only after it applied this entry.
+    pub position: LogPosition,
+}
+
+/// Why a command changed nothing. The same on every replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// It contradicts what is stored.
+    #[error("{0}")]
+    Conflict(String),
+    /// The caller may not.
+    #[error("{0}")]
+    Denied(String),
+    /// A field is not well formed.
+    #[error(transparent)]
+    Invalid(#[from] super::ids::Invalid),
+    /// What it names does not exist.
+    #[error("{0}")]
+    NotFound(String),
+}

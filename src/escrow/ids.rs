@@ -1,0 +1,371 @@
+//! Names of things: machines, volumes, keys, users, nodes, requests, and who is asking.
+//!
+//! Every id validates when it is made, so that a value of the type is always well formed, wherever it
+//! came from: parsing and deserialisation go through the same constructor.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A member of the cluster, from its configuration. Never used twice in the life of a cluster.
+pub type NodeId = u64;
+
+/// Longest machine id, in bytes. A NetBIOS name has 15, a DNS label 63.
+pub const MACHINE_ID_MAX_BYTES: usize = 63;
+/// Longest volume id, in bytes: room for a device path or a volume GUID path.
+pub const VOLUME_ID_MAX_BYTES: usize = 128;
+/// Longest domain or account name of a user, in bytes (an Active Directory account name has at most 20, a
+/// user principal name's local part 64).
+pub const USER_PART_MAX_BYTES: usize = 64;
+/// Longest cluster name or identity name, in bytes: a SPIFFE trust domain has at most 255, a label 63.
+pub const NAME_MAX_BYTES: usize = 63;
+
+/// An id or a field that is not well formed: which field, what was expected, never the value of a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{field}: {expected}")]
+pub struct Invalid {
+    /// The field at fault, as the caller knows it: `machine`, `volume`, `key_id`, `secret`, …
+    pub field: String,
+    /// What would have been accepted, and where the value departs from it.
+    pub expected: String,
+}
+
+impl Invalid {
+    /// An error for `field`, saying what was `expected`.
+    pub fn new(field: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self { field: field.into(), expected: expected.into() }
+    }
+}
+
+/// Declares a validated string id: `FromStr`, `Display`, serde through `FromStr`.
+macro_rules! string_id {
+    ($(#[$doc:meta])* $name:ident, $field:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Invalid;
+            fn try_from(text: String) -> Result<Self, Invalid> {
+                let check: fn(&str) -> Result<(), String> = $check;
+                check(&text).map_err(|expected| Invalid::new($field, expected))?;
+                Ok(Self(text))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Invalid;
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                Self::try_from(text.to_owned())
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+/// A name usable in a SPIFFE path segment (SPIFFE-ID §2.2: letters, digits, dot, hyphen, underscore).
+fn check_name(text: &str, max: usize) -> Result<(), String> {
+    let well_formed = (1..=max).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        && !text.bytes().all(|b| b == b'.');
+    if well_formed {
+        Ok(())
+    } else {
+        Err(format!("1 to {max} letters, digits, dots, hyphens or underscores"))
+    }
+}
+
+string_id!(
+    /// The stable id of a device. It is also the name in its agent's certificate.
+    MachineId, "machine", |text| check_name(text, MACHINE_ID_MAX_BYTES)
+);
+
+string_id!(
+    /// A volume of a machine: `C:`, `/dev/nvme0n1p2`, a volume GUID path.
+    VolumeId, "volume", |text| {
+        let well_formed = (1..=VOLUME_ID_MAX_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        if well_formed { Ok(()) } else { Err(format!("1 to {VOLUME_ID_MAX_BYTES} printable ASCII characters without spaces")) }
+    }
+);
+
+string_id!(
+    /// The name of a cluster: the trust domain of its identities (SPIFFE-ID §2.1, lower case).
+    ClusterName, "cluster", |text| {
+        let well_formed = (1..=NAME_MAX_BYTES).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_'));
+        if well_formed { Ok(()) } else { Err(format!("1 to {NAME_MAX_BYTES} lower-case letters, digits, dots, hyphens or underscores")) }
+    }
+);
+
+/// The id of a recovery key: the protector's GUID for BitLocker, otherwise a UUID drawn by the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct KeyId(pub Uuid);
+
+impl FromStr for KeyId {
+    type Err = Invalid;
+    /// Accepts upper and lower case, with or without braces, as BitLocker prints it.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Uuid::try_parse(text)
+            .map(Self)
+            .map_err(|_| Invalid::new("key_id", "a UUID: 32 hexadecimal digits in groups of 8-4-4-4-12"))
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One attempt of one caller, however often it is sent: a retry carries the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestId(pub Uuid);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The identity of one cluster's history. A cluster rebuilt after loss of quorum gets a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ClusterId(pub Uuid);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A user of a machine, `DOMAIN\NAME`. Compared without regard to case, as Windows does; kept as written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UserName {
+    domain: String,
+    name: String,
+}
+
+impl UserName {
+    /// The form under which users are compared and indexed: both parts in lower case.
+    pub fn folded(&self) -> String {
+        self.to_string().to_lowercase()
+    }
+}
+
+impl PartialEq for UserName {
+    fn eq(&self, other: &Self) -> bool {
+        self.folded() == other.folded()
+    }
+}
+
+impl Eq for UserName {}
+
+impl FromStr for UserName {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let well_formed = |part: &str| {
+            (1..=USER_PART_MAX_BYTES).contains(&part.len())
+                && !part.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\')
+        };
+        match text.split_once('\\') {
+            Some((domain, name)) if well_formed(domain) && well_formed(name) => {
+                Ok(Self { domain: domain.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(Invalid::new(
+                "user",
+                format!(r"DOMAIN\NAME, each part 1 to {USER_PART_MAX_BYTES} bytes without spaces"),
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for UserName {
+    type Error = Invalid;
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        text.parse()
+    }
+}
+
+impl From<UserName> for String {
+    fn from(user: UserName) -> String {
+        user.to_string()
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, r"{}\{}", self.domain, self.name)
+    }
+}
+
+/// Milliseconds since the Unix epoch, stamped by the proposer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Timestamp(pub u64);
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC with milliseconds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use time::macros::format_description;
+        const FORMAT: &[time::format_description::BorrowedFormatItem<'_>] =
+            format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+        let text = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
+            .ok()
+            .and_then(|at| at.format(FORMAT).ok());
+        match text {
+            Some(text) => f.write_str(&text),
+            // Past year 9999: no calendar form, but never an error while printing.
+            None => write!(f, "@{}ms", self.0),
+        }
+    }
+}
+
+/// What an identity may do. Kept in the certificate as the first path segment of its SPIFFE URI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// A device: escrows and asks for its own machine only.
+    Agent,
+    /// Reads reports and the audit trail.
+    Auditor,
+    /// Reveals a key to a user who is named and known on the machine.
+    Helpdesk,
+    /// Reveals a key by its id alone.
+    HelpdeskAdvanced,
+    /// Escrows for any machine, in bulk.
+    Importer,
+    /// A member of the cluster.
+    Node,
+    /// Sets policy and rotates the keyring.
+    Officer,
+    /// Adds and removes nodes, backs up, upgrades.
+    Operator,
+}
+
+impl Role {
+    /// Every role, in the order of their names.
+    pub const ALL: [Self; 8] = [
+        Self::Agent,
+        Self::Auditor,
+        Self::Helpdesk,
+        Self::HelpdeskAdvanced,
+        Self::Importer,
+        Self::Node,
+        Self::Officer,
+        Self::Operator,
+    ];
+
+    /// The name as it stands in certificates and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Auditor => "auditor",
+            Self::Helpdesk => "helpdesk",
+            Self::HelpdeskAdvanced => "helpdesk-advanced",
+            Self::Importer => "importer",
+            Self::Node => "node",
+            Self::Officer => "officer",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::ALL.into_iter().find(|role| role.as_str() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::as_str).join(", ");
+            Invalid::new("role", format!("one of {names}"))
+        })
+    }
+}
+
+/// Who is asking: a SPIFFE id, `spiffe://<cluster>/<role>/<name>`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Identity {
+    /// The cluster that vouches for it.
+    pub cluster: ClusterName,
+    /// What it may do.
+    pub role: Role,
+    /// Who it is within the role: a machine id for agents, a node id for nodes, otherwise a person or service.
+    pub name: String,
+}
+
+impl Identity {
+    /// An identity of `role` and `name` in `cluster`.
+    ///
+    /// # Errors
+    /// [`Invalid`] if the name does not fit in a SPIFFE path segment, or is not a node id for [`Role::Node`].
+    pub fn new(cluster: ClusterName, role: Role, name: &str) -> Result<Self, Invalid> {
+        check_name(name, NAME_MAX_BYTES).map_err(|expected| Invalid::new("name", expected))?;
+        let identity = Self { cluster, role, name: name.to_owned() };
+        if role == Role::Node && identity.node_id().is_none() {
+            return Err(Invalid::new("name", "a node id: a whole number from 1, without leading zeros"));
+        }
+        Ok(identity)
+    }
+
+    /// The node id, if this is a node.
+    pub fn node_id(&self) -> Option<NodeId> {
+        let id: NodeId = self.name.parse().ok().filter(|id| *id > 0)?;
+        (self.role == Role::Node && id.to_string() == self.name).then_some(id)
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spiffe://{}/{}/{}", self.cluster, self.role, self.name)
+    }
+}
+
+impl FromStr for Identity {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let shape = || Invalid::new("identity", "spiffe://<cluster>/<role>/<name>");
+        let mut parts = text.strip_prefix("spiffe://").ok_or_else(shape)?.splitn(3, '/');
+        let (Some(cluster), Some(role), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(shape());
+        };
+        Self::new(cluster.parse()?, role.parse()?, name)
+    }
+}
+
+impl TryFrom<String> for Identity {
+    type Error = Invalid;
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        text.parse()
+    }
+}
+
+impl From<Identity> for String {
+    fn from(identity: Identity) -> String {
+        identity.to_string()
+    }
+}

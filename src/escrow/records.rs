@@ -1,0 +1,234 @@
+//! What the cluster stores: the rows of the replicated state.
+//!
+//! A secret appears here only as [`Sealed`]: this room never sees plaintext after validation.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::ids::{ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, Timestamp, UserName, VolumeId};
+use super::secrets::SecretKind;
+
+/// Where in the Raft log an entry stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// The term of the leader that proposed it.
+    pub term: u64,
+    /// Its index.
+    pub index: u64,
+}
+
+/// A secret sealed by the keyring (AES-256-GCM; see the `seal` room). Opaque here.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// The version of the data key that sealed it.
+    pub key_version: u32,
+    /// The nonce, drawn at random for this record.
+    pub nonce: [u8; 12],
+    /// Ciphertext and tag.
+    pub ciphertext: Vec<u8>,
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealed(key version {}, {} bytes)", self.key_version, self.ciphertext.len())
+    }
+}
+
+/// A keyed hash of a secret: equal secrets of one cluster have equal fingerprints, and only who holds the
+/// keyring can compute one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Fingerprint(pub [u8; 32]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+/// The cluster itself: one row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// The identity of this history.
+    pub id: ClusterId,
+    /// The trust domain.
+    pub name: ClusterName,
+    /// When it was initialised.
+    pub created_at: Timestamp,
+    /// The organisation's offline recovery recipient (an age X25519 public key).
+    pub offline_recipient: String,
+}
+
+/// A member of the cluster, as registered when it was admitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its id.
+    pub id: NodeId,
+    /// Host and port other nodes reach it at.
+    pub peer_address: String,
+    /// Host and port clients reach it at.
+    pub api_address: String,
+    /// Where it stands: a site or availability zone; clients prefer their own. May be empty.
+    pub zone: String,
+    /// Identity of its data directory, drawn when the directory was made. A wiped disk has another one.
+    pub storage: Uuid,
+    /// The age X25519 public key the keyring is sealed to for it.
+    pub recipient: String,
+    /// When it was admitted.
+    pub admitted_at: Timestamp,
+}
+
+/// The keyring, sealed to every member's recipient and the offline one: one row.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyringRecord {
+    /// Counts every replacement; a change names the generation it replaces.
+    pub generation: u64,
+    /// The data key version new secrets are sealed with.
+    pub current_key_version: u32,
+    /// An age file.
+    pub age_file: Vec<u8>,
+}
+
+impl fmt::Debug for KeyringRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generation, current_key_version, age_file } = self;
+        write!(
+            f,
+            "KeyringRecord(generation {generation}, key version {current_key_version}, {} bytes)",
+            age_file.len()
+        )
+    }
+}
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// Its stable id.
+    pub id: MachineId,
+    /// Users seen on it, oldest first, each once; bounded by [`USERS_PER_MACHINE_MAX`].
+    pub users: Vec<UserName>,
+    /// When it was first heard of.
+    pub first_seen: Timestamp,
+    /// When it was last heard of.
+    pub last_contact: Timestamp,
+    /// A key of it was revealed and its device has not rotated since.
+    pub rotation_owed_since: Option<Timestamp>,
+}
+
+/// Most users kept for a machine; past it the one seen longest ago is forgotten.
+pub const USERS_PER_MACHINE_MAX: usize = 64;
+/// Most keys kept for one machine; past it an escrow is refused as a conflict to be looked into.
+pub const KEYS_PER_MACHINE_MAX: usize = 1_024;
+
+/// Where a key is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyState {
+    /// Protects its volume.
+    Active,
+    /// Was revealed to a person; owes a rotation.
+    Disclosed,
+    /// Escrowed ahead of its use by the device.
+    Pending,
+    /// Replaced by a newer key, kept for old disks and images.
+    Retired,
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Disclosed => "disclosed",
+            Self::Pending => "pending",
+            Self::Retired => "retired",
+        })
+    }
+}
+
+/// An escrowed recovery key. Immutable but for its state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// Its id.
+    pub id: KeyId,
+    /// The machine it belongs to.
+    pub machine: MachineId,
+    /// The volume it unlocks.
+    pub volume: VolumeId,
+    /// What kind of secret it is.
+    pub kind: SecretKind,
+    /// The secret.
+    pub sealed: Sealed,
+    /// A BitLocker key package, if one was given.
+    pub sealed_package: Option<Sealed>,
+    /// Keyed hash of the secret.
+    pub fingerprint: Fingerprint,
+    /// Where it is in its life.
+    pub state: KeyState,
+    /// When it was escrowed.
+    pub escrowed_at: Timestamp,
+    /// By whom.
+    pub escrowed_by: Identity,
+    /// Which log entry holds it.
+    pub position: LogPosition,
+}
+
+/// What an audit record is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AuditEvent {
+    /// The cluster was initialised.
+    ClusterInitialized,
+    /// An escrow was refused because it would have overwritten a stored key.
+    EscrowConflict {
+        /// The key that stays as it is.
+        key_id: KeyId,
+        /// The machine the refused escrow named.
+        machine: MachineId,
+    },
+    /// A node was admitted.
+    NodeAdmitted {
+        /// Which.
+        node: NodeId,
+    },
+    /// A key was asked for.
+    Reveal {
+        /// The key.
+        key_id: KeyId,
+        /// Its machine, if the key exists.
+        machine: Option<MachineId>,
+        /// The user it was said to be for.
+        user: Option<UserName>,
+        /// The reason given.
+        reason: String,
+        /// `None` if the key was shown, otherwise why not.
+        denied: Option<String>,
+    },
+}
+
+/// One link of the audit chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// Counts from 1 without gaps.
+    pub sequence: u64,
+    /// Hash of the record before (zeros for the first).
+    pub previous: [u8; 32],
+    /// When, by the stamp of the command.
+    pub at: Timestamp,
+    /// Who did it.
+    pub by: Identity,
+    /// Through which node, and from which network address where known.
+    pub source: Source,
+    /// Which log entry holds it.
+    pub position: LogPosition,
+    /// What was done.
+    pub event: AuditEvent,
+}
+
+/// Where a request came in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// The node that received it from the caller.
+    pub node: NodeId,
+    /// The caller's network address as that node saw it; empty where there is none.
+    pub address: String,
+}

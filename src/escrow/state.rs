@@ -1,0 +1,70 @@
+//! The replicated state as apply and the lookups see it: typed rows in tables of ordered keys.
+//!
+//! The store implements [`State`] over its overlay and base; tests use an ordered map in memory.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A failure of the storage below, never a fault of the command: a replica that meets one must stop applying.
+#[derive(Debug, thiserror::Error)]
+#[error("reading the state: {0}")]
+pub struct StateError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// A table of the state. The number is its prefix on disk and never changes meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Table {
+    /// One row: the cluster.
+    Cluster = 1,
+    /// One row: the last applied stamp and the head of the audit chain.
+    Heads = 2,
+    /// One row: the sealed keyring.
+    Keyring = 3,
+    /// Node id (8 bytes, big endian).
+    Node = 4,
+    /// Machine id.
+    Machine = 5,
+    /// Key id (16 bytes).
+    Key = 6,
+    /// Machine id, zero byte, key id: the keys of a machine.
+    MachineKey = 7,
+    /// Folded user name, zero byte, machine id: the machines of a user.
+    UserMachine = 8,
+    /// Sequence (8 bytes, big endian).
+    Audit = 9,
+    /// Request id (16 bytes): what was answered to commands that are not idempotent by nature.
+    Request = 10,
+    /// Slot (8 bytes, big endian) of the ring that bounds [`Table::Request`].
+    RequestSlot = 11,
+}
+
+/// A type of row.
+pub trait Row: Serialize + DeserializeOwned {
+    /// The table it lives in.
+    const TABLE: Table;
+    /// Its key within the table.
+    fn key(&self) -> Vec<u8>;
+}
+
+/// Read access to the state at one applied index.
+pub trait Rows {
+    /// The row under `key`, if there is one.
+    ///
+    /// # Errors
+    /// [`StateError`] if the storage fails or the row does not decode.
+    fn row<R: Row>(&self, key: &[u8]) -> Result<Option<R>, StateError>;
+
+    /// At most `limit` rows whose key begins with `prefix`, in the order of keys, beginning after `after` if given.
+    ///
+    /// # Errors
+    /// As [`Rows::row`].
+    fn rows<R: Row>(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<R>, StateError>;
+}
+
+/// The state while one entry is applied: its writes are seen by its own reads and take effect together.
+pub trait State: Rows {
+    /// Writes a row, replacing the one with its key.
+    fn put<R: Row>(&mut self, row: &R);
+    /// Removes the row under `key`, if there is one.
+    fn delete<R: Row>(&mut self, key: &[u8]);
+}

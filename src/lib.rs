@@ -1,0 +1,27 @@
+//! Strongroom: a replicated escrow for disk-encryption recovery keys and compliance records.
+//!
+//! # Crate map
+//!
+//! The folders are the architecture, and imports go one way, down this list:
+//!
+//! | room | what it is for |
+//! |---|---|
+//! | `main.rs` | flags to command to exit code; the only exit point |
+//! | [`cli`] | one file per command; prints, asks nothing, holds no domain logic |
+//! | [`client`] | the caller's library: endpoints, nearest node, failover, retries |
+//! | [`server`] | builds a node from its configuration, serves it, drains it |
+//! | [`http`] | the admin port: `/metrics`, `/livez`, `/readyz` |
+//! | [`rpc`] | the gRPC services, [`rpc::wire`] (protobuf to domain) and [`rpc::guard`] (identity to role) |
+//! | [`raft`] | the only room that names openraft: propose, read, membership, peer network |
+//! | [`store`] | the only room that names sled and raft-log: log, machine, snapshots, formats |
+//! | [`seal`] | the keyring, sealing and opening of secrets, receipts |
+//! | [`tls`] | identities, certificates, reload, the built-in CA |
+//! | [`escrow`] | the pure domain: no async, no I/O, no clock, no randomness |
+//! | [`config`], [`error`], [`secret`], [`telemetry`] | leaves |
+//!
+//! A write travels [`rpc`] → [`raft`] → [`store`] → [`escrow::apply`], and the reply comes back the same way.
+
+pub mod escrow;
+pub mod raft;
+pub mod rpc;
+pub mod secret;

@@ -1,0 +1,3 @@
+//! Consensus: the only room that names openraft.
+
+pub mod types;
