@@ -22,6 +22,7 @@
 //! A write travels [`rpc`] → [`raft`] → [`store`] → [`escrow::apply`], and the reply comes back the same way.
 
 pub mod escrow;
+pub mod proto;
 pub mod raft;
 pub mod rpc;
 pub mod secret;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use openraft::impls::leader_id_std;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::escrow::command::Reply;
 use crate::escrow::ids::NodeId;
@@ -44,6 +45,9 @@ pub struct Member {
     pub api_address: String,
     /// Its site or availability zone.
     pub zone: String,
+    /// Identity of its data directory. A node that comes back under its id on another disk has forgotten its vote
+    /// and must not be spoken to as if it had not.
+    pub storage: Uuid,
 }
 
 openraft::declare_raft_types!(

@@ -1,13 +1,3 @@
 //! The gRPC services.
 
-/// Generated from `proto/`.
-#[allow(missing_docs, clippy::all, clippy::pedantic)]
-pub mod proto {
-    tonic::include_proto!("strongroom.v1");
-    /// What nodes say to each other.
-    pub mod peer {
-        tonic::include_proto!("strongroom.v1.peer");
-    }
-    /// The public services' descriptors, for gRPC reflection.
-    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));
-}
+pub use crate::proto;
