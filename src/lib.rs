@@ -24,4 +24,5 @@
 pub mod escrow;
 pub mod raft;
 pub mod rpc;
+pub mod seal;
 pub mod secret;
