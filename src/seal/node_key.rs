@@ -65,7 +65,7 @@ impl NodeKey {
 
     /// [`NodeKey::load`], given the credentials directory. Files in it may be readable by their group: systemd gives
     /// a service user access by an ACL, whose mask shows as group permission.
-    fn load_beside(path: &Path, credentials: Option<OsString>) -> Result<Self, SealError> {
+    pub(super) fn load_beside(path: &Path, credentials: Option<OsString>) -> Result<Self, SealError> {
         let io = |source| SealError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         // Of the open file, not of its name: the name may mean another file a moment later.
