@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::error::SealError;
 use super::node_key::NodeKey;
+use super::recipient;
 
 /// Bytes of every key in the keyring: AES-256, HMAC-SHA-256.
 pub(super) const KEY_BYTES: usize = 32;
@@ -101,8 +102,7 @@ impl Keyring {
     pub fn seal_to(&self, recipients: &[String]) -> Result<Vec<u8>, SealError> {
         let mut distinct: Vec<Recipient> = Vec::with_capacity(recipients.len());
         for text in recipients {
-            let recipient =
-                text.parse().map_err(|reason| SealError::Recipient { recipient: text.clone(), reason })?;
+            let recipient = recipient::parse(text)?;
             if !distinct.contains(&recipient) {
                 distinct.push(recipient);
             }

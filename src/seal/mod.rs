@@ -21,6 +21,7 @@ mod fingerprint;
 mod keyring;
 mod keyring_format;
 mod node_key;
+mod recipient;
 mod sealed;
 
 pub use error::SealError;

@@ -86,6 +86,28 @@ fn recipients_are_checked_before_anything_is_sealed() {
     }
 }
 
+/// Public keys with which everybody shares the same secret: the points of small order of Curve25519 (0, 1, two of
+/// order 8, p - 1, p, p + 1).
+const SMALL_ORDER_RECIPIENTS: [&str; 7] = [
+    "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z",
+    "age1qyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqj7vrya",
+    "age1ur4h5lpmgxu2u9jku0a0r87ydtdqnr0tnsetrlvxvgz3vh6fhqqqzyt4v9",
+    "age1t7wft09r2zxzfvwsk92eeql0tvzyghxytqwgapkcyf8dm5ylz9ts6wm9s8",
+    "age1anlllllllllllllllllllllllllllllllllllllllllllllllals4n2t7m",
+    "age1ahlllllllllllllllllllllllllllllllllllllllllllllllalsn46ayy",
+    "age1amlllllllllllllllllllllllllllllllllllllllllllllllalselrwrv",
+];
+
+#[test]
+fn a_recipient_everybody_could_open_for_is_refused() {
+    let keyring = Keyring::generate().unwrap();
+    for wrong in SMALL_ORDER_RECIPIENTS {
+        let refused = keyring.seal_to(&[wrong.to_owned()]).unwrap_err();
+        let named = matches!(&refused, SealError::Recipient { reason, .. } if reason.contains("small order"));
+        assert!(named, "{wrong}: {refused:?}");
+    }
+}
+
 #[test]
 fn a_recipient_given_twice_counts_once() {
     let keyring = Keyring::generate().unwrap();
