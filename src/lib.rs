@@ -25,4 +25,5 @@ pub mod escrow;
 pub mod proto;
 pub mod raft;
 pub mod rpc;
+pub mod seal;
 pub mod secret;
