@@ -27,3 +27,4 @@ pub mod raft;
 pub mod rpc;
 pub mod seal;
 pub mod secret;
+pub mod tls;
