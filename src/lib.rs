@@ -25,3 +25,4 @@ pub mod escrow;
 pub mod raft;
 pub mod rpc;
 pub mod secret;
+pub mod store;
