@@ -168,8 +168,11 @@ pub struct UserName {
 
 impl UserName {
     /// The form under which users are compared and indexed: both parts in lower case.
+    ///
+    /// Letter by letter: the lower case of a whole word depends on where a Greek sigma stands in it, so that a name
+    /// and its own upper case would differ.
     pub fn folded(&self) -> String {
-        self.to_string().to_lowercase()
+        self.to_string().chars().flat_map(char::to_lowercase).collect()
     }
 }
 

@@ -1,10 +1,35 @@
 //! The domain: what is escrowed, who may see it, and what is kept of that. Pure: no async, no I/O, no clock,
 //! no randomness, so that every replica that applies the same entries reaches the same state.
+//!
+//! What flows through: the text of a secret is checked by [`secrets::canonical`] at the node that receives it and
+//! sealed there; the [`command`] that carries it is proposed, and once it is committed [`apply::apply`] decides on
+//! every replica what it changes and what is answered. [`lookup`] reads the same rows.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`ids`] | names of things, each validated when it is made |
+//! | [`secrets`] | kinds of recovery secrets and their formats |
+//! | [`records`] | what is stored: machines, keys, nodes, the keyring, audit records |
+//! | [`command`] | what can be asked of the state, and what it answers |
+//! | [`policy`] | which role may ask for what |
+//! | [`state`] | the tables, as apply and lookups see them |
+//! | [`rows`] | in which table and under which key each record lives |
+//! | [`apply`] | what a command does to the state |
+//! | [`audit`] | the hash chain of audit records |
+//! | [`lookup`] | what can be read |
+//! | [`memory`] | a state in memory, for tests |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod apply;
+pub mod audit;
 pub mod command;
+mod digest;
 pub mod ids;
+pub mod lookup;
+pub mod memory;
+pub mod policy;
 pub mod records;
+pub mod rows;
 pub mod secrets;
 pub mod state;

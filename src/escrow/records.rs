@@ -106,7 +106,7 @@ impl fmt::Debug for KeyringRecord {
 pub struct MachineRecord {
     /// Its stable id.
     pub id: MachineId,
-    /// Users seen on it, oldest first, each once; bounded by [`USERS_PER_MACHINE_MAX`].
+    /// Users seen on it, the one seen last at the end, each once; bounded by [`USERS_PER_MACHINE_MAX`].
     pub users: Vec<UserName>,
     /// When it was first heard of.
     pub first_seen: Timestamp,

@@ -16,7 +16,7 @@ pub struct StateError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
 pub enum Table {
     /// One row: the cluster.
     Cluster = 1,
-    /// One row: the last applied stamp and the head of the audit chain.
+    /// One row: the last applied stamp, the head of the audit chain and of the ring of requests.
     Heads = 2,
     /// One row: the sealed keyring.
     Keyring = 3,

@@ -1,0 +1,181 @@
+//! Keeping a recovery key.
+//!
+//! Nothing that is kept is overwritten. An escrow of the same key again is answered from what is stored; an escrow
+//! that contradicts it is refused and leaves an audit record, because either a device or an importer is wrong about
+//! a key somebody may need.
+
+use super::{Halt, Turn, requests};
+use crate::escrow::command::{Escrow, Escrowed, Refusal, Reply};
+use crate::escrow::ids::{Invalid, UserName};
+use crate::escrow::policy::may_escrow;
+use crate::escrow::records::{
+    AuditEvent, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, MachineRecord, Sealed, USERS_PER_MACHINE_MAX,
+};
+use crate::escrow::rows::{MachineKey, UserMachine};
+use crate::escrow::secrets::SECRET_MAX_BYTES;
+use crate::escrow::state::{State, StateError};
+
+/// Most bytes that sealing adds to a secret: the tag, and room for a header or for padding.
+pub const SEALED_OVERHEAD_MAX_BYTES: usize = 64;
+
+pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, escrow: &Escrow) -> Result<Reply, Halt> {
+    if !may_escrow(turn.by(), &escrow.machine) {
+        let why = format!("{} may not escrow keys of machine {}", turn.by(), escrow.machine);
+        return Err(Refusal::Denied(why).into());
+    }
+    check_size("secret", &escrow.sealed)?;
+    if let Some(package) = &escrow.sealed_package {
+        check_size("package", package)?;
+    }
+
+    let stored: Option<KeyRecord> = turn.state.row(&escrow.key_id.row_key())?;
+    if let Some(stored) = stored.as_ref().filter(|stored| differences(stored, escrow).is_empty()) {
+        return Ok(already_escrowed(turn, stored, escrow)?);
+    }
+    let machine: Option<MachineRecord> = turn.state.row(&escrow.machine.row_key())?;
+    // A machine that is not known has no keys: the common case in a roll-out needs no look at the index.
+    let keys: Vec<MachineKey> = match machine {
+        Some(_) => turn.state.rows(&MachineKey::prefix(&escrow.machine), None, KEYS_PER_MACHINE_MAX)?,
+        None => Vec::new(),
+    };
+    if !escrow.key_id_given
+        && let Some(same) = same_key(turn, &keys, escrow)?
+    {
+        return Ok(already_escrowed(turn, &same, escrow)?);
+    }
+    if let Some(stored) = stored {
+        return conflict(turn, &stored, escrow);
+    }
+    if keys.len() >= KEYS_PER_MACHINE_MAX {
+        let why = format!("machine {} has {KEYS_PER_MACHINE_MAX} keys, which is the most", escrow.machine);
+        return Err(Refusal::Conflict(why).into());
+    }
+    Ok(keep(turn, machine, escrow))
+}
+
+/// Writes a new key and everything it is found by.
+fn keep<S: State>(turn: &mut Turn<'_, S>, machine: Option<MachineRecord>, escrow: &Escrow) -> Reply {
+    let key = KeyRecord {
+        id: escrow.key_id,
+        machine: escrow.machine.clone(),
+        volume: escrow.volume.clone(),
+        kind: escrow.kind,
+        sealed: escrow.sealed.clone(),
+        sealed_package: escrow.sealed_package.clone(),
+        fingerprint: escrow.fingerprint,
+        state: KeyState::Active,
+        escrowed_at: turn.at,
+        escrowed_by: turn.by().clone(),
+        position: turn.position,
+    };
+    turn.state.put(&key);
+    turn.state.put(&MachineKey {
+        machine: key.machine.clone(),
+        key_id: key.id,
+        fingerprint: key.fingerprint,
+    });
+    let machine = machine.unwrap_or_else(|| MachineRecord {
+        id: escrow.machine.clone(),
+        users: Vec::new(),
+        first_seen: turn.at,
+        last_contact: turn.at,
+        rotation_owed_since: None,
+    });
+    contact(turn, machine, escrow.user.as_ref());
+    Reply::Escrowed(escrowed(&key, false))
+}
+
+/// Answers from the key that is kept. Only what is known of its machine moves on.
+fn already_escrowed<S: State>(
+    turn: &mut Turn<'_, S>,
+    stored: &KeyRecord,
+    escrow: &Escrow,
+) -> Result<Reply, StateError> {
+    let machine = turn.required(&stored.machine.row_key())?;
+    contact(turn, machine, escrow.user.as_ref());
+    Ok(Reply::Escrowed(escrowed(stored, true)))
+}
+
+fn escrowed(key: &KeyRecord, already_escrowed: bool) -> Escrowed {
+    Escrowed {
+        key_id: key.id,
+        machine: key.machine.clone(),
+        volume: key.volume.clone(),
+        fingerprint: key.fingerprint,
+        at: key.escrowed_at,
+        position: key.position,
+        already_escrowed,
+    }
+}
+
+/// Refuses an escrow that contradicts the `stored` key of its id, and puts the attempt on record.
+fn conflict<S: State>(turn: &mut Turn<'_, S>, stored: &KeyRecord, escrow: &Escrow) -> Result<Reply, Halt> {
+    if let Some(reply) = requests::answered(turn)? {
+        return Ok(reply);
+    }
+    let differing = differences(stored, escrow).join(", ");
+    turn.audit(AuditEvent::EscrowConflict { key_id: stored.id, machine: escrow.machine.clone() });
+    let why = format!("key {} is already kept with another {differing}; nothing was changed", stored.id);
+    requests::remember(turn, Reply::Refused(Refusal::Conflict(why)))
+}
+
+/// The fields in which an escrow contradicts a stored key.
+fn differences(stored: &KeyRecord, escrow: &Escrow) -> Vec<&'static str> {
+    let fields = [
+        ("machine", stored.machine == escrow.machine),
+        ("volume", stored.volume == escrow.volume),
+        ("kind", stored.kind == escrow.kind),
+        ("secret", stored.fingerprint == escrow.fingerprint),
+        ("package", covers(stored.sealed_package.as_ref(), escrow.sealed_package.as_ref())),
+    ];
+    fields.into_iter().filter(|(_, same)| !same).map(|(field, _)| field).collect()
+}
+
+/// Whether acknowledging `offered` with what is `stored` loses nothing. A package has no fingerprint, and the same
+/// one is sealed to other bytes each time, but of the same length. Without this line a package that comes after
+/// its password would be acknowledged and dropped.
+fn covers(stored: Option<&Sealed>, offered: Option<&Sealed>) -> bool {
+    match (stored, offered) {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(stored), Some(offered)) => stored.ciphertext.len() == offered.ciphertext.len(),
+    }
+}
+
+/// A key of the machine that the escrow names again under another id.
+fn same_key<S: State>(
+    turn: &Turn<'_, S>,
+    keys: &[MachineKey],
+    escrow: &Escrow,
+) -> Result<Option<KeyRecord>, StateError> {
+    for row in keys.iter().filter(|row| row.fingerprint == escrow.fingerprint) {
+        let key: KeyRecord = turn.required(&row.key_id.row_key())?;
+        if differences(&key, escrow).is_empty() {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
+}
+
+/// Notes that a machine was heard of, and who was seen on it.
+fn contact<S: State>(turn: &mut Turn<'_, S>, mut machine: MachineRecord, user: Option<&UserName>) {
+    machine.last_contact = turn.at;
+    if let Some(user) = user {
+        machine.users.retain(|known| known != user);
+        machine.users.push(user.clone());
+        if machine.users.len() > USERS_PER_MACHINE_MAX {
+            let forgotten = machine.users.remove(0);
+            turn.state.delete::<UserMachine>(&UserMachine::row_key(&forgotten, &machine.id));
+        }
+        turn.state.put(&UserMachine { user: user.clone(), machine: machine.id.clone() });
+    }
+    turn.state.put(&machine);
+}
+
+fn check_size(field: &str, sealed: &Sealed) -> Result<(), Invalid> {
+    let max = SECRET_MAX_BYTES + SEALED_OVERHEAD_MAX_BYTES;
+    if (1..=max).contains(&sealed.ciphertext.len()) {
+        return Ok(());
+    }
+    Err(Invalid::new(field, format!("1 to {max} bytes once sealed, not {}", sealed.ciphertext.len())))
+}

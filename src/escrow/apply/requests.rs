@@ -1,0 +1,77 @@
+//! What was answered to requests that leave an audit record, so that a retry gets the same answer and leaves none.
+//!
+//! The memory is a ring: the row of a request holds its answer, the row of a slot says which request to forget
+//! when the slot is used again.
+
+use super::{Halt, Turn};
+use crate::escrow::command::{Action, Command, Refusal, Reply};
+use crate::escrow::digest::Canonical;
+use crate::escrow::rows::{REQUESTS_MAX, RequestRow, RequestSlot, number_key};
+use crate::escrow::state::State;
+
+/// Names what is hashed and the version of its layout. Rows of an older version stay in the ring for a while, and
+/// a retry across an upgrade would be refused: nothing else rests on it.
+const REQUEST_LABEL: &str = "strongroom request v1";
+
+/// What was answered to this request, if it is remembered.
+///
+/// # Errors
+/// [`Refusal::Conflict`] if its id was used for another request. The caller is part of a request: nobody gets the
+/// answer that was given to someone else.
+pub(super) fn answered<S: State>(turn: &Turn<'_, S>) -> Result<Option<Reply>, Halt> {
+    let request = turn.command.request;
+    let Some(row) = turn.state.row::<RequestRow>(&request.row_key())? else { return Ok(None) };
+    if row.digest != digest(turn.command) {
+        let why = format!("request id {request} was used for another request: draw a new one for each");
+        return Err(Refusal::Conflict(why).into());
+    }
+    Ok(Some(row.reply))
+}
+
+/// Remembers the answer to this request; the one remembered longest is forgotten if there are too many.
+pub(super) fn remember<S: State>(turn: &mut Turn<'_, S>, reply: Reply) -> Result<Reply, Halt> {
+    let request = turn.command.request;
+    let slot = turn.heads.requests % REQUESTS_MAX;
+    if let Some(old) = turn.state.row::<RequestSlot>(&number_key(slot))? {
+        turn.state.delete::<RequestRow>(&old.request.row_key());
+    }
+    turn.state.put(&RequestSlot { slot, request });
+    turn.state.put(&RequestRow { request, digest: digest(turn.command), reply: reply.clone() });
+    turn.heads.requests += 1;
+    Ok(reply)
+}
+
+/// Who asks for what. Left out is what differs between two attempts of one request: the time, the node that took
+/// it, and whatever that node draws or seals anew (a key id the caller did not name, ciphertexts, the keyring).
+fn digest(command: &Command) -> [u8; 32] {
+    let canonical = Canonical::new(REQUEST_LABEL).text(&command.by.to_string());
+    let canonical = match &command.action {
+        Action::Initialize(initialize) => canonical.number(1).bytes(initialize.cluster.0.as_bytes()),
+        Action::Escrow(escrow) => {
+            let given = escrow.key_id_given.then(|| escrow.key_id.to_string());
+            canonical
+                .number(2)
+                .optional_text(given.as_deref())
+                .text(escrow.machine.as_str())
+                .text(escrow.volume.as_str())
+                .text(escrow.kind.as_str())
+                .bytes(&escrow.fingerprint.0)
+                .number(u64::from(escrow.sealed_package.is_some()))
+                .optional_text(escrow.user.as_ref().map(ToString::to_string).as_deref())
+        }
+        Action::Reveal(reveal) => canonical
+            .number(3)
+            .bytes(reveal.key_id.0.as_bytes())
+            .optional_text(reveal.user.as_ref().map(ToString::to_string).as_deref())
+            .text(&reveal.reason),
+        Action::AdmitNode(admit) => canonical
+            .number(4)
+            .number(admit.node.id)
+            .bytes(admit.node.storage.as_bytes())
+            .text(&admit.node.peer_address)
+            .text(&admit.node.api_address)
+            .text(&admit.node.zone)
+            .text(&admit.node.recipient),
+    };
+    canonical.sha256()
+}

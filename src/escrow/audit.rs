@@ -1,0 +1,132 @@
+//! The audit chain: every record carries the hash of the one before it, so that a record which is altered,
+//! removed, moved or slipped in is found by whoever holds the newest hash.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::Canonical;
+use super::records::{AuditEvent, AuditRecord};
+
+/// Names what is hashed and the version of its layout. A changed layout gets a new version; records hashed with
+/// the old one must go on verifying.
+const RECORD_LABEL: &str = "strongroom audit record v1";
+
+/// The newest record of a chain, or of a part of it. Zeros stand before the first.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainHead {
+    /// Its sequence; 0 if there is none yet.
+    pub sequence: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
+}
+
+impl ChainHead {
+    /// The head once `record` is appended.
+    pub fn of(record: &AuditRecord) -> Self {
+        Self { sequence: record.sequence, hash: record_hash(record) }
+    }
+}
+
+impl fmt::Debug for ChainHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChainHead({}, {})", self.sequence, data_encoding::HEXLOWER.encode(&self.hash))
+    }
+}
+
+/// Where a chain does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the audit chain is broken at record {sequence}: {why}")]
+pub struct BrokenChain {
+    /// The sequence that was expected there.
+    pub sequence: u64,
+    /// What was found instead.
+    pub why: String,
+}
+
+/// The hash of a record: SHA-256 over its canonical bytes, the hash of the record before it among them.
+pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
+    let AuditRecord { sequence, previous, at, by, source, position, event } = record;
+    let canonical = Canonical::new(RECORD_LABEL)
+        .number(*sequence)
+        .bytes(previous)
+        .number(at.0)
+        .text(&by.to_string())
+        .number(source.node)
+        .text(&source.address)
+        .number(position.term)
+        .number(position.index);
+    let canonical = match event {
+        AuditEvent::ClusterInitialized => canonical.number(1),
+        AuditEvent::EscrowConflict { key_id, machine } => {
+            canonical.number(2).bytes(key_id.0.as_bytes()).text(machine.as_str())
+        }
+        AuditEvent::NodeAdmitted { node } => canonical.number(3).number(*node),
+        AuditEvent::Reveal { key_id, machine, user, reason, denied } => canonical
+            .number(4)
+            .bytes(key_id.0.as_bytes())
+            .optional_text(machine.as_ref().map(|machine| machine.as_str()))
+            .optional_text(user.as_ref().map(ToString::to_string).as_deref())
+            .text(reason)
+            .optional_text(denied.as_deref()),
+    };
+    canonical.sha256()
+}
+
+/// Follows `records` on from the head `from` and answers the head they lead to, so that a long chain can be
+/// followed in parts.
+///
+/// # Errors
+/// [`BrokenChain`] at the first record that does not follow the one before it.
+pub fn follow<'a>(
+    records: impl IntoIterator<Item = &'a AuditRecord>,
+    from: ChainHead,
+) -> Result<ChainHead, BrokenChain> {
+    let mut head = from;
+    for record in records {
+        let sequence = head.sequence + 1;
+        if record.sequence != sequence {
+            return Err(BrokenChain {
+                sequence,
+                why: format!("record {} stands in its place", record.sequence),
+            });
+        }
+        if record.previous != head.hash {
+            let why = match sequence - 1 {
+                0 => "it does not begin the chain".to_owned(),
+                before => format!("it does not follow record {before} as that one stands"),
+            };
+            return Err(BrokenChain { sequence, why });
+        }
+        head = ChainHead::of(record);
+    }
+    Ok(head)
+}
+
+/// Verifies that `records` lead from the head `from` exactly to the head `to`. Only against a head that was kept
+/// elsewhere is a change of the last record, or its loss, found.
+///
+/// # Errors
+/// [`BrokenChain`] at the first record that is not what the chain says.
+pub fn verify<'a>(
+    records: impl IntoIterator<Item = &'a AuditRecord>,
+    from: ChainHead,
+    to: ChainHead,
+) -> Result<(), BrokenChain> {
+    let reached = follow(records, from)?;
+    if reached == to {
+        return Ok(());
+    }
+    Err(if reached.sequence < to.sequence {
+        let why = format!("the records end here, the chain ends at {}", to.sequence);
+        BrokenChain { sequence: reached.sequence + 1, why }
+    } else if reached.sequence > to.sequence {
+        let why = format!("the records go on to {}, the chain ends before", reached.sequence);
+        BrokenChain { sequence: to.sequence + 1, why }
+    } else {
+        BrokenChain { sequence: to.sequence, why: "it is not the record the chain ends with".to_owned() }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::escrow::ids::{Identity, KeyId, Role, Timestamp};
+use crate::escrow::records::{LogPosition, Source};
+
+fn event(choice: u8, text: &str) -> AuditEvent {
+    let key_id = KeyId(Uuid::from_u128(u128::from(choice)));
+    match choice % 4 {
+        0 => AuditEvent::ClusterInitialized,
+        1 => AuditEvent::EscrowConflict { key_id, machine: "PC-0001".parse().unwrap() },
+        2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
+        _ => AuditEvent::Reveal {
+            key_id,
+            machine: (choice & 4 > 0).then(|| "PC-0001".parse().unwrap()),
+            user: (choice & 8 > 0).then(|| r"CORP\anna".parse().unwrap()),
+            reason: text.to_owned(),
+            denied: (choice & 16 > 0).then(|| text.to_owned()),
+        },
+    }
+}
+
+fn chain(events: &[(u8, String)]) -> Vec<AuditRecord> {
+    let mut head = ChainHead::default();
+    let mut records = Vec::new();
+    for (choice, text) in events {
+        let record = AuditRecord {
+            sequence: head.sequence + 1,
+            previous: head.hash,
+            at: Timestamp(u64::from(*choice)),
+            by: Identity::new("acme".parse().unwrap(), Role::Helpdesk, "dora").unwrap(),
+            source: Source { node: 1, address: "192.0.2.7:4000".to_owned() },
+            position: LogPosition { term: 1, index: head.sequence + 2 },
+            event: event(*choice, text),
+        };
+        head = ChainHead::of(&record);
+        records.push(record);
+    }
+    records
+}
+
+/// The head of records nobody tampered with.
+fn head(records: &[AuditRecord]) -> ChainHead {
+    records.last().map_or(ChainHead::default(), ChainHead::of)
+}
+
+fn events() -> impl Strategy<Value = Vec<(u8, String)>> {
+    proptest::collection::vec((any::<u8>(), "[a-z]{0,6}"), 2..20)
+}
+
+/// One change of one field of a record.
+fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
+    let mut record = record.clone();
+    match field % 9 {
+        0 => record.at.0 += 1,
+        1 => record.by.name.push('x'),
+        2 => record.by.role = Role::Operator,
+        3 => record.source.node += 1,
+        4 => record.source.address.push('1'),
+        5 => record.position.term += 1,
+        6 => record.position.index += 1,
+        7 => record.previous[31] ^= 1,
+        _ => {
+            record.event = match record.event {
+                AuditEvent::NodeAdmitted { node } => AuditEvent::NodeAdmitted { node: node + 1 },
+                AuditEvent::Reveal { key_id, machine, user, reason, denied: Some(_) } => {
+                    AuditEvent::Reveal { key_id, machine, user, reason, denied: None }
+                }
+                AuditEvent::Reveal { key_id, machine, user: Some(_), reason, denied } => {
+                    AuditEvent::Reveal { key_id, machine, user: None, reason, denied }
+                }
+                AuditEvent::Reveal { key_id, machine, user, reason, denied } => {
+                    AuditEvent::Reveal { key_id, machine, user, reason: reason + "!", denied }
+                }
+                AuditEvent::ClusterInitialized => AuditEvent::NodeAdmitted { node: 1 },
+                AuditEvent::EscrowConflict { .. } => AuditEvent::ClusterInitialized,
+            }
+        }
+    }
+    record
+}
+
+#[test]
+fn the_hash_of_a_record_never_changes() {
+    let records = chain(&[(31, "lost PIN".to_owned())]);
+    assert_eq!(
+        data_encoding::HEXLOWER.encode(&record_hash(&records[0])),
+        "a26f7440a89ad01f107f9f02077d1d571ffb2ad9f5530ef19750a963addd1260"
+    );
+}
+
+#[test]
+fn an_absent_text_is_not_an_empty_one() {
+    let mut record = chain(&[(3, String::new())]).remove(0);
+    let AuditEvent::Reveal { denied, .. } = &mut record.event else { panic!("a reveal") };
+    *denied = None;
+    let shown = record_hash(&record);
+    let AuditEvent::Reveal { denied, .. } = &mut record.event else { panic!("a reveal") };
+    *denied = Some(String::new());
+    assert_ne!(record_hash(&record), shown);
+}
+
+#[test]
+fn a_chain_that_ends_early_or_late_is_broken_there() {
+    let records = chain(&[(0, String::new()), (2, String::new()), (6, String::new())]);
+    let why = |error: BrokenChain| error.to_string();
+    let from = ChainHead::default();
+    assert_eq!(verify(&records, from, head(&records)), Ok(()));
+    assert_eq!(
+        why(verify(&records[..2], from, head(&records)).unwrap_err()),
+        "the audit chain is broken at record 3: the records end here, the chain ends at 3"
+    );
+    assert_eq!(
+        why(verify(&records, from, head(&records[..2])).unwrap_err()),
+        "the audit chain is broken at record 3: the records go on to 3, the chain ends before"
+    );
+}
+
+proptest! {
+    #[test]
+    fn an_untouched_chain_verifies_whole_and_in_parts(events in events(), cut in any::<prop::sample::Index>()) {
+        let records = chain(&events);
+        let cut = cut.index(records.len());
+        let middle = follow(&records[..cut], ChainHead::default()).unwrap();
+        prop_assert_eq!(verify(&records[cut..], middle, head(&records)), Ok(()));
+    }
+
+    #[test]
+    fn an_altered_record_is_found(events in events(), at in any::<prop::sample::Index>(), field: u8) {
+        let records = chain(&events);
+        let mut forged = records.clone();
+        let at = at.index(forged.len());
+        forged[at] = altered(&forged[at], field);
+        let broken = verify(&forged, ChainHead::default(), head(&records)).unwrap_err();
+        // The record itself, or the one that follows it.
+        prop_assert!((at as u64 + 1..=at as u64 + 2).contains(&broken.sequence));
+    }
+
+    #[test]
+    fn a_removed_record_is_found(events in events(), at in any::<prop::sample::Index>()) {
+        let records = chain(&events);
+        let mut forged = records.clone();
+        let at = at.index(forged.len());
+        forged.remove(at);
+        let broken = verify(&forged, ChainHead::default(), head(&records)).unwrap_err();
+        prop_assert_eq!(broken.sequence, at as u64 + 1);
+    }
+
+    #[test]
+    fn a_removed_record_is_found_even_if_the_rest_is_renumbered(events in events(), at in any::<prop::sample::Index>()) {
+        let records = chain(&events);
+        let mut forged = records.clone();
+        let at = at.index(forged.len());
+        forged.remove(at);
+        for record in &mut forged[at..] {
+            record.sequence -= 1;
+        }
+        prop_assert!(verify(&forged, ChainHead::default(), head(&records)).is_err());
+    }
+
+    #[test]
+    fn swapped_records_are_found(events in events(), at in any::<prop::sample::Index>()) {
+        let records = chain(&events);
+        let mut forged = records.clone();
+        let at = at.index(forged.len() - 1);
+        forged.swap(at, at + 1);
+        let broken = verify(&forged, ChainHead::default(), head(&records)).unwrap_err();
+        prop_assert_eq!(broken.sequence, at as u64 + 1);
+    }
+
+    #[test]
+    fn an_inserted_record_is_found(events in events(), at in any::<prop::sample::Index>(), choice: u8) {
+        let records = chain(&events);
+        let at = at.index(records.len() + 1);
+        // The best a forger can do who cannot change the head kept elsewhere: a record that follows well.
+        let before = head(&records[..at]);
+        let mut forged = records.clone();
+        forged.insert(at, AuditRecord {
+            sequence: before.sequence + 1,
+            previous: before.hash,
+            event: event(choice, "forged"),
+            ..records[0].clone()
+        });
+        prop_assert!(verify(&forged, ChainHead::default(), head(&records)).is_err());
+    }
+}

@@ -1,0 +1,262 @@
+//! What can be read of the state, at whatever index it is given: keys by id, machine or user, and the single rows
+//! that the rooms above need. Nothing here shows a secret: a key record holds it sealed.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::audit::ChainHead;
+use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
+use super::records::{AuditRecord, ClusterRecord, KeyRecord, KeyringRecord, MachineRecord, NodeRecord};
+use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
+use super::state::{Row, Rows, StateError};
+
+/// Fewest digits of a key id prefix: what BitLocker's recovery screen shows first.
+pub const KEY_ID_PREFIX_MIN_DIGITS: usize = 8;
+/// How many keys are found if no limit is given.
+pub const FIND_LIMIT_DEFAULT: usize = 100;
+/// Most keys that are found at once.
+pub const FIND_LIMIT_MAX: usize = 1_000;
+/// Most rows looked at for one query; what has not been found by then is reported as truncated.
+pub const FIND_ROWS_MAX: usize = 10_000;
+/// Most audit records read at once.
+pub const AUDIT_PAGE_MAX: usize = 1_000;
+/// How many rows are read at a time.
+const PAGE: usize = 128;
+
+/// Why a lookup failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// The query is not well formed.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The storage failed.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// The first digits of a key id, at least [`KEY_ID_PREFIX_MIN_DIGITS`] of them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyIdPrefix {
+    /// Lower-case hexadecimal digits.
+    digits: String,
+}
+
+impl KeyIdPrefix {
+    fn matches(&self, id: KeyId) -> bool {
+        id.0.simple().to_string().starts_with(&self.digits)
+    }
+
+    /// The whole bytes of it; an odd last digit is left to [`KeyIdPrefix::matches`].
+    fn row_prefix(&self) -> Vec<u8> {
+        let even = &self.digits.as_bytes()[..self.digits.len() & !1];
+        data_encoding::HEXLOWER.decode(even).expect("an even number of lower-case digits, by construction")
+    }
+}
+
+impl FromStr for KeyIdPrefix {
+    type Err = Invalid;
+    /// Ignores hyphens, braces and case.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let digits: String =
+            text.chars().filter(|c| !matches!(c, '-' | '{' | '}')).map(|c| c.to_ascii_lowercase()).collect();
+        let well_formed = (KEY_ID_PREFIX_MIN_DIGITS..=32).contains(&digits.len())
+            && digits.bytes().all(|c| c.is_ascii_hexdigit());
+        if well_formed {
+            return Ok(Self { digits });
+        }
+        let expected = format!("the first {KEY_ID_PREFIX_MIN_DIGITS} to 32 hexadecimal digits of a key id");
+        Err(Invalid::new("key_id", expected))
+    }
+}
+
+impl fmt::Debug for KeyIdPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyIdPrefix({})", self.digits)
+    }
+}
+
+/// Which keys to find: those that match everything that is given. At least one must be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Query {
+    /// How the key's id begins.
+    pub key_id_prefix: Option<KeyIdPrefix>,
+    /// Whose key it is.
+    pub machine: Option<MachineId>,
+    /// Who was seen on its machine.
+    pub user: Option<UserName>,
+    /// At most this many; 0 stands for [`FIND_LIMIT_DEFAULT`].
+    pub limit: usize,
+}
+
+/// A key and what is known of its machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundKey {
+    /// The key; its secret is sealed.
+    pub key: KeyRecord,
+    /// Users seen on its machine, the last seen at the end.
+    pub users: Vec<UserName>,
+    /// Since when its machine owes a rotation.
+    pub rotation_owed_since: Option<Timestamp>,
+}
+
+/// What a query found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The keys, in the order of their ids within the order of their machines if a machine or user was asked for.
+    pub keys: Vec<FoundKey>,
+    /// There may be more than these.
+    pub truncated: bool,
+}
+
+/// Finds keys.
+///
+/// # Errors
+/// [`LookupError::Invalid`] if nothing is asked for or the limit is above [`FIND_LIMIT_MAX`];
+/// [`LookupError::State`] if the storage fails.
+pub fn find<S: Rows>(rows: &S, query: &Query) -> Result<Found, LookupError> {
+    let limit = match query.limit {
+        0 => FIND_LIMIT_DEFAULT,
+        limit if limit <= FIND_LIMIT_MAX => limit,
+        _ => return Err(Invalid::new("limit", format!("at most {FIND_LIMIT_MAX}")).into()),
+    };
+    let mut search = Search { rows, query, limit, looked_at: 0, found: Found::default() };
+    // Whether a search ended or was stopped is in what it found.
+    let _ = match (&query.key_id_prefix, &query.machine, &query.user) {
+        (Some(prefix), _, _) => search.by_prefix(prefix)?,
+        (None, Some(machine), _) => search.by_machine(machine)?,
+        (None, None, Some(user)) => search.by_user(user)?,
+        (None, None, None) => {
+            return Err(Invalid::new("query", "a key id prefix, a machine or a user").into());
+        }
+    };
+    Ok(search.found)
+}
+
+/// One query while it is answered. Its steps say whether to go on.
+struct Search<'a, S> {
+    rows: &'a S,
+    query: &'a Query,
+    limit: usize,
+    looked_at: usize,
+    found: Found,
+}
+
+impl<S: Rows> Search<'_, S> {
+    fn by_prefix(&mut self, prefix: &KeyIdPrefix) -> Result<bool, StateError> {
+        self.each(&prefix.row_prefix(), |search, key: KeyRecord| {
+            if !prefix.matches(key.id)
+                || search.query.machine.as_ref().is_some_and(|asked| *asked != key.machine)
+            {
+                return Ok(true);
+            }
+            let Some(machine) = search.machine(&key.machine)? else { return Ok(true) };
+            Ok(search.take(key, &machine))
+        })
+    }
+
+    fn by_user(&mut self, user: &UserName) -> Result<bool, StateError> {
+        self.each(&UserMachine::prefix(user), |search, row: UserMachine| search.by_machine(&row.machine))
+    }
+
+    fn by_machine(&mut self, id: &MachineId) -> Result<bool, StateError> {
+        let Some(machine) = self.machine(id)? else { return Ok(true) };
+        self.each(&MachineKey::prefix(id), |search, row: MachineKey| {
+            match search.rows.row(&row.key_id.row_key())? {
+                Some(key) => Ok(search.take(key, &machine)),
+                None => Ok(true),
+            }
+        })
+    }
+
+    /// The machine, unless it is not one of the user that is asked for.
+    fn machine(&self, id: &MachineId) -> Result<Option<MachineRecord>, StateError> {
+        let machine: Option<MachineRecord> = self.rows.row(&id.row_key())?;
+        let asked = self.query.user.as_ref();
+        Ok(machine.filter(|machine| asked.is_none_or(|user| machine.users.contains(user))))
+    }
+
+    fn take(&mut self, key: KeyRecord, machine: &MachineRecord) -> bool {
+        if self.found.keys.len() == self.limit {
+            self.found.truncated = true;
+            return false;
+        }
+        let MachineRecord { users, rotation_owed_since, .. } = machine.clone();
+        self.found.keys.push(FoundKey { key, users, rotation_owed_since });
+        true
+    }
+
+    /// Goes through the rows under `prefix`, page by page, while `step` says to go on and the bound allows.
+    fn each<R: Row>(
+        &mut self,
+        prefix: &[u8],
+        mut step: impl FnMut(&mut Self, R) -> Result<bool, StateError>,
+    ) -> Result<bool, StateError> {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page: Vec<R> = self.rows.rows(prefix, after.as_deref(), PAGE)?;
+            let last = page.len() < PAGE;
+            after = page.last().map(Row::key);
+            for row in page {
+                if self.looked_at == FIND_ROWS_MAX {
+                    self.found.truncated = true;
+                    return Ok(false);
+                }
+                self.looked_at += 1;
+                if !step(self, row)? {
+                    return Ok(false);
+                }
+            }
+            if last {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+/// The key of this id.
+///
+/// # Errors
+/// [`StateError`] if the storage fails; so for all below.
+pub fn key<S: Rows>(rows: &S, id: KeyId) -> Result<Option<KeyRecord>, StateError> {
+    rows.row(&id.row_key())
+}
+
+/// The machine of this id.
+pub fn machine<S: Rows>(rows: &S, id: &MachineId) -> Result<Option<MachineRecord>, StateError> {
+    rows.row(&id.row_key())
+}
+
+/// The cluster, once it is initialised.
+pub fn cluster<S: Rows>(rows: &S) -> Result<Option<ClusterRecord>, StateError> {
+    rows.row(ONLY_ROW)
+}
+
+/// The sealed keyring, once the cluster is initialised.
+pub fn keyring<S: Rows>(rows: &S) -> Result<Option<KeyringRecord>, StateError> {
+    rows.row(ONLY_ROW)
+}
+
+/// The last stamp and the head of the audit chain.
+pub fn heads<S: Rows>(rows: &S) -> Result<Heads, StateError> {
+    Ok(rows.row(ONLY_ROW)?.unwrap_or_default())
+}
+
+/// The node registered under this id.
+pub fn node<S: Rows>(rows: &S, id: NodeId) -> Result<Option<NodeRecord>, StateError> {
+    rows.row(&node_key(id))
+}
+
+/// Every node that was ever registered, by id.
+pub fn nodes<S: Rows>(rows: &S) -> Result<Vec<NodeRecord>, StateError> {
+    rows.rows(&[], None, super::apply::NODES_MAX)
+}
+
+/// The audit records after `sequence` (0 for all), in order; at most `limit` and [`AUDIT_PAGE_MAX`] of them.
+pub fn audit<S: Rows>(rows: &S, sequence: u64, limit: usize) -> Result<Vec<AuditRecord>, StateError> {
+    rows.rows(&[], Some(&number_key(sequence)), limit.min(AUDIT_PAGE_MAX))
+}
+
+/// The newest audit record's place in the chain.
+pub fn audit_head<S: Rows>(rows: &S) -> Result<ChainHead, StateError> {
+    Ok(heads(rows)?.audit)
+}

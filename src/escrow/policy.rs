@@ -1,0 +1,102 @@
+//! Which role may ask for what: one table, read by the RPC guard before anything is done and again by apply, which
+//! decides.
+
+use super::ids::{Identity, MachineId, Role};
+
+/// What can be asked of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operation {
+    /// Add a node to the cluster.
+    AddMember,
+    /// Challenge every member to prove that it holds a key.
+    Custody,
+    /// Keep a recovery key; see [`may_escrow`] for whose.
+    Escrow,
+    /// Look keys up, without their secrets.
+    Find,
+    /// Make the first entry of a new cluster. Not a service: a node does it to itself when told to.
+    Initialize,
+    /// Reveal a recovery key; see [`must_name_user`] for to whom.
+    Recover,
+    /// Ask how the cluster is.
+    Status,
+}
+
+impl Operation {
+    /// Every operation.
+    pub const ALL: [Self; 7] = [
+        Self::AddMember,
+        Self::Custody,
+        Self::Escrow,
+        Self::Find,
+        Self::Initialize,
+        Self::Recover,
+        Self::Status,
+    ];
+}
+
+/// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
+pub fn allows(role: Role, operation: Operation) -> bool {
+    use Operation::{AddMember, Custody, Escrow, Find, Initialize, Recover, Status};
+    match role {
+        Role::Agent | Role::Importer => matches!(operation, Escrow | Status),
+        Role::Auditor | Role::Officer => matches!(operation, Custody | Find | Status),
+        Role::Helpdesk | Role::HelpdeskAdvanced => matches!(operation, Custody | Find | Recover | Status),
+        Role::Node => operation == Initialize,
+        Role::Operator => matches!(operation, AddMember | Custody | Find | Initialize | Status),
+    }
+}
+
+/// Whether `by` may escrow a key of `machine`: an agent only of the machine it is, an importer of any.
+pub fn may_escrow(by: &Identity, machine: &MachineId) -> bool {
+    allows(by.role, Operation::Escrow) && (by.role != Role::Agent || by.name == machine.as_str())
+}
+
+/// Whether `role` reveals a key only to a user who is named and known on its machine.
+pub fn must_name_user(role: Role) -> bool {
+    role != Role::HelpdeskAdvanced
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_role_may_do_exactly_what_the_table_says() {
+        // One column an operation, in the order of `Operation::ALL`.
+        let table = [
+            // add custody escrow find init recover status
+            (Role::Agent, "..x...x"),
+            (Role::Auditor, ".x.x..x"),
+            (Role::Helpdesk, ".x.x.xx"),
+            (Role::HelpdeskAdvanced, ".x.x.xx"),
+            (Role::Importer, "..x...x"),
+            (Role::Node, "....x.."),
+            (Role::Officer, ".x.x..x"),
+            (Role::Operator, "xx.xx.x"),
+        ];
+        assert_eq!(table.map(|(role, _)| role), Role::ALL);
+        for (role, row) in table {
+            let allowed = Operation::ALL.map(|operation| if allows(role, operation) { 'x' } else { '.' });
+            assert_eq!(allowed.iter().collect::<String>(), row, "{role}");
+        }
+    }
+
+    #[test]
+    fn an_agent_escrows_for_its_own_machine_only() {
+        let by = |role, name| Identity::new("acme".parse().unwrap(), role, name).unwrap();
+        let machine: MachineId = "PC-0001".parse().unwrap();
+        assert!(may_escrow(&by(Role::Agent, "PC-0001"), &machine));
+        assert!(!may_escrow(&by(Role::Agent, "PC-0002"), &machine));
+        assert!(!may_escrow(&by(Role::Agent, "pc-0001"), &machine));
+        assert!(may_escrow(&by(Role::Importer, "migration"), &machine));
+        assert!(!may_escrow(&by(Role::Operator, "PC-0001"), &machine));
+    }
+
+    #[test]
+    fn only_the_advanced_help_desk_need_not_name_the_user() {
+        for role in Role::ALL {
+            assert_eq!(must_name_user(role), role != Role::HelpdeskAdvanced);
+        }
+    }
+}
