@@ -28,3 +28,4 @@ pub mod rpc;
 pub mod seal;
 pub mod secret;
 pub mod tls;
+pub mod store;

@@ -1,0 +1,171 @@
+//! openraft's log storage over [`store::log`](crate::store::log).
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+
+use openraft::alias::CommittedLeaderIdOf;
+use openraft::alias::{EntryOf, VoteOf};
+use openraft::entry::EntryPayload;
+use openraft::impls::leader_id_std::LeaderId;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{Entry, Membership, OptionalSend, Vote};
+
+use super::types::{EncodedCommand, LogId, Member, TypeConfig};
+use crate::escrow::ids::NodeId;
+use crate::escrow::records::LogPosition;
+use crate::store::format::{self, Payload};
+use crate::store::log::{self, Log};
+
+/// Most bytes of entries read at once for a follower; the rest follows in the next read.
+pub const READ_MAX_BYTES: usize = 1024 * 1024;
+
+/// The log as openraft sees it. Clones share it; readers are clones.
+#[derive(Clone)]
+pub struct LogStore {
+    log: Log,
+}
+
+impl LogStore {
+    /// Over an open log.
+    pub fn new(log: Log) -> Self {
+        Self { log }
+    }
+
+    /// The log below.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    async fn entries(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<EntryOf<TypeConfig>>> {
+        let records = self.log.read(from, to, max_bytes).await?;
+        records.iter().map(|(position, record)| decode_entry(*position, record)).collect()
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<EntryOf<TypeConfig>>> {
+        let from = match range.start_bound() {
+            Bound::Included(&index) => index,
+            Bound::Excluded(&index) => index + 1,
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(&index) => index.saturating_add(1),
+            Bound::Excluded(&index) => index,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.entries(from, to, usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> io::Result<Vec<EntryOf<TypeConfig>>> {
+        self.entries(start, end, READ_MAX_BYTES).await
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<VoteOf<TypeConfig>>> {
+        let vote = self.log.vote()?;
+        Ok(vote.map(|vote| Vote {
+            leader_id: LeaderId { term: vote.term, voted_for: vote.node },
+            committed: vote.committed,
+        }))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let state = self.log.state()?;
+        Ok(LogState { last_purged_log_id: state.purged.map(log_id), last_log_id: state.last.map(log_id) })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &VoteOf<TypeConfig>) -> io::Result<()> {
+        let vote = log::Vote {
+            term: vote.leader_id.term,
+            committed: vote.committed,
+            node: vote.leader_id.voted_for,
+        };
+        self.log.save_vote(vote).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        match committed {
+            Some(committed) => self.log.save_committed(position(&committed)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.log.committed()?.map(log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = EntryOf<TypeConfig>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let records =
+            entries.into_iter().map(|entry| (position(&entry.log_id), encode_entry(&entry))).collect();
+        self.log.append(records, |result| callback.io_completed(result)).await
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.log.truncate_after(last.as_ref().map(position)).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.log.purge(position(&upto)).await
+    }
+}
+
+/// openraft's log id of a position.
+pub fn log_id(position: LogPosition) -> LogId {
+    LogId::new(CommittedLeaderIdOf::<TypeConfig>::new(position.term), position.index)
+}
+
+/// The position of openraft's log id.
+pub fn position(log_id: &LogId) -> LogPosition {
+    LogPosition { term: log_id.leader_id.term, index: log_id.index }
+}
+
+/// The bytes of a membership, as they rest in the log, the state and snapshots.
+pub(super) fn encode_membership(membership: &Membership<NodeId, Member>) -> Vec<u8> {
+    format::encode(membership)
+}
+
+/// The membership that [`encode_membership`] made `bytes` from.
+pub(super) fn decode_membership(bytes: &[u8]) -> io::Result<Membership<NodeId, Member>> {
+    format::decode(bytes).map_err(|error| invalid("a membership", error))
+}
+
+fn encode_entry(entry: &EntryOf<TypeConfig>) -> Vec<u8> {
+    match &entry.payload {
+        EntryPayload::Blank => Payload::Blank.encode(),
+        EntryPayload::Normal(command) => Payload::Command(&command.0).encode(),
+        EntryPayload::Membership(membership) => Payload::Membership(&encode_membership(membership)).encode(),
+    }
+}
+
+fn decode_entry(position: LogPosition, record: &[u8]) -> io::Result<EntryOf<TypeConfig>> {
+    let payload = match Payload::decode(record).map_err(|error| invalid("a log record", error))? {
+        Payload::Blank => EntryPayload::Blank,
+        Payload::Command(bytes) => EntryPayload::Normal(EncodedCommand(bytes.to_vec())),
+        Payload::Membership(bytes) => EntryPayload::Membership(decode_membership(bytes)?),
+    };
+    Ok(Entry { log_id: log_id(position), payload })
+}
+
+fn invalid(what: &str, error: format::FormatError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what}: {error}"))
+}

@@ -1,0 +1,426 @@
+//! The Raft log, the truth of this node: entries, the vote and the commit index, over raft-log.
+//!
+//! What was read in the source of raft-log 0.4.6 and its chunked-wal 0.2.3, and what rests on it:
+//! - *Durability.* One worker thread writes what is queued and ends a batch with one `fdatasync`; then it runs the
+//!   batch's callbacks. A new chunk file is followed by an fsync of the directory before any of its records can be
+//!   acknowledged, so ours only has to sync the directory above.
+//! - *Errors.* After any failed write or fsync (a full disk, say) the worker stops for good: the batch is told the
+//!   error, everything behind it is dropped (our callback's `Drop` tells it), every later write fails. That is what we
+//!   want, for after a failed fsync nobody knows what is on the disk: the node must open the log again.
+//! - *Opening.* A record cut short, or zeros to the end, at the end of the *last* chunk is a write that was never
+//!   acknowledged, and is cut off. Damage anywhere else fails to open: an acknowledged entry may be gone, and a voter
+//!   that forgets one can lose it for the cluster. Such a node is replaced, not repaired.
+//! - *Memory.* Payloads of the open chunk always stay in memory, so the chunk size is also a bound on memory.
+
+mod wal;
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use raft_log::api::raft_log_writer::RaftLogWriter;
+use raft_log::{Config, RaftLog};
+use tokio::task::spawn_blocking;
+
+use self::wal::{OnFlush, Record, Wal};
+use super::StoreError;
+use super::directory::create_dir;
+use crate::escrow::ids::NodeId;
+use crate::escrow::records::LogPosition;
+
+/// Size at which a chunk file is closed, in bytes. A purge frees whole chunks only.
+pub const CHUNK_MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Payloads kept in memory for readers (apply, followers that are not far behind), in bytes.
+pub const CACHE_MAX_BYTES: usize = 32 * 1024 * 1024;
+/// Entries kept in memory for readers.
+pub const CACHE_MAX_ENTRIES: usize = 65_536;
+/// Bytes that may wait for the worker; past it an append waits.
+pub const QUEUE_MAX_BYTES: usize = 32 * 1024 * 1024;
+/// Flushes that may wait for the worker before an append moves off the async thread; raft-log blocks at 1,024.
+const QUEUE_MAX_FLUSHES: u64 = 512;
+/// How long the worker waits for more writes before it syncs. Writes that arrive while a sync runs share the next one
+/// anyway; this pause is paid by every lonely write, and the kernel's timer slack adds 50 µs to it. At zero the worker
+/// would take one write a sync, however many wait.
+pub const FLUSH_BATCH_WAIT: Duration = Duration::from_micros(20);
+/// Buffer for reading chunks at opening, in bytes.
+const READ_BUFFER_BYTES: usize = 1024 * 1024;
+/// Reads that begin so close to the end are served from memory; others may go to the disk.
+const HOT_ENTRIES: u64 = 1_024;
+/// What a record takes beyond its payload, rounded up.
+const RECORD_OVERHEAD_BYTES: usize = 64;
+
+/// Sizes and waits of a [`Log`]; smaller in tests.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// See [`CACHE_MAX_BYTES`].
+    pub cache_max_bytes: usize,
+    /// See [`CHUNK_MAX_BYTES`].
+    pub chunk_max_bytes: usize,
+    /// See [`FLUSH_BATCH_WAIT`].
+    pub flush_batch_wait: Duration,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            cache_max_bytes: CACHE_MAX_BYTES,
+            chunk_max_bytes: CHUNK_MAX_BYTES,
+            flush_batch_wait: FLUSH_BATCH_WAIT,
+        }
+    }
+}
+
+/// Whom this node voted for, and whether a quorum agreed.
+///
+/// Ordered so that in one term a leader that won replaces any vote: a node may have voted for another candidate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Vote {
+    /// The term.
+    pub term: u64,
+    /// A quorum granted it: `node` leads the term.
+    pub committed: bool,
+    /// The candidate or leader.
+    pub node: NodeId,
+}
+
+/// What the log holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogState {
+    /// How far entries are known to be committed, as last saved.
+    pub committed: Option<LogPosition>,
+    /// The last entry removed from the front.
+    pub purged: Option<LogPosition>,
+    /// The last entry, or `purged` if there is none behind it.
+    pub last: Option<LogPosition>,
+}
+
+/// An open Raft log. Clones share it.
+#[derive(Clone)]
+pub struct Log(Arc<Inner>);
+
+struct Inner {
+    wal: RwLock<RaftLog<Wal>>,
+    chunk_max_bytes: u64,
+    /// Bytes until the open chunk is full: the write that fills it makes a file and syncs a directory.
+    chunk_room: AtomicU64,
+    /// Flushes asked for and not yet told. Shared with the callbacks, which must not hold the log itself: dropping it
+    /// joins the thread they run on.
+    flushing: Arc<AtomicU64>,
+}
+
+impl Log {
+    /// Opens the log in `dir`, or begins an empty one. Blocks: reads all records that are not purged.
+    ///
+    /// # Errors
+    /// [`StoreError::Log`] if it is damaged (see the module), [`StoreError::Io`].
+    pub fn open(dir: &Path, options: &LogOptions) -> Result<Self, StoreError> {
+        create_dir(dir).map_err(|error| StoreError::io("creating", dir, error))?;
+        let path = dir.to_str().ok_or_else(|| StoreError::Directory {
+            path: dir.to_owned(),
+            reason: "the path of the log must be UTF-8".to_owned(),
+        })?;
+        let mut config = Config::new(path);
+        config.log_cache_capacity = Some(options.cache_max_bytes);
+        config.log_cache_max_items = Some(CACHE_MAX_ENTRIES);
+        config.wal.chunk_max_size = Some(options.chunk_max_bytes);
+        config.wal.chunk_max_records = Some(usize::MAX);
+        config.wal.flush_batch_wait = Some(options.flush_batch_wait.max(Duration::from_nanos(1)));
+        config.wal.flush_queue_max_bytes = Some(QUEUE_MAX_BYTES);
+        config.wal.read_buffer_size = Some(READ_BUFFER_BYTES);
+        let wal = RaftLog::open(Arc::new(config)).map_err(StoreError::Log)?;
+        let chunk_max_bytes = options.chunk_max_bytes as u64;
+        Ok(Self(Arc::new(Inner {
+            chunk_room: AtomicU64::new(chunk_room(&wal, chunk_max_bytes)),
+            chunk_max_bytes,
+            flushing: Arc::default(),
+            wal: RwLock::new(wal),
+        })))
+    }
+
+    /// Appends entries, in order and behind the last one. They can be read at once; `on_flush` is told, on another
+    /// thread, once they are on the disk or never will be.
+    ///
+    /// # Errors
+    /// The entries do not follow the last one, or the log stopped after an earlier error. `on_flush` is told as well.
+    pub async fn append(
+        &self,
+        entries: Vec<(LogPosition, Vec<u8>)>,
+        on_flush: impl FnOnce(io::Result<()>) + Send + 'static,
+    ) -> io::Result<()> {
+        let on_flush = self.0.counted(on_flush);
+        let bytes = entries.iter().map(|(_, record)| record.len() + RECORD_OVERHEAD_BYTES).sum::<usize>();
+        self.0
+            .write(bytes, move |wal| {
+                wal.append(entries.into_iter().map(|(id, record)| (id, Record(record.into()))))?;
+                wal.flush(true, Some(on_flush))
+            })
+            .await
+    }
+
+    /// Removes all entries behind `last`; all of them for `None`. On the disk when it returns: were a conflicting tail
+    /// to come back after a snapshot was installed over it, log and state would contradict each other.
+    ///
+    /// # Errors
+    /// There is no entry `last`, or a committed one would go, or it cannot be written.
+    pub async fn truncate_after(&self, last: Option<LogPosition>) -> io::Result<()> {
+        let next = next_index(last);
+        self.0
+            .write(RECORD_OVERHEAD_BYTES, move |wal| {
+                let state = state_of(wal);
+                if next >= next_index(state.last) {
+                    return Ok(());
+                }
+                let next = next.max(next_index(state.purged));
+                wal.truncate(next).map(drop)
+            })
+            .await?;
+        self.sync().await
+    }
+
+    /// Removes all entries up to and with `upto`, of which the state is durable elsewhere. The log may end before it,
+    /// or hold something else there (a tail that was never committed): then nothing is left of it.
+    ///
+    /// Files are unlinked after the record of the purge is synced: without that order a crash could leave a gap.
+    ///
+    /// # Errors
+    /// The log stopped after an earlier error.
+    pub async fn purge(&self, upto: LogPosition) -> io::Result<()> {
+        self.0
+            .write(RECORD_OVERHEAD_BYTES, move |wal| {
+                let state = state_of(wal);
+                if upto.index < next_index(state.purged) {
+                    return Ok(());
+                }
+                if !holds(wal, upto)? && state.last > state.purged {
+                    wal.truncate(next_index(state.purged.max(state.committed)))?;
+                }
+                wal.purge(upto)?;
+                wal.flush(true, None)
+            })
+            .await
+    }
+
+    /// Whether the log holds this very entry, or has purged it.
+    ///
+    /// # Errors
+    /// A chunk cannot be read.
+    pub fn holds(&self, position: LogPosition) -> io::Result<bool> {
+        holds(&*self.0.read()?, position)
+    }
+
+    /// The entries from `from` up to, not with, `to` that are there, as far as `max_bytes` allows but at least one.
+    ///
+    /// # Errors
+    /// A chunk cannot be read or does not decode.
+    pub async fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<(LogPosition, Bytes)>> {
+        let last = self.state()?.last.map_or(0, |position| position.index);
+        if last.saturating_sub(from) <= HOT_ENTRIES {
+            return self.0.read_range(from, to, max_bytes);
+        }
+        let inner = self.0.clone();
+        spawn_blocking(move || inner.read_range(from, to, max_bytes)).await.map_err(io::Error::other)?
+    }
+
+    /// Saves the vote. On the disk when it returns: without that, a node that crashed could vote twice in one term.
+    ///
+    /// # Errors
+    /// It would go back to an older vote, or cannot be written.
+    pub async fn save_vote(&self, vote: Vote) -> io::Result<()> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        // Whoever waits is below: if that future was dropped, nobody needs to know.
+        let on_flush = self.0.counted(move |result| drop(tell.send(result)));
+        self.0
+            .write(RECORD_OVERHEAD_BYTES, move |wal| {
+                wal.save_vote(vote)?;
+                wal.flush(true, Some(on_flush))
+            })
+            .await?;
+        told.await.map_err(io::Error::other)?
+    }
+
+    /// The last saved vote.
+    ///
+    /// # Errors
+    /// The log is broken by an earlier panic.
+    pub fn vote(&self) -> io::Result<Option<Vote>> {
+        Ok(self.0.read()?.log_state().vote().copied())
+    }
+
+    /// Saves how far entries are known to be committed. Written, so that it outlives this process, but not synced:
+    /// the next append's sync takes it along. After a power loss a lone survivor could know of a commit less.
+    /// One past the end of the log, or before the last one, is left out.
+    ///
+    /// # Errors
+    /// The log stopped after an earlier error.
+    pub async fn save_committed(&self, committed: LogPosition) -> io::Result<()> {
+        self.0
+            .write(RECORD_OVERHEAD_BYTES, move |wal| {
+                let state = state_of(wal);
+                if Some(committed) <= state.committed || Some(committed) > state.last {
+                    return Ok(());
+                }
+                wal.commit(committed)?;
+                wal.flush(false, None)
+            })
+            .await
+    }
+
+    /// The last saved commit.
+    ///
+    /// # Errors
+    /// The log is broken by an earlier panic.
+    pub fn committed(&self) -> io::Result<Option<LogPosition>> {
+        Ok(self.state()?.committed)
+    }
+
+    /// What the log holds.
+    ///
+    /// # Errors
+    /// The log is broken by an earlier panic.
+    pub fn state(&self) -> io::Result<LogState> {
+        Ok(state_of(&*self.0.read()?))
+    }
+
+    /// Bytes the log takes on disk.
+    ///
+    /// # Errors
+    /// The log is broken by an earlier panic.
+    pub fn bytes_on_disk(&self) -> io::Result<u64> {
+        Ok(self.0.read()?.on_disk_size())
+    }
+
+    /// About how many bytes on disk came after the entry `index`; within a chunk, by the share of its entries.
+    ///
+    /// Taken from the files, not counted in memory, so that restarts do not make it forget.
+    ///
+    /// # Errors
+    /// The log is broken by an earlier panic.
+    pub fn bytes_since(&self, index: Option<u64>) -> io::Result<u64> {
+        let stat = self.0.read()?.stat();
+        let next = index.map_or(0, |index| index + 1);
+        let mut first = 0;
+        let mut bytes = 0;
+        for chunk in stat.closed_chunks.iter().chain([&stat.open_chunk]) {
+            let end = next_index(chunk.log_state.last().copied());
+            let all = end.saturating_sub(first);
+            bytes += match end.saturating_sub(next.max(first)) {
+                // A chunk without entries (votes, commits) behind the index counts too: a log of those must shrink.
+                0 if all == 0 && end >= next => chunk.size,
+                newer => u64::try_from(u128::from(chunk.size) * u128::from(newer) / u128::from(all.max(1)))
+                    .unwrap_or(chunk.size),
+            };
+            first = first.max(end);
+        }
+        Ok(bytes)
+    }
+
+    /// Waits until everything written so far is on the disk.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn sync(&self) -> io::Result<()> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let on_flush = self.0.counted(move |result| drop(tell.send(result)));
+        self.0.write(0, move |wal| wal.flush(true, Some(on_flush))).await?;
+        told.await.map_err(io::Error::other)?
+    }
+}
+
+fn next_index(position: Option<LogPosition>) -> u64 {
+    position.map_or(0, |position| position.index + 1)
+}
+
+fn state_of(wal: &RaftLog<Wal>) -> LogState {
+    let state = wal.log_state();
+    LogState {
+        committed: state.committed().copied(),
+        purged: state.purged().copied(),
+        last: state.last().copied(),
+    }
+}
+
+fn holds(wal: &RaftLog<Wal>, position: LogPosition) -> io::Result<bool> {
+    if position.index < next_index(state_of(wal).purged) {
+        return Ok(true);
+    }
+    match wal.read(position.index, position.index + 1).next() {
+        Some(entry) => Ok(entry?.0 == position),
+        None => Ok(false),
+    }
+}
+
+impl Inner {
+    fn read(&self) -> io::Result<RwLockReadGuard<'_, RaftLog<Wal>>> {
+        self.wal.read().map_err(|_| broken())
+    }
+
+    fn lock(&self) -> io::Result<RwLockWriteGuard<'_, RaftLog<Wal>>> {
+        self.wal.write().map_err(|_| broken())
+    }
+
+    /// Runs a write of about `bytes`: here if it only fills memory, off the async threads if it may block.
+    async fn write(
+        self: &Arc<Self>,
+        bytes: usize,
+        write: impl FnOnce(&mut RaftLog<Wal>) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let stays_in_chunk = (bytes as u64) < self.chunk_room.load(Ordering::Relaxed);
+        let queue_is_short = self.flushing.load(Ordering::Relaxed) < QUEUE_MAX_FLUSHES;
+        if stays_in_chunk && queue_is_short && bytes < QUEUE_MAX_BYTES / 8 {
+            return self.write_now(write);
+        }
+        let inner = self.clone();
+        spawn_blocking(move || inner.write_now(write)).await.map_err(io::Error::other)?
+    }
+
+    fn write_now(&self, write: impl FnOnce(&mut RaftLog<Wal>) -> io::Result<()>) -> io::Result<()> {
+        let mut wal = self.lock()?;
+        let before = wal.on_disk_size();
+        let result = write(&mut wal);
+        let written = wal.on_disk_size().saturating_sub(before);
+        let room = self.chunk_room.load(Ordering::Relaxed);
+        let room = if written < room { room - written } else { chunk_room(&wal, self.chunk_max_bytes) };
+        self.chunk_room.store(room, Ordering::Relaxed);
+        result
+    }
+
+    fn read_range(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<(LogPosition, Bytes)>> {
+        let wal = self.read()?;
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for entry in wal.read(from, to.max(from)) {
+            let (position, Record(record)) = entry?;
+            bytes += record.len();
+            if bytes > max_bytes && !entries.is_empty() {
+                break;
+            }
+            entries.push((position, record));
+        }
+        Ok(entries)
+    }
+
+    /// A flush callback that is counted while it waits.
+    fn counted(&self, tell: impl FnOnce(io::Result<()>) + Send + 'static) -> OnFlush {
+        self.flushing.fetch_add(1, Ordering::Relaxed);
+        let flushing = self.flushing.clone();
+        OnFlush::new(move |result| {
+            flushing.fetch_sub(1, Ordering::Relaxed);
+            tell(result);
+        })
+    }
+}
+
+/// Bytes that fit into the open chunk.
+fn chunk_room(wal: &RaftLog<Wal>, chunk_max_bytes: u64) -> u64 {
+    chunk_max_bytes.saturating_sub(wal.stat().open_chunk.size)
+}
+
+fn broken() -> io::Error {
+    io::Error::other("the log is unusable after a panic")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+use super::*;
+
+fn entry(term: u64, index: u64) -> (LogPosition, Vec<u8>) {
+    (LogPosition { term, index }, format!("entry {term}/{index}").into_bytes())
+}
+
+fn small() -> LogOptions {
+    LogOptions { cache_max_bytes: 1_024, chunk_max_bytes: 1_024, flush_batch_wait: FLUSH_BATCH_WAIT }
+}
+
+async fn append(log: &Log, entries: Vec<(LogPosition, Vec<u8>)>) -> io::Result<()> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    log.append(entries, move |result| drop(tell.send(result))).await?;
+    told.await.unwrap()
+}
+
+async fn indexes(log: &Log) -> Vec<u64> {
+    let entries = log.read(0, u64::MAX, usize::MAX).await.unwrap();
+    entries.iter().map(|(position, _)| position.index).collect()
+}
+
+#[tokio::test]
+async fn what_was_flushed_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, (1..=200).map(|index| entry(1, index)).collect()).await.unwrap();
+    let vote = Vote { term: 3, committed: true, node: 2 };
+    log.save_vote(vote).await.unwrap();
+    log.save_committed(LogPosition { term: 1, index: 150 }).await.unwrap();
+    // A copy is what a crash would leave: nothing of this process's memory is in it.
+    let copy = tempfile::tempdir().unwrap();
+    log.sync().await.unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    let reopened = Log::open(copy.path(), &small()).unwrap();
+    assert_eq!(indexes(&reopened).await, (1..=200).collect::<Vec<_>>());
+    assert_eq!(reopened.read(7, 8, 1).await.unwrap()[0].1, entry(1, 7).1);
+    assert_eq!(reopened.vote().unwrap(), Some(vote));
+    assert_eq!(reopened.committed().unwrap(), Some(LogPosition { term: 1, index: 150 }));
+}
+
+#[tokio::test]
+async fn a_leader_of_the_same_term_replaces_another_vote_and_nothing_goes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    log.save_vote(Vote { term: 2, committed: false, node: 3 }).await.unwrap();
+    log.save_vote(Vote { term: 2, committed: true, node: 1 }).await.unwrap();
+    assert!(log.save_vote(Vote { term: 1, committed: true, node: 3 }).await.is_err());
+}
+
+#[tokio::test]
+async fn a_tail_cut_short_is_dropped_and_damage_before_it_refuses_to_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &LogOptions::default()).unwrap();
+    append(&log, vec![entry(1, 1), entry(1, 2), entry(1, 3)]).await.unwrap();
+    drop(log);
+    let chunk = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "wal"))
+        .unwrap();
+    let bytes = std::fs::read(&chunk).unwrap();
+    std::fs::write(&chunk, &bytes[..bytes.len() - 5]).unwrap();
+    let log = Log::open(dir.path(), &LogOptions::default()).unwrap();
+    assert_eq!(indexes(&log).await, [1, 2]);
+    append(&log, vec![entry(2, 3)]).await.unwrap();
+    assert_eq!(indexes(&log).await, [1, 2, 3]);
+    drop(log);
+
+    let mut damaged = std::fs::read(&chunk).unwrap();
+    let at = damaged.len() / 2;
+    damaged[at] ^= 1;
+    std::fs::write(&chunk, damaged).unwrap();
+    assert!(matches!(Log::open(dir.path(), &LogOptions::default()), Err(StoreError::Log(_))));
+}
+
+#[tokio::test]
+async fn purging_frees_files_and_may_run_past_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, (1..=500).map(|index| entry(1, index)).collect()).await.unwrap();
+    let before = log.bytes_on_disk().unwrap();
+    log.purge(LogPosition { term: 1, index: 400 }).await.unwrap();
+    assert_eq!(indexes(&log).await, (401..=500).collect::<Vec<_>>());
+    assert!(log.bytes_on_disk().unwrap() < before / 2);
+    assert!(log.holds(LogPosition { term: 1, index: 30 }).unwrap());
+    assert!(!log.holds(LogPosition { term: 2, index: 450 }).unwrap());
+
+    log.purge(LogPosition { term: 2, index: 900 }).await.unwrap();
+    assert_eq!(log.state().unwrap().last, Some(LogPosition { term: 2, index: 900 }));
+    append(&log, vec![entry(2, 901)]).await.unwrap();
+    assert_eq!(indexes(&log).await, [901]);
+}
+
+#[tokio::test]
+async fn purging_over_a_tail_that_was_never_committed_leaves_nothing_of_it() {
+    for conflicting_last in [3, 5, 8] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(dir.path(), &small()).unwrap();
+        append(&log, (1..=2).map(|index| entry(1, index)).collect()).await.unwrap();
+        append(&log, (3..=conflicting_last).map(|index| entry(3, index)).collect()).await.unwrap();
+        log.purge(LogPosition { term: 2, index: 5 }).await.unwrap();
+        assert_eq!(log.state().unwrap().last, Some(LogPosition { term: 2, index: 5 }));
+        append(&log, vec![entry(4, 6)]).await.unwrap();
+        assert_eq!(indexes(&log).await, [6]);
+        drop(log);
+        assert_eq!(indexes(&Log::open(dir.path(), &small()).unwrap()).await, [6]);
+    }
+}
+
+#[tokio::test]
+async fn bytes_since_an_entry_survive_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, (1..=300).map(|index| entry(1, index)).collect()).await.unwrap();
+    let since = |log: &Log| log.bytes_since(Some(200)).unwrap();
+    let all = log.bytes_on_disk().unwrap();
+    let third = since(&log);
+    assert!(third > all / 4 && third < all / 2, "{third} of {all}");
+    drop(log);
+    let log = Log::open(dir.path(), &small()).unwrap();
+    assert_eq!(since(&log), third);
+    assert_eq!(log.bytes_since(None).unwrap(), log.bytes_on_disk().unwrap());
+    assert_eq!(log.bytes_since(Some(300)).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_long_read_stops_at_its_limit_but_returns_something() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, (1..=50).map(|index| entry(1, index)).collect()).await.unwrap();
+    assert_eq!(log.read(10, 40, 1).await.unwrap().len(), 1);
+    let some = log.read(10, 40, 100).await.unwrap().len();
+    assert!((2..30).contains(&some), "{some}");
+}
+
+#[tokio::test]
+async fn many_appends_at_once_are_all_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    for index in 1..=2_000 {
+        let tell = tell.clone();
+        log.append(vec![entry(1, index)], move |result| drop(tell.send(result))).await.unwrap();
+    }
+    for _ in 1..=2_000 {
+        told.recv().await.unwrap().unwrap();
+    }
+    assert_eq!(log.0.flushing.load(Ordering::Relaxed), 0);
+}

@@ -1,0 +1,150 @@
+//! raft-log's type parameters: how our log ids, votes and payloads look in its records.
+
+use std::io::{self, Read, Write};
+
+use bytes::Bytes;
+use raft_log::codeq::{Decode, Encode};
+
+use super::Vote;
+use crate::escrow::records::LogPosition;
+use crate::store::format::VALUE_MAX_BYTES;
+
+/// raft-log's type parameters.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Wal;
+
+impl raft_log::Types for Wal {
+    type LogId = LogPosition;
+    type LogPayload = Record;
+    type Vote = Vote;
+    type Callback = OnFlush;
+    type UserData = Unused;
+
+    fn log_index(log_id: &LogPosition) -> u64 {
+        log_id.index
+    }
+
+    fn payload_size(payload: &Record) -> u64 {
+        payload.0.len() as u64
+    }
+}
+
+/// The bytes of one entry. Shared, because the log keeps recent ones in memory and hands them to every reader.
+#[derive(Debug, Clone)]
+pub(super) struct Record(pub Bytes);
+
+/// raft-log can carry data of its user; we have none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unused;
+
+/// Told once whether a flush reached the disk. When raft-log stops after an error it drops what waits in its queue:
+/// then the drop tells, so that nobody waits for ever for an entry that was never written.
+pub(super) struct OnFlush(Option<Box<dyn FnOnce(io::Result<()>) + Send>>);
+
+impl OnFlush {
+    pub(super) fn new(tell: impl FnOnce(io::Result<()>) + Send + 'static) -> Self {
+        Self(Some(Box::new(tell)))
+    }
+}
+
+impl raft_log::Callback for OnFlush {
+    fn send(mut self, result: Result<(), io::Error>) {
+        if let Some(tell) = self.0.take() {
+            tell(result);
+        }
+    }
+}
+
+impl Drop for OnFlush {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            tell(Err(io::Error::other("the log stopped after an earlier error, before this was flushed")));
+        }
+    }
+}
+
+fn read_u64(reader: &mut impl Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    reader.read_exact(&mut bytes)?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+impl Encode for LogPosition {
+    fn encode<W: Write>(&self, mut writer: W) -> io::Result<usize> {
+        writer.write_all(&self.term.to_be_bytes())?;
+        writer.write_all(&self.index.to_be_bytes())?;
+        Ok(16)
+    }
+}
+
+impl Decode for LogPosition {
+    fn decode<R: Read>(mut reader: R) -> io::Result<Self> {
+        Ok(Self { term: read_u64(&mut reader)?, index: read_u64(&mut reader)? })
+    }
+}
+
+impl Encode for Vote {
+    fn encode<W: Write>(&self, mut writer: W) -> io::Result<usize> {
+        writer.write_all(&self.term.to_be_bytes())?;
+        writer.write_all(&[u8::from(self.committed)])?;
+        writer.write_all(&self.node.to_be_bytes())?;
+        Ok(17)
+    }
+}
+
+impl Decode for Vote {
+    fn decode<R: Read>(mut reader: R) -> io::Result<Self> {
+        let term = read_u64(&mut reader)?;
+        let mut committed = [0];
+        reader.read_exact(&mut committed)?;
+        let committed = match committed[0] {
+            0 => false,
+            1 => true,
+            other => return Err(invalid(format!("a vote's committed flag is {other}"))),
+        };
+        Ok(Self { term, committed, node: read_u64(&mut reader)? })
+    }
+}
+
+impl Encode for Record {
+    fn encode<W: Write>(&self, mut writer: W) -> io::Result<usize> {
+        let length = u32::try_from(self.0.len())
+            .ok()
+            .filter(|_| self.0.len() <= VALUE_MAX_BYTES)
+            .ok_or_else(|| invalid(format!("an entry of {} bytes", self.0.len())))?;
+        writer.write_all(&length.to_be_bytes())?;
+        writer.write_all(&self.0)?;
+        Ok(4 + self.0.len())
+    }
+}
+
+impl Decode for Record {
+    fn decode<R: Read>(mut reader: R) -> io::Result<Self> {
+        let mut length = [0; 4];
+        reader.read_exact(&mut length)?;
+        let length = u32::from_be_bytes(length) as usize;
+        if length > VALUE_MAX_BYTES {
+            // The record's checksum comes after it: a damaged length must not make us allocate.
+            return Err(invalid(format!("an entry of {length} bytes")));
+        }
+        let mut bytes = vec![0; length];
+        reader.read_exact(&mut bytes)?;
+        Ok(Self(bytes.into()))
+    }
+}
+
+impl Encode for Unused {
+    fn encode<W: Write>(&self, _writer: W) -> io::Result<usize> {
+        Ok(0)
+    }
+}
+
+impl Decode for Unused {
+    fn decode<R: Read>(_reader: R) -> io::Result<Self> {
+        Ok(Self)
+    }
+}
+
+fn invalid(reason: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
