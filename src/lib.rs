@@ -21,6 +21,7 @@
 //!
 //! A write travels [`rpc`] → [`raft`] → [`store`] → [`escrow::apply`], and the reply comes back the same way.
 
+pub mod config;
 pub mod escrow;
 pub mod raft;
 pub mod rpc;
