@@ -23,7 +23,9 @@
 
 pub mod config;
 pub mod escrow;
+pub mod http;
 pub mod raft;
 pub mod rpc;
 pub mod seal;
 pub mod secret;
+pub mod telemetry;
