@@ -21,8 +21,10 @@
 //!
 //! A write travels [`rpc`] → [`raft`] → [`store`] → [`escrow::apply`], and the reply comes back the same way.
 
+pub mod cli;
 pub mod escrow;
 pub mod raft;
 pub mod rpc;
+pub mod seal;
 pub mod secret;
 pub mod tls;

@@ -1,0 +1,3 @@
+//! The keyring, sealing and opening of secrets, receipts.
+
+pub mod receipt;
