@@ -22,6 +22,7 @@
 //! A write travels [`rpc`] → [`raft`] → [`store`] → [`escrow::apply`], and the reply comes back the same way.
 
 pub mod config;
+pub mod cli;
 pub mod escrow;
 pub mod proto;
 pub mod http;

@@ -32,3 +32,6 @@ pub use sealed::{Part, SealContext};
 
 #[cfg(test)]
 mod tests;
+//! The keyring, sealing and opening of secrets, receipts.
+
+pub mod receipt;

@@ -249,21 +249,22 @@ impl Authority {
         self.issue_into(&mut self.index()?, request)
     }
 
+    /// The certificate meant that lasts longest, of those that are not revoked.
+    ///
+    /// # Errors
+    /// [`TlsError::NotIssued`] if there is none, [`TlsError::NotRenewable`] if all are revoked.
+    pub fn find(&self, which: &Selector) -> Result<IndexRecord, TlsError> {
+        latest(self.index()?.load()?, which)
+    }
+
     /// Issues a new certificate, with a new key, to whom an earlier one was issued, with the same names. The earlier
     /// one stays valid until it ends or is revoked, so that the holder can change over while working.
     ///
     /// # Errors
-    /// As [`Authority::issue`]; [`TlsError::NotIssued`] if there is none, [`TlsError::NotRenewable`] if all are revoked.
+    /// As [`Authority::issue`] and [`Authority::find`].
     pub fn renew(&self, which: &Selector, validity: Option<Validity>) -> Result<Issued, TlsError> {
         let mut index = self.index()?;
-        let mut records: Vec<_> = index.load()?.into_iter().filter(|record| which.matches(record)).collect();
-        if records.is_empty() {
-            return Err(TlsError::NotIssued(which.to_string()));
-        }
-        records.retain(|record| record.revoked_at.is_none());
-        let latest = records.into_iter().max_by_key(|record| record.not_after);
-        let IndexRecord { identity, dns, ips, .. } =
-            latest.ok_or_else(|| TlsError::NotRenewable(which.to_string()))?;
+        let IndexRecord { identity, dns, ips, .. } = latest(index.load()?, which)?;
         let request = IssueRequest { role: identity.role, name: identity.name, dns, ips, validity };
         self.issue_into(&mut index, request)
     }
@@ -408,6 +409,16 @@ impl Authority {
     }
 }
 
+fn latest(mut records: Vec<IndexRecord>, which: &Selector) -> Result<IndexRecord, TlsError> {
+    records.retain(|record| which.matches(record));
+    if records.is_empty() {
+        return Err(TlsError::NotIssued(which.to_string()));
+    }
+    records.retain(|record| record.revoked_at.is_none());
+    let latest = records.into_iter().max_by_key(|record| record.not_after);
+    latest.ok_or_else(|| TlsError::NotRenewable(which.to_string()))
+}
+
 /// Grows with every list: nanoseconds since 1970.
 fn list_number() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -495,3 +506,6 @@ fn dns_name(name: &str) -> Result<rcgen::string::Ia5String, TlsError> {
         Err(_) => Err(Invalid::new("dns", format!("a host name; found {name:?}")).into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

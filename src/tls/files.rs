@@ -65,6 +65,9 @@ fn read_bounded(file: &mut File, content: &mut Vec<u8>) -> io::Result<()> {
 
 /// Makes a directory for private files, and those above it, where missing.
 pub(super) fn create_directory(path: &Path) -> Result<(), TlsError> {
+    if path.as_os_str().is_empty() {
+        return Ok(());
+    }
     DirBuilder::new().recursive(true).mode(PRIVATE_DIRECTORY_MODE).create(path).map_err(at(path))
 }
 

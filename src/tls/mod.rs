@@ -355,6 +355,19 @@ async fn hang_up(mut tcp: TcpStream, deadline: Instant) {
     let _ = timeout_at(deadline, drain).await;
 }
 
+/// What the certificates of a PEM file say, in their order. Nothing is verified.
+///
+/// # Errors
+/// [`TlsError::File`], or [`TlsError::Unusable`] if it holds no certificates.
+pub fn certificates_in(path: &Path) -> Result<Vec<CertificateFacts>, TlsError> {
+    let unusable = |fault: CertificateFault| TlsError::Unusable {
+        path: path.to_owned(),
+        what: format!("a certificate {fault}"),
+    };
+    let certificates = credentials::certificates(path, &files::read(path)?)?;
+    certificates.iter().map(|der| CertificateFacts::parse(der).map_err(unusable)).collect()
+}
+
 /// Unix seconds. A clock before 1970 counts as 1970: then every certificate is not yet valid, and says so.
 pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -366,3 +379,6 @@ pub(crate) fn calendar(seconds: u64) -> String {
     let at = i64::try_from(seconds).ok().and_then(|at| time::OffsetDateTime::from_unix_timestamp(at).ok());
     at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| format!("@{seconds}"))
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -69,14 +69,29 @@ impl LockedIndex {
 
     /// Adds a line, on disk when this returns.
     pub(super) fn append(&mut self, record: &IndexRecord) -> Result<(), TlsError> {
-        let whole = self.whole_lines()?.len() as u64;
         let mut line = serde_json::to_string(record)
             .map_err(|error| TlsError::File { path: self.path.clone(), source: error.into() })?;
         line.push('\n');
-        // A line a power cut left unfinished would run into this one.
-        let written = self.file.set_len(whole).and_then(|()| self.file.write_all(line.as_bytes()));
+        self.drop_unfinished_line()?;
+        let written = self.file.write_all(line.as_bytes());
         // Without this a certificate that is out could be forgotten, or a revocation undone, by a power cut.
         written.and_then(|()| self.file.sync_all()).map_err(at(&self.path))
+    }
+
+    /// Removes a line that a power cut left unfinished: the next one would run into it.
+    fn drop_unfinished_line(&mut self) -> Result<(), TlsError> {
+        let mut last = [0];
+        let length = self.file.metadata().map_err(at(&self.path))?.len();
+        if length == 0 {
+            return Ok(());
+        }
+        let read = self.file.seek(SeekFrom::Start(length - 1)).and_then(|_| self.file.read_exact(&mut last));
+        read.map_err(at(&self.path))?;
+        if last == *b"\n" {
+            return Ok(());
+        }
+        let whole = self.whole_lines()?.len() as u64;
+        self.file.set_len(whole).map_err(at(&self.path))
     }
 
     /// The content up to its last line end: what follows was never completed, so nothing was handed out for it.

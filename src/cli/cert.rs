@@ -1,0 +1,363 @@
+//! `strongroom cert`: the built-in CA.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Subcommand};
+use serde::Serialize;
+
+use crate::escrow::ids::{ClusterName, Identity, Invalid, Role};
+use crate::tls::ca::index::IndexRecord;
+use crate::tls::ca::{Authority, FileNames, IssueRequest, Issued, Selector, Validity};
+use crate::tls::{CertificateFacts, TlsError, calendar, certificates_in, unix_now};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Longest validity that may be asked for, in days.
+const DAYS_MAX: u64 = 36_500;
+
+/// A small certificate authority, for those who have none.
+#[derive(Debug, Subcommand)]
+pub enum CertCommand {
+    /// Make a certificate authority
+    Ca(CaArgs),
+    /// Issue a certificate
+    Issue(IssueArgs),
+    /// Issue a certificate anew, with a new key, before it ends
+    Renew(RenewArgs),
+    /// Revoke certificates and write the revocation list anew
+    Revoke(RevokeArgs),
+    /// List what was issued
+    List(ListArgs),
+    /// Show what a certificate file says
+    Show(ShowArgs),
+}
+
+/// Arguments of `cert ca`.
+#[derive(Debug, Args)]
+pub struct CaArgs {
+    /// Directory to make it in; keep it private, and off the nodes
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Name of the cluster it speaks for
+    #[arg(long, value_name = "NAME")]
+    pub cluster: ClusterName,
+    /// How long it is valid [default: 3650]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=DAYS_MAX))]
+    pub days: Option<u64>,
+}
+
+/// Arguments of `cert issue`.
+#[derive(Debug, Args)]
+pub struct IssueArgs {
+    /// Directory of the authority
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// agent, auditor, helpdesk, helpdesk-advanced, importer, node, officer or operator
+    #[arg(long)]
+    pub role: Role,
+    /// Who: the machine id of an agent, the id of a node, otherwise a person or service
+    #[arg(long)]
+    pub name: String,
+    /// Host name to be valid for as well; may be given several times
+    #[arg(long, value_name = "HOST")]
+    pub dns: Vec<String>,
+    /// Address to be valid for as well; may be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    pub ip: Vec<IpAddr>,
+    /// How long it is valid [default: 365 for nodes, otherwise 90]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=DAYS_MAX))]
+    pub days: Option<u64>,
+    /// Directory for ca.crt, client.crt and client.key (node.crt and node.key for nodes)
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `cert renew`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["file", "identity"]))]
+pub struct RenewArgs {
+    /// Directory of the authority
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Certificate file to renew
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Identity to renew instead, spiffe://<cluster>/<role>/<name>
+    #[arg(long, requires = "out")]
+    pub identity: Option<Identity>,
+    /// How long it is valid [default: 365 for nodes, otherwise 90]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=DAYS_MAX))]
+    pub days: Option<u64>,
+    /// Directory whose files are replaced [default: that of FILE]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// Arguments of `cert revoke`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["serial", "identity", "file"]))]
+pub struct RevokeArgs {
+    /// Directory of the authority
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Serial number of one certificate
+    #[arg(long, value_name = "HEX")]
+    pub serial: Option<String>,
+    /// Identity whose certificates are all revoked, spiffe://<cluster>/<role>/<name>
+    #[arg(long)]
+    pub identity: Option<Identity>,
+    /// File of the certificate to revoke
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+/// Arguments of `cert list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Directory of the authority
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// Arguments of `cert show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// Certificate file (PEM)
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// What a `cert` command did. As JSON by serde; as text by `Display`, without a line end.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum CertReport {
+    /// Certificates, each on its own.
+    Certificates {
+        /// In the order they were issued, or stand in the file.
+        certificates: Vec<CertificateLine>,
+        /// The revocation list that was written, if one was.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        revocation_list: Option<PathBuf>,
+    },
+    /// One certificate and the directory it was written to.
+    Written {
+        /// It.
+        certificate: CertificateLine,
+        /// Where.
+        dir: PathBuf,
+    },
+}
+
+/// A certificate as it is shown.
+#[derive(Debug, Clone, Serialize)]
+pub struct CertificateLine {
+    /// Whom it is for; of a CA, its name.
+    pub identity: String,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// First valid second, RFC 3339.
+    pub not_before: String,
+    /// Last valid second, RFC 3339.
+    pub not_after: String,
+    /// `valid`, `expired`, `not yet valid` or `revoked`. A file does not know of a revocation.
+    pub state: &'static str,
+    /// When it was revoked, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<String>,
+    /// Host names and addresses.
+    pub names: Vec<String>,
+}
+
+/// Does what the command says. Prints nothing.
+///
+/// # Errors
+/// [`TlsError`]: [`TlsError::Invalid`] for bad input, [`TlsError::NotIssued`] for what does not exist,
+/// [`TlsError::Exists`] and [`TlsError::NotRenewable`] for what conflicts, the rest failures.
+pub fn execute(command: CertCommand) -> Result<CertReport, TlsError> {
+    match command {
+        CertCommand::Ca(args) => create(args),
+        CertCommand::Issue(args) => issue(args),
+        CertCommand::Renew(args) => renew(args),
+        CertCommand::Revoke(args) => revoke(args),
+        CertCommand::List(args) => list(&args.dir),
+        CertCommand::Show(args) => show(&args.file),
+    }
+}
+
+fn create(args: CaArgs) -> Result<CertReport, TlsError> {
+    let authority = Authority::create(&args.dir, args.cluster, args.days.map(validity))?;
+    Ok(CertReport::Written { certificate: authority.facts().into(), dir: args.dir })
+}
+
+fn issue(args: IssueArgs) -> Result<CertReport, TlsError> {
+    let authority = Authority::open(&args.dir)?;
+    let names = FileNames::for_role(args.role);
+    // Before it is issued: afterwards there would be a certificate nobody has the key of.
+    authority.refuse_to_overwrite(&args.out, names)?;
+    let issued = authority.issue(IssueRequest {
+        role: args.role,
+        name: args.name,
+        dns: args.dns,
+        ips: args.ip,
+        validity: args.days.map(validity),
+    })?;
+    authority.write_new(&args.out, &issued, names)?;
+    Ok(written(&issued, args.out))
+}
+
+fn renew(args: RenewArgs) -> Result<CertReport, TlsError> {
+    let authority = Authority::open(&args.dir)?;
+    let which = selector(None, args.identity, args.file.as_deref())?;
+    let record = authority.find(&which)?;
+    let names = FileNames::for_role(record.identity.role);
+    let out = match (args.out, args.file) {
+        (Some(out), _) => out,
+        (None, Some(file)) => directory_to_renew_in(&file, names)?,
+        (None, None) => return Err(nothing_named().into()),
+    };
+    let issued = authority.renew(&which, args.days.map(validity))?;
+    authority.replace(&out, &issued, names)?;
+    Ok(written(&issued, out))
+}
+
+/// Where the files of a certificate are replaced: beside it, if it has the name that will be written.
+fn directory_to_renew_in(file: &Path, names: FileNames) -> Result<PathBuf, Invalid> {
+    match (file.parent(), file.file_name()) {
+        (Some(dir), Some(name)) if name == names.certificate => Ok(dir.to_owned()),
+        _ => Err(Invalid::new(
+            "out",
+            format!(
+                "the directory to write {} and {} to, as the file has another name",
+                names.certificate, names.key
+            ),
+        )),
+    }
+}
+
+fn revoke(args: RevokeArgs) -> Result<CertReport, TlsError> {
+    let authority = Authority::open(&args.dir)?;
+    let revoked = authority.revoke(&selector(args.serial, args.identity, args.file.as_deref())?)?;
+    Ok(CertReport::Certificates {
+        certificates: revoked.iter().map(CertificateLine::from).collect(),
+        revocation_list: Some(authority.revocation_list_path()),
+    })
+}
+
+fn list(dir: &Path) -> Result<CertReport, TlsError> {
+    let records = Authority::open(dir)?.list()?;
+    Ok(CertReport::Certificates {
+        certificates: records.iter().map(CertificateLine::from).collect(),
+        revocation_list: None,
+    })
+}
+
+fn show(file: &Path) -> Result<CertReport, TlsError> {
+    let certificates = certificates_in(file)?.iter().map(CertificateLine::from).collect();
+    Ok(CertReport::Certificates { certificates, revocation_list: None })
+}
+
+fn validity(days: u64) -> Validity {
+    Validity::For(DAY.saturating_mul(u32::try_from(days).unwrap_or(u32::MAX)))
+}
+
+fn written(issued: &Issued, dir: PathBuf) -> CertReport {
+    CertReport::Written { certificate: (&issued.record).into(), dir }
+}
+
+fn selector(
+    serial: Option<String>,
+    identity: Option<Identity>,
+    file: Option<&Path>,
+) -> Result<Selector, TlsError> {
+    match (serial, identity, file) {
+        (Some(serial), _, _) => Ok(Selector::Serial(serial)),
+        (_, Some(identity), _) => Ok(Selector::Identity(identity)),
+        (_, _, Some(file)) => {
+            let certificates = certificates_in(file)?;
+            let own = certificates.into_iter().next();
+            own.map(|facts| Selector::Serial(facts.serial)).ok_or_else(|| nothing_named().into())
+        }
+        (None, None, None) => Err(nothing_named().into()),
+    }
+}
+
+fn nothing_named() -> Invalid {
+    Invalid::new("certificate", "a serial number, an identity or a certificate file")
+}
+
+impl From<&IndexRecord> for CertificateLine {
+    fn from(record: &IndexRecord) -> Self {
+        let state = match record.revoked_at {
+            Some(_) => "revoked",
+            None => state(record.not_before, record.not_after),
+        };
+        let addresses = record.ips.iter().map(IpAddr::to_string);
+        Self {
+            identity: record.identity.to_string(),
+            serial: record.serial.clone(),
+            not_before: calendar(record.not_before),
+            not_after: calendar(record.not_after),
+            state,
+            revoked_at: record.revoked_at.map(calendar),
+            names: record.dns.iter().cloned().chain(addresses).collect(),
+        }
+    }
+}
+
+impl From<&CertificateFacts> for CertificateLine {
+    fn from(facts: &CertificateFacts) -> Self {
+        let addresses = facts.ips.iter().map(IpAddr::to_string);
+        Self {
+            identity: facts.identity.as_ref().map_or_else(|_| facts.subject.clone(), Identity::to_string),
+            serial: facts.serial.clone(),
+            not_before: calendar(facts.not_before),
+            not_after: calendar(facts.not_after),
+            state: state(facts.not_before, facts.not_after),
+            revoked_at: None,
+            names: facts.dns.iter().cloned().chain(addresses).collect(),
+        }
+    }
+}
+
+fn state(not_before: u64, not_after: u64) -> &'static str {
+    let now = unix_now();
+    match () {
+        () if now < not_before => "not yet valid",
+        () if now > not_after => "expired",
+        () => "valid",
+    }
+}
+
+impl fmt::Display for CertReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certificates { certificates, revocation_list } => {
+                write!(f, "{}", table(certificates))?;
+                match revocation_list {
+                    Some(path) => write!(f, "\nrevocation list: {}", path.display()),
+                    None => Ok(()),
+                }
+            }
+            Self::Written { certificate, dir } => {
+                let CertificateLine { identity, serial, not_after, .. } = certificate;
+                writeln!(f, "{identity}")?;
+                writeln!(f, "  serial      {serial}")?;
+                writeln!(f, "  valid until {not_after}")?;
+                write!(f, "  files in    {}", dir.display())
+            }
+        }
+    }
+}
+
+fn table(certificates: &[CertificateLine]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["IDENTITY", "STATE", "VALID FROM", "VALID UNTIL", "SERIAL", "NAMES"]);
+    for line in certificates {
+        let names = line.names.join(", ");
+        table.add_row([&line.identity, line.state, &line.not_before, &line.not_after, &line.serial, &names]);
+    }
+    table
+}
