@@ -21,15 +21,15 @@
 //!
 //! A write travels [`rpc`] → [`raft`] → [`store`] → [`escrow::apply`], and the reply comes back the same way.
 
-pub mod config;
 pub mod cli;
+pub mod config;
 pub mod escrow;
-pub mod proto;
 pub mod http;
+pub mod proto;
 pub mod raft;
 pub mod rpc;
 pub mod seal;
 pub mod secret;
-pub mod tls;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

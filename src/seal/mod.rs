@@ -21,6 +21,7 @@ mod fingerprint;
 mod keyring;
 mod keyring_format;
 mod node_key;
+pub mod receipt;
 mod recipient;
 mod sealed;
 
@@ -32,6 +33,3 @@ pub use sealed::{Part, SealContext};
 
 #[cfg(test)]
 mod tests;
-//! The keyring, sealing and opening of secrets, receipts.
-
-pub mod receipt;
