@@ -4,7 +4,7 @@ use clap::Args;
 use clap_complete::Shell;
 
 use super::output::line;
-use super::{Exit, Failure, command};
+use super::{EXIT_CODES, Exit, Failure, command};
 
 /// Print a script that completes this command in a shell.
 #[derive(Debug, Args)]
@@ -24,7 +24,8 @@ impl CompletionsCommand {
 
 /// Prints one roff page: the command, then each subcommand with its flags.
 pub(super) fn print() -> Result<(), Failure> {
-    let page = page().map_err(|error| Failure::new(Exit::Failed, format!("writing the manual page: {error}")))?;
+    let page =
+        page().map_err(|error| Failure::new(Exit::Failed, format!("writing the manual page: {error}")))?;
     line(String::from_utf8_lossy(&page).trim_end())
 }
 
@@ -32,11 +33,32 @@ fn page() -> std::io::Result<Vec<u8>> {
     let mut root = command();
     root.build();
     let mut page = Vec::new();
-    clap_mangen::Man::new(root.clone()).render(&mut page)?;
+    let man = clap_mangen::Man::new(root.clone());
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
     for subcommand in root.get_subcommands() {
         section(subcommand, "strongroom", &mut page)?;
     }
+    let environment = root.get_arguments().filter_map(|argument| {
+        let (variable, flag) = (argument.get_env()?.to_str()?, argument.get_long()?);
+        Some((variable.to_owned(), format!("The same as --{flag}.")))
+    });
+    list("ENVIRONMENT", environment, &mut page);
+    let codes = EXIT_CODES.lines().filter_map(|line| line.trim().split_once("  "));
+    list("EXIT STATUS", codes.map(|(code, meaning)| (code.to_owned(), meaning.trim().to_owned())), &mut page);
     Ok(page)
+}
+
+/// A section of terms and what they mean.
+fn list(title: &str, entries: impl Iterator<Item = (String, String)>, page: &mut Vec<u8>) {
+    page.extend_from_slice(format!(".SH \"{title}\"\n").as_bytes());
+    for (term, meaning) in entries {
+        let meaning = meaning.replace('-', "\\-");
+        page.extend_from_slice(format!(".TP\n\\fB{term}\\fR\n{meaning}\n").as_bytes());
+    }
 }
 
 /// One subcommand as a section of the page, and its own subcommands after it.
@@ -68,7 +90,13 @@ mod tests {
     #[test]
     fn the_manual_page_has_every_command_and_its_flags() {
         let page = String::from_utf8(page().unwrap()).unwrap();
-        for expected in ["STRONGROOM ESCROW", "STRONGROOM MEMBER ADD", "secret\\-file", "STRONGROOM\\_PROFILE", "75"] {
+        for expected in [
+            "STRONGROOM ESCROW",
+            "STRONGROOM MEMBER ADD",
+            "secret\\-file",
+            "STRONGROOM_PROFILE",
+            "\\fB75\\fR",
+        ] {
             assert!(page.contains(expected), "{expected} is missing");
         }
     }

@@ -60,7 +60,7 @@ impl Pool {
     /// Tries `operation` on one endpoint after the other until one gives a definite answer or time is up.
     pub(super) async fn call<T, F, Answering>(&self, operation: F) -> Result<T, ClientError>
     where
-        F: Fn(Channel) -> Answering,
+        F: Fn(Channel, Duration) -> Answering,
         Answering: Future<Output = Result<Response<T>, Status>>,
     {
         let started = Instant::now();
@@ -95,12 +95,15 @@ impl Pool {
         troubles: &mut Vec<Trouble>,
     ) -> Result<T, RoundEnd>
     where
-        F: Fn(Channel) -> Answering,
+        F: Fn(Channel, Duration) -> Answering,
         Answering: Future<Output = Result<Response<T>, Status>>,
     {
         let mut refused = None;
-        for endpoint in self.ranked() {
-            let budget = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT_TIMEOUT);
+        let ranked = self.ranked();
+        for (endpoint, left) in ranked.iter().zip((1..=ranked.len()).rev()) {
+            // A share of what is left for each endpoint: one that hangs leaves time to ask the others.
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let budget = (remaining / u32::try_from(left).unwrap_or(u32::MAX)).min(ATTEMPT_TIMEOUT);
             if budget.is_zero() {
                 break;
             }
@@ -125,9 +128,14 @@ impl Pool {
     }
 
     /// Asks one endpoint, for at most `budget`.
-    async fn attempt<T, F, Answering>(&self, endpoint: &Endpoint, operation: &F, budget: Duration) -> Outcome<T>
+    async fn attempt<T, F, Answering>(
+        &self,
+        endpoint: &Endpoint,
+        operation: &F,
+        budget: Duration,
+    ) -> Outcome<T>
     where
-        F: Fn(Channel) -> Answering,
+        F: Fn(Channel, Duration) -> Answering,
         Answering: Future<Output = Result<Response<T>, Status>>,
     {
         let give_up = Instant::now() + budget;
@@ -136,7 +144,7 @@ impl Pool {
             Ok(Err(error)) => return Outcome::of_dialling(error),
             Err(_) => return Outcome::silent(budget),
         };
-        match tokio::time::timeout_at(give_up, operation(established.channel)).await {
+        match tokio::time::timeout_at(give_up, operation(established.channel, budget)).await {
             Ok(Ok(response)) => Outcome::Answered(response.into_inner()),
             Ok(Err(status)) => {
                 if made_here(&status) {
@@ -158,7 +166,8 @@ impl Pool {
         if let Some(established) = &*slot {
             return Ok(established.clone());
         }
-        let channel = dial(endpoint.address(), &self.tls).await?;
+        // Boxed: a handshake's state is large, and every call would carry room for it.
+        let channel = Box::pin(dial(endpoint.address(), &self.tls)).await?;
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
         Ok(slot.insert(Established { channel, number }).clone())
     }
@@ -197,7 +206,7 @@ impl Pool {
     async fn learn_zones(&self) {
         for endpoint in self.ranked() {
             let Ok(established) = self.connection(endpoint).await else { continue };
-            let request = bounded(proto::StatusRequest {});
+            let request = bounded(proto::StatusRequest {}, ZONE_TIMEOUT);
             let Ok(response) = ClusterServiceClient::new(established.channel).status(request).await else {
                 continue;
             };

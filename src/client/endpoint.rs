@@ -33,7 +33,8 @@ impl FromStr for EndpointAddress {
         let host_is_well_formed = match bracketed {
             Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
             None => {
-                !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+                !host.is_empty()
+                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
             }
         };
         let port_is_well_formed = port.parse::<u16>().is_ok_and(|port| port > 0);
@@ -133,7 +134,17 @@ mod tests {
         for good in ["node-1:7420", "192.0.2.1:1", "[2001:db8::1]:65535", "a.b_c.example:7420"] {
             assert_eq!(good.parse::<EndpointAddress>().unwrap().as_str(), good);
         }
-        for bad in ["", "node-1", ":7420", "node:", "node:0", "node:65536", "2001:db8::1:7420", "https://n:1", "a b:1"] {
+        for bad in [
+            "",
+            "node-1",
+            ":7420",
+            "node:",
+            "node:0",
+            "node:65536",
+            "2001:db8::1:7420",
+            "https://n:1",
+            "a b:1",
+        ] {
             let error = bad.parse::<EndpointAddress>().unwrap_err();
             assert_eq!(error.field, "endpoints", "{bad}");
         }

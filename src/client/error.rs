@@ -89,8 +89,12 @@ impl ClientError {
             | Self::Invalid(answer)
             | Self::NotFound(answer) => answer.hint.clone(),
             Self::Endpoints { .. } => Some("give --endpoints HOST:PORT,… or set STRONGROOM_ENDPOINTS".into()),
-            Self::Malformed { .. } => Some("check that client and nodes run versions that go together".into()),
-            Self::Refused { .. } => Some("look at the profile's certificate with `strongroom cert show`".into()),
+            Self::Malformed { .. } => {
+                Some("check that client and nodes run versions that go together".into())
+            }
+            Self::Refused { .. } => {
+                Some("look at the profile's certificate with `strongroom cert show`".into())
+            }
             Self::Unavailable { .. } => {
                 Some("doing the same again is safe; `strongroom status` shows which nodes are up".into())
             }

@@ -130,13 +130,15 @@ impl Client {
         let request_id = Uuid::new_v4().to_string();
         let response = self
             .pool
-            .call(|channel| {
+            .call(|channel, budget| {
                 let request = escrow_request(&request_id, deposit);
-                async move { EscrowServiceClient::new(channel).escrow(bounded(request)).await }
+                async move { EscrowServiceClient::new(channel).escrow(bounded(request, budget)).await }
             })
             .await?;
         let message = response.receipt;
-        receipt::receipt(message.ok_or(ClientError::Malformed { what: "an escrow was answered without a receipt" })?)
+        receipt::receipt(
+            message.ok_or(ClientError::Malformed { what: "an escrow was answered without a receipt" })?,
+        )
     }
 
     /// Looks keys up; never a secret.
@@ -144,11 +146,12 @@ impl Client {
     /// # Errors
     /// Any [`ClientError`].
     pub async fn find(&self, request: &proto::FindRequest) -> Result<proto::FindResponse, ClientError> {
-        self.pool.call(|channel| {
-            let request = request.clone();
-            async move { RecoveryServiceClient::new(channel).find(bounded(request)).await }
-        })
-        .await
+        self.pool
+            .call(|channel, budget| {
+                let request = request.clone();
+                async move { RecoveryServiceClient::new(channel).find(bounded(request, budget)).await }
+            })
+            .await
     }
 
     /// Shows one secret, which puts the reveal on record.
@@ -169,9 +172,9 @@ impl Client {
         };
         let mut details = self
             .pool
-            .call(|channel| {
+            .call(|channel, budget| {
                 let request = request.clone();
-                async move { RecoveryServiceClient::new(channel).recover(bounded(request)).await }
+                async move { RecoveryServiceClient::new(channel).recover(bounded(request, budget)).await }
             })
             .await?;
         let secret = Secret::new(std::mem::take(&mut details.secret));
@@ -184,11 +187,12 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn custody(&self, key_id: KeyId) -> Result<proto::CustodyResponse, ClientError> {
         let request = proto::CustodyRequest { key_id: key_id.to_string() };
-        self.pool.call(|channel| {
-            let request = request.clone();
-            async move { RecoveryServiceClient::new(channel).custody(bounded(request)).await }
-        })
-        .await
+        self.pool
+            .call(|channel, budget| {
+                let request = request.clone();
+                async move { RecoveryServiceClient::new(channel).custody(bounded(request, budget)).await }
+            })
+            .await
     }
 
     /// The cluster as the answering node sees it.
@@ -196,10 +200,11 @@ impl Client {
     /// # Errors
     /// Any [`ClientError`].
     pub async fn status(&self) -> Result<proto::StatusResponse, ClientError> {
-        self.pool.call(|channel| async move {
-            ClusterServiceClient::new(channel).status(bounded(proto::StatusRequest {})).await
-        })
-        .await
+        self.pool
+            .call(|channel, budget| async move {
+                ClusterServiceClient::new(channel).status(bounded(proto::StatusRequest {}, budget)).await
+            })
+            .await
     }
 
     /// Adds the node whose peer service is at `peer_address`, as a voter or, if asked, as a learner.
@@ -214,7 +219,7 @@ impl Client {
         let request = proto::AddMemberRequest { peer_address: peer_address.to_owned(), learner };
         let progress = self
             .pool
-            .call(|channel| {
+            .call(|channel, _| {
                 let request = request.clone();
                 // No deadline on the request: catching up takes as long as there is state to send.
                 async move { ClusterServiceClient::new(channel).add_member(request).await }
@@ -239,16 +244,19 @@ impl MembershipChange {
             Ok(message) => message.map_err(|status| ClientError::from_status(status, "the cluster")),
             Err(_) => Err(ClientError::Unavailable {
                 waited: PROGRESS_TIMEOUT,
-                troubles: vec![Trouble::new("the cluster", "no progress of the membership change was reported")],
+                troubles: vec![Trouble::new(
+                    "the cluster",
+                    "no progress of the membership change was reported",
+                )],
             }),
         }
     }
 }
 
 /// Tells the server how long the client will wait for this attempt.
-fn bounded<T>(message: T) -> Request<T> {
+fn bounded<T>(message: T, budget: Duration) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(ATTEMPT_TIMEOUT);
+    request.set_timeout(budget);
     request
 }
 
@@ -265,3 +273,6 @@ fn escrow_request(request_id: &str, deposit: &Deposit) -> proto::EscrowRequest {
         user: user.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests;

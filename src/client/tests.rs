@@ -1,0 +1,332 @@
+//! The client against nodes of our own making: real connections and certificates, answers by script.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Response, Status};
+
+use super::*;
+use crate::escrow::ids::Role;
+use crate::proto::cluster_service_server::{ClusterService, ClusterServiceServer};
+use crate::proto::escrow_service_server::{EscrowService, EscrowServiceServer};
+use crate::tls::TlsPaths;
+use crate::tls::ca::{Authority, FileNames, IssueRequest, Selector};
+
+const CLUSTER: &str = "test";
+
+struct Ca {
+    dir: TempDir,
+    authority: Authority,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&dir.path().join("ca"), CLUSTER.parse().unwrap(), None).unwrap();
+        Self { dir, authority }
+    }
+
+    fn paths(&self, role: Role, name: &str) -> TlsPaths {
+        let issued = self.authority.issue(IssueRequest::new(role, name)).unwrap();
+        let dir = self.dir.path().join(&issued.record.serial);
+        let names = FileNames::CLIENT;
+        self.authority.write_new(&dir, &issued, names).unwrap();
+        TlsPaths::profile(&dir)
+    }
+
+    fn tls(&self, role: Role, name: &str) -> Tls {
+        Tls::load(self.paths(role, name)).unwrap()
+    }
+
+    fn client(&self, endpoints: &[&Node], options: ClientOptions) -> Client {
+        let endpoints = endpoints.iter().map(|node| node.address.to_string().parse().unwrap()).collect();
+        Client::new(endpoints, self.tls(Role::Importer, "import"), options).unwrap()
+    }
+}
+
+/// What a node answers to escrows: the script's next answer, and success when it has run out.
+#[derive(Clone)]
+struct Script {
+    zone: &'static str,
+    answers: Arc<Mutex<Vec<Status>>>,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+#[tonic::async_trait]
+impl EscrowService for Script {
+    async fn escrow(
+        &self,
+        request: Request<proto::EscrowRequest>,
+    ) -> Result<Response<proto::EscrowResponse>, Status> {
+        let request = request.into_inner();
+        self.seen.lock().unwrap().push(request.request_id);
+        let mut answers = self.answers.lock().unwrap();
+        if !answers.is_empty() {
+            return Err(answers.remove(0));
+        }
+        let receipt = proto::Receipt {
+            cluster: Uuid::new_v4().to_string(),
+            cluster_name: CLUSTER.into(),
+            machine: request.machine,
+            volume: request.volume,
+            key_id: Uuid::new_v4().to_string(),
+            fingerprint: "00".repeat(32),
+            node: format!("spiffe://{CLUSTER}/node/1"),
+            ..proto::Receipt::default()
+        };
+        Ok(Response::new(proto::EscrowResponse { receipt: Some(receipt) }))
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Script {
+    async fn status(
+        &self,
+        _: Request<proto::StatusRequest>,
+    ) -> Result<Response<proto::StatusResponse>, Status> {
+        let node = proto::NodeStatus { id: 1, zone: self.zone.into(), ..proto::NodeStatus::default() };
+        let status = proto::StatusResponse { answered_by: 1, nodes: vec![node], ..Default::default() };
+        Ok(Response::new(status))
+    }
+
+    type AddMemberStream = futures_util::stream::Empty<Result<proto::MemberProgress, Status>>;
+
+    async fn add_member(
+        &self,
+        _: Request<proto::AddMemberRequest>,
+    ) -> Result<Response<Self::AddMemberStream>, Status> {
+        Ok(Response::new(futures_util::stream::empty()))
+    }
+}
+
+/// A node that serves its script until it is dropped.
+struct Node {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<String>>>,
+    stop: CancellationToken,
+    _serving: DropGuard,
+}
+
+impl Node {
+    async fn start(tls: Tls, answers: Vec<Status>) -> Self {
+        Self::start_in("", tls, answers, "127.0.0.1:0").await
+    }
+
+    async fn start_in(zone: &'static str, tls: Tls, answers: Vec<Status>, address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::default();
+        let script = Script { zone, answers: Arc::new(Mutex::new(answers)), seen: Arc::clone(&seen) };
+        let stop = CancellationToken::new();
+        let serving = stop.clone().drop_guard();
+        let stopping = stop.clone();
+        tokio::spawn(async move { stopping.run_until_cancelled(serve(listener, tls, script)).await });
+        Self { address, seen, stop, _serving: serving }
+    }
+
+    /// Answers nothing: accepts connections and leaves them.
+    async fn silent() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let serving = stop.clone().drop_guard();
+        let stopping = stop.clone();
+        tokio::spawn(async move {
+            let hold = async {
+                let mut held = Vec::new();
+                while let Ok(accepted) = listener.accept().await {
+                    held.push(accepted);
+                }
+            };
+            stopping.run_until_cancelled(hold).await
+        });
+        Self { address, seen: Arc::default(), stop, _serving: serving }
+    }
+
+    /// A port nobody listens on.
+    async fn gone() -> Self {
+        let node = Self::silent().await;
+        node.stop().await;
+        node
+    }
+
+    /// Stops, and waits until nobody listens any more.
+    async fn stop(&self) {
+        self.stop.cancel();
+        while tokio::net::TcpStream::connect(self.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+async fn serve(listener: TcpListener, tls: Tls, script: Script) {
+    let router = tonic::service::Routes::new(EscrowServiceServer::new(script.clone()))
+        .add_service(ClusterServiceServer::new(script))
+        .into_axum_router();
+    let mut connections = JoinSet::new();
+    while let Ok((tcp, _)) = listener.accept().await {
+        let (tls, service) = (tls.clone(), TowerToHyperService::new(router.clone()));
+        connections.spawn(async move {
+            let Ok((stream, _)) = tls.accept(tcp).await else { return };
+            let _ = auto::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+fn in_order(timeout: Duration) -> ClientOptions {
+    ClientOptions { zone: None, timeout, preference: Preference::AsGiven }
+}
+
+fn deposit() -> Deposit {
+    Deposit {
+        machine: "PC-0001".parse().unwrap(),
+        volume: "C:".parse().unwrap(),
+        kind: SecretKind::Generic,
+        key_id: None,
+        secret: Secret::from("not shown".to_owned()),
+        package: None,
+        user: None,
+    }
+}
+
+#[tokio::test]
+async fn a_call_falls_over_to_the_next_endpoint_with_the_same_request_id() {
+    let ca = Ca::new();
+    let gone = Node::gone().await;
+    let busy = Node::start(ca.tls(Role::Node, "1"), vec![Status::unavailable("no quorum")]).await;
+    let good = Node::start(ca.tls(Role::Node, "2"), vec![]).await;
+    let client = ca.client(&[&gone, &busy, &good], in_order(CALL_TIMEOUT));
+    let receipt = client.escrow(&deposit()).await.unwrap();
+    assert_eq!(receipt.machine.as_str(), "PC-0001");
+    assert_eq!(busy.seen(), good.seen());
+
+    // What failed ranks last now: the next call goes straight to the good one.
+    client.escrow(&deposit()).await.unwrap();
+    assert_eq!((busy.seen().len(), good.seen().len()), (1, 2));
+    assert_ne!(good.seen()[0], good.seen()[1], "another call is another request");
+}
+
+#[tokio::test]
+async fn a_temporary_answer_is_asked_again_until_it_is_another() {
+    let ca = Ca::new();
+    let answers = vec![Status::unavailable("electing"), Status::deadline_exceeded("electing")];
+    let node = Node::start(ca.tls(Role::Node, "1"), answers).await;
+    ca.client(&[&node], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap();
+    let seen = node.seen();
+    assert_eq!(seen.len(), 3);
+    assert!(seen.iter().all(|id| id == &seen[0]), "one call has one request id");
+}
+
+#[tokio::test]
+async fn a_definite_answer_is_never_asked_for_twice() {
+    let ca = Ca::new();
+    let other = Node::start(ca.tls(Role::Node, "2"), vec![]).await;
+    for answer in [
+        Status::invalid_argument("x"),
+        Status::not_found("x"),
+        Status::permission_denied("x"),
+        Status::already_exists("x"),
+        Status::failed_precondition("x"),
+        Status::internal("x"),
+    ] {
+        let node = Node::start(ca.tls(Role::Node, "1"), vec![answer.clone()]).await;
+        let error = ca.client(&[&node, &other], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap_err();
+        assert_eq!(error.to_string(), "x", "{answer}");
+        assert_eq!((node.seen().len(), other.seen().len()), (1, 0), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn without_an_answer_a_call_ends_within_its_time() {
+    let ca = Ca::new();
+    let (gone, silent) = (Node::gone().await, Node::silent().await);
+    let timeout = Duration::from_secs(1);
+    let started = Instant::now();
+    let options = ClientOptions { timeout, ..ClientOptions::default() };
+    let error = ca.client(&[&gone, &silent], options).escrow(&deposit()).await.unwrap_err();
+    let took = started.elapsed();
+    assert!(took < timeout + Duration::from_secs(1), "{took:?}");
+    let ClientError::Unavailable { troubles, .. } = &error else { panic!("{error}") };
+    assert_eq!(troubles.len(), 2, "{error}");
+}
+
+#[tokio::test]
+async fn a_node_that_hangs_costs_a_call_one_attempt() {
+    let ca = Ca::new();
+    let silent = Node::silent().await;
+    let good = Node::start(ca.tls(Role::Node, "1"), vec![]).await;
+    ca.client(&[&silent, &good], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap();
+    assert_eq!(good.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_made_anew() {
+    let ca = Ca::new();
+    let first = Node::start(ca.tls(Role::Node, "1"), vec![]).await;
+    let client = ca.client(&[&first], in_order(CALL_TIMEOUT));
+    client.escrow(&deposit()).await.unwrap();
+    first.stop().await;
+    let again = Node::start_in("", ca.tls(Role::Node, "1"), vec![], &first.address.to_string()).await;
+    client.escrow(&deposit()).await.unwrap();
+    assert_eq!(again.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_certificate_is_told_apart_from_a_node_that_is_away() {
+    let ca = Ca::new();
+    let paths = ca.paths(Role::Importer, "leaver");
+    let revoked = "spiffe://test/importer/leaver".parse().unwrap();
+    ca.authority.revoke(&Selector::Identity(revoked)).unwrap();
+    let crl = Some(ca.authority.revocation_list_path());
+    let node = TlsPaths { crl, ..ca.paths(Role::Node, "1") };
+    let node = Node::start(Tls::load(node).unwrap(), vec![]).await;
+    let endpoints = vec![node.address.to_string().parse().unwrap()];
+    let client = Client::new(endpoints, Tls::load(paths).unwrap(), in_order(CALL_TIMEOUT)).unwrap();
+    let started = Instant::now();
+    let error = client.escrow(&deposit()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("revoked"), "{error}");
+    assert!(started.elapsed() < CALL_TIMEOUT / 2, "a refusal is not waited out");
+}
+
+#[tokio::test]
+async fn a_server_of_another_authority_is_refused_and_gets_no_secret() {
+    let (ca, stranger) = (Ca::new(), Ca::new());
+    let node = Node::start(stranger.tls(Role::Node, "1"), vec![]).await;
+    let error = ca.client(&[&node], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("we refused the server"), "{error}");
+    assert_eq!(node.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_at_one_node_does_not_keep_another_from_answering() {
+    let (ca, stranger) = (Ca::new(), Ca::new());
+    let wrong = Node::start(stranger.tls(Role::Node, "1"), vec![]).await;
+    let good = Node::start(ca.tls(Role::Node, "1"), vec![]).await;
+    ca.client(&[&wrong, &good], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_is_given_one_to_sixteen_endpoints() {
+    let ca = Ca::new();
+    for count in [0, ENDPOINTS_MAX + 1] {
+        let endpoints = vec!["localhost:1".parse().unwrap(); count];
+        let client = Client::new(endpoints, ca.tls(Role::Importer, "import"), ClientOptions::default());
+        assert!(matches!(client.err(), Some(ClientError::Endpoints { given }) if given == count));
+    }
+}
