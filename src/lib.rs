@@ -23,6 +23,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod error;
 pub mod escrow;
 pub mod http;
 pub mod proto;
