@@ -22,6 +22,7 @@
 //! A write travels [`rpc`] → [`raft`] → [`store`] → [`escrow::apply`], and the reply comes back the same way.
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod error;
 pub mod escrow;

@@ -1,0 +1,185 @@
+//! What a command fails with, and the one place where errors become exit codes.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::local_cluster::LocalClusterError;
+use super::output::Format;
+use crate::client::ClientError;
+use crate::error::chain;
+use crate::escrow::ids::Invalid;
+use crate::tls::TlsError;
+
+/// How a command ended, for scripts. The numbers are a contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It failed.
+    Failed = 1,
+    /// Bad usage or invalid input.
+    Invalid = 2,
+    /// What was named does not exist.
+    NotFound = 3,
+    /// The caller may not.
+    Denied = 4,
+    /// It conflicts with what is stored.
+    Conflict = 5,
+    /// No node or no quorum for now: try again (`EX_TEMPFAIL` of `sysexits.h`).
+    Unavailable = 75,
+}
+
+impl Exit {
+    /// The name in JSON errors.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Invalid => "invalid",
+            Self::NotFound => "not-found",
+            Self::Denied => "denied",
+            Self::Conflict => "conflict",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// A command that did not succeed: what happened, in words without secrets, and what to do about it.
+#[derive(Debug)]
+pub struct Failure {
+    /// How the process ends.
+    pub exit: Exit,
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure that ends the process with `exit`.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), hint: None }
+    }
+
+    /// The same with advice.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The failure as it is printed on standard error.
+    pub fn render(&self, format: Format) -> String {
+        match format {
+            Format::Json => {
+                let Self { exit, message, hint } = self;
+                let report = Report { error: Error { code: exit.as_str(), message, hint: hint.as_deref() } };
+                // Strings always encode; if they did not, the message would still be told.
+                serde_json::to_string(&report).unwrap_or_else(|_| message.clone())
+            }
+            Format::Table => match &self.hint {
+                Some(hint) => format!("error: {}\nhint: {hint}", self.message),
+                None => format!("error: {}", self.message),
+            },
+        }
+    }
+}
+
+/// An error as JSON. The names are a contract.
+#[derive(Serialize)]
+struct Report<'a> {
+    error: Error<'a>,
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    code: &'static str,
+    message: &'a str,
+    hint: Option<&'a str>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let exit = match &error {
+            ClientError::Conflict(_) => Exit::Conflict,
+            ClientError::Denied(_) | ClientError::Refused { .. } => Exit::Denied,
+            ClientError::Endpoints { .. } | ClientError::Invalid(_) => Exit::Invalid,
+            ClientError::Failed(_) | ClientError::Malformed { .. } => Exit::Failed,
+            ClientError::NotFound(_) => Exit::NotFound,
+            ClientError::Unavailable { .. } => Exit::Unavailable,
+        };
+        Self { exit, message: error.to_string(), hint: error.hint() }
+    }
+}
+
+impl From<LocalClusterError> for Failure {
+    fn from(error: LocalClusterError) -> Self {
+        match error {
+            LocalClusterError::Client(error) => error.into(),
+            LocalClusterError::Invalid(invalid) => invalid.into(),
+            LocalClusterError::Tls(error) => error.into(),
+            other => Self::new(Exit::Failed, chain(&other)),
+        }
+    }
+}
+
+impl From<TlsError> for Failure {
+    fn from(error: TlsError) -> Self {
+        let exit = match &error {
+            TlsError::Exists { .. } | TlsError::NotRenewable(_) => Exit::Conflict,
+            TlsError::Invalid(_) => Exit::Invalid,
+            TlsError::NotIssued(_) => Exit::NotFound,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, chain(&error))
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(invalid: Invalid) -> Self {
+        Self::new(Exit::Invalid, invalid.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_the_contract() {
+        let codes = [
+            (Exit::Failed, 1),
+            (Exit::Invalid, 2),
+            (Exit::NotFound, 3),
+            (Exit::Denied, 4),
+            (Exit::Conflict, 5),
+            (Exit::Unavailable, 75),
+        ];
+        for (exit, code) in codes {
+            assert_eq!(exit as u8, code);
+        }
+    }
+
+    #[test]
+    fn a_failure_reads_the_same_for_people_and_programs() {
+        let failure = Failure::new(Exit::NotFound, "no such key").with_hint("look it up");
+        assert_eq!(failure.render(Format::Table), "error: no such key\nhint: look it up");
+        let json = r#"{"error":{"code":"not-found","message":"no such key","hint":"look it up"}}"#;
+        assert_eq!(failure.render(Format::Json), json);
+        let without_hint = Failure::new(Exit::Failed, "x");
+        assert_eq!(without_hint.render(Format::Table), "error: x");
+        assert_eq!(without_hint.render(Format::Json), r#"{"error":{"code":"failed","message":"x","hint":null}}"#);
+    }
+}

@@ -1,0 +1,197 @@
+//! `strongroom find`: look keys up. Never shows a secret.
+
+use std::str::FromStr;
+
+use clap::{ArgGroup, Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::output::table;
+use super::recover::{freshness_json, freshness_text};
+use super::{Failure, Global, Printer};
+use crate::escrow::ids::{Invalid, MachineId, Timestamp, UserName};
+use crate::proto;
+
+/// Fewest hexadecimal digits of a key id to look for: what a locked BitLocker screen shows first.
+const PREFIX_MIN_DIGITS: usize = 8;
+/// Digits of a whole key id.
+const KEY_ID_DIGITS: usize = 32;
+/// Most keys of one answer.
+const LIMIT_MAX: i64 = 1_000;
+
+/// Look keys up.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("filter").required(true).multiple(true).args(["key_id", "machine", "user"]))]
+pub(super) struct FindCommand {
+    /// The beginning of a key id, at least 8 hexadecimal digits.
+    #[arg(long, value_name = "PREFIX")]
+    key_id: Option<KeyIdPrefix>,
+    /// The machine the keys belong to.
+    #[arg(long, value_name = "ID")]
+    machine: Option<MachineId>,
+    /// A user of the machine.
+    #[arg(long, value_name = r"DOMAIN\NAME")]
+    user: Option<UserName>,
+    /// Answer from the nearest replica as it is, or with everything acknowledged so far.
+    #[arg(long, value_enum, default_value_t)]
+    consistency: Consistency,
+    /// Wait until the answering node has applied this index, as a receipt names it.
+    #[arg(long, value_name = "INDEX", default_value_t = 0)]
+    min_index: u64,
+    /// Show at most this many keys.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
+    limit: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Consistency {
+    #[default]
+    Local,
+    Quorum,
+}
+
+/// The beginning of a key id: hexadecimal digits; hyphens and an opening brace do not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct KeyIdPrefix(String);
+
+impl FromStr for KeyIdPrefix {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let digits: String = text.chars().filter(|c| !matches!(c, '-' | '{' | '}')).collect();
+        let well_formed = (PREFIX_MIN_DIGITS..=KEY_ID_DIGITS).contains(&digits.len())
+            && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        if well_formed {
+            Ok(Self(digits.to_ascii_lowercase()))
+        } else {
+            let expected = format!("{PREFIX_MIN_DIGITS} to {KEY_ID_DIGITS} hexadecimal digits, hyphens ignored");
+            Err(Invalid::new("key_id", expected))
+        }
+    }
+}
+
+impl FindCommand {
+    pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
+        let found = global.client()?.find(&self.request()).await?;
+        printer.result(&json_of(&found), || text_of(&found))
+    }
+
+    fn request(self) -> proto::FindRequest {
+        let consistency = match self.consistency {
+            Consistency::Local => proto::Consistency::Local,
+            Consistency::Quorum => proto::Consistency::Quorum,
+        };
+        proto::FindRequest {
+            key_id_prefix: self.key_id.map(|prefix| prefix.0).unwrap_or_default(),
+            machine: self.machine.map(String::from).unwrap_or_default(),
+            user: self.user.map(String::from).unwrap_or_default(),
+            consistency: consistency.into(),
+            min_index: self.min_index,
+            limit: self.limit,
+        }
+    }
+}
+
+fn json_of(found: &proto::FindResponse) -> Value {
+    let at = |ms: u64| Timestamp(ms).to_string();
+    let keys: Vec<Value> = found
+        .keys
+        .iter()
+        .map(|key| {
+            json!({
+                "key_id": key.key_id,
+                "machine": key.machine,
+                "volume": key.volume,
+                "kind": key.kind,
+                "state": key.state,
+                "escrowed_at": at(key.escrowed_at_ms),
+                "escrowed_by": key.escrowed_by,
+                "fingerprint": key.fingerprint,
+                "users": key.users,
+                "index": key.index,
+                "rotation_owed_since": key.rotation_owed_since_ms.map(at),
+            })
+        })
+        .collect();
+    json!({ "keys": keys, "truncated": found.truncated, "freshness": freshness_json(found.freshness.as_ref()) })
+}
+
+fn text_of(found: &proto::FindResponse) -> String {
+    let mut text = if found.keys.is_empty() { "no keys".to_owned() } else { table_of(&found.keys) };
+    if found.truncated {
+        text.push_str("\n\nthere are more keys: narrow the search or raise --limit");
+    }
+    format!("{text}\n\n{}", freshness_text(found.freshness.as_ref()))
+}
+
+/// Two lines a key, so that a whole key id and everything beside it fit in 80 columns.
+fn table_of(keys: &[proto::Key]) -> String {
+    let header = ["KEY ID, KIND", "MACHINE, VOLUME", "STATE, ESCROWED"];
+    let rows = keys
+        .iter()
+        .map(|key| {
+            let at = Timestamp(key.escrowed_at_ms).to_string();
+            let minute = at.get(..16).unwrap_or(&at).replace('T', " ");
+            vec![
+                format!("{}\n  {}", key.key_id, key.kind),
+                format!("{}\n  {}", key.machine, key.volume),
+                format!("{}\n  {minute}Z", key.state),
+            ]
+        })
+        .collect();
+    table(&header, &[], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found() -> proto::FindResponse {
+        let key = proto::Key {
+            key_id: "b0b1c2d3-0000-4000-8000-000000000001".into(),
+            machine: "PC-000000000001".into(),
+            volume: "/dev/nvme0n1p2".into(),
+            kind: "bitlocker-password".into(),
+            state: "disclosed".into(),
+            escrowed_at_ms: 1_700_000_000_000,
+            escrowed_by: "spiffe://demo/importer/i".into(),
+            fingerprint: "ab".repeat(32),
+            users: vec![r"CORP\alice".into()],
+            index: 7,
+            rotation_owed_since_ms: Some(1_700_000_000_000),
+        };
+        let freshness = proto::Freshness {
+            node: 2,
+            consistency: "local".into(),
+            applied: 9,
+            term: 3,
+            leader_known: true,
+            quorum_age_ms: Some(12),
+        };
+        proto::FindResponse { keys: vec![key.clone(), key], truncated: true, freshness: Some(freshness) }
+    }
+
+    #[test]
+    fn the_table_of_keys_fits_in_80_columns_and_shows_whole_key_ids() {
+        let text = text_of(&found());
+        assert!(text.contains("b0b1c2d3-0000-4000-8000-000000000001"), "{text}");
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn json_has_the_fields_of_the_contract() {
+        let json = json_of(&found());
+        assert_eq!(json["truncated"], true);
+        assert_eq!(json["keys"][0]["escrowed_at"], "2023-11-14T22:13:20.000Z");
+        assert_eq!(json["freshness"]["consistency"], "local");
+        assert_eq!(json["freshness"]["quorum_age_ms"], 12);
+    }
+
+    #[test]
+    fn a_prefix_is_8_to_32_digits_whatever_the_hyphens() {
+        assert_eq!("{B0B1C2D3-00".parse::<KeyIdPrefix>().unwrap().0, "b0b1c2d300");
+        for bad in ["", "b0b1c2d", "b0b1c2dg", &"a".repeat(33)] {
+            assert_eq!(bad.parse::<KeyIdPrefix>().unwrap_err().field, "key_id", "{bad}");
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! The directory of a local cluster: what is in it and how it is made.
+
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::LocalClusterError;
+use crate::escrow::ids::{ClusterName, Invalid, MachineId, NodeId, Role};
+use crate::tls::ca::{Authority, FileNames, IssueRequest};
+
+/// The machine that the profile `agent-PC-0001` speaks for.
+pub const AGENT_MACHINE: &str = "PC-0001";
+/// Most nodes of a local cluster.
+const NODES_MAX: u64 = 7;
+/// From one node's ports to the next one's.
+const PORTS_PER_NODE: u16 = 10;
+/// Where free ports are looked for: below those that Linux gives to outgoing connections, so that a node that is
+/// down finds its ports free when it comes back.
+const PORTS_FROM: u16 = 20_000;
+const PORTS_UNTIL: u16 = 32_000;
+/// How many places are tried.
+const PORT_ATTEMPTS: usize = 200;
+/// People's and services' roles that get a profile of their name.
+const PROFILES: [Role; 6] =
+    [Role::Operator, Role::Officer, Role::Helpdesk, Role::HelpdeskAdvanced, Role::Auditor, Role::Importer];
+/// Holds the plan; there once the directory is complete.
+const PLAN_FILE: &str = "plan.json";
+const CLUSTER_FILE: &str = "cluster.json";
+
+/// What a new local cluster should be like.
+#[derive(Debug, Clone)]
+pub struct ClusterPlan {
+    /// Its name.
+    pub name: ClusterName,
+    /// How many nodes, 1 to 7.
+    pub nodes: u64,
+    /// Port of the first node's API; the next two are its peer and admin ports, the next node's are ten further
+    /// on. `None` takes free ones.
+    pub base_port: Option<u16>,
+    /// Lines to add to every node's configuration (TOML).
+    pub extra_config: String,
+}
+
+/// The ports of one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// gRPC and HTTPS for clients.
+    pub api: u16,
+    /// For other nodes.
+    pub peer: u16,
+    /// Metrics and health.
+    pub admin: u16,
+}
+
+/// One node: its ports and its directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePlan {
+    /// Its id, from 1.
+    pub id: NodeId,
+    /// Its ports on the loopback interface.
+    pub ports: Ports,
+    /// Its directory.
+    pub dir: PathBuf,
+}
+
+impl NodePlan {
+    /// Host and port of its API.
+    pub fn api_address(&self) -> String {
+        loopback(self.ports.api)
+    }
+
+    /// Host and port of its peer service.
+    pub fn peer_address(&self) -> String {
+        loopback(self.ports.peer)
+    }
+
+    /// Host and port of its admin service.
+    pub fn admin_address(&self) -> String {
+        loopback(self.ports.admin)
+    }
+
+    /// Its configuration.
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.join("node.toml")
+    }
+
+    /// What it prints.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Its data directory.
+    pub fn data_path(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+}
+
+fn loopback(port: u16) -> String {
+    format!("{}:{port}", Ipv4Addr::LOCALHOST)
+}
+
+/// What is kept of a plan, so that a cluster comes back as it was.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedPlan {
+    cluster: ClusterName,
+    nodes: Vec<Ports>,
+}
+
+/// The directory of a local cluster.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The cluster's name.
+    pub cluster: ClusterName,
+    /// Its nodes, by id from 1.
+    pub nodes: Vec<NodePlan>,
+}
+
+impl Layout {
+    /// The layout that is in `dir`, or a new one after `plan`.
+    pub(super) fn open_or_create(dir: &Path, plan: &ClusterPlan) -> Result<Self, LocalClusterError> {
+        fs::create_dir_all(dir).map_err(|source| file_error(dir, source))?;
+        // Paths go into configuration files and are used from elsewhere.
+        let dir = dir.canonicalize().map_err(|source| file_error(dir, source))?;
+        let path = dir.join(PLAN_FILE);
+        if !path.exists() {
+            let saved = SavedPlan { cluster: plan.name.clone(), nodes: choose_ports(plan)? };
+            let layout = Self::of(&dir, &saved);
+            layout.create(plan)?;
+            let json = serde_json::to_vec_pretty(&saved)
+                .map_err(|source| LocalClusterError::Plan { path: path.clone(), source })?;
+            // Last: without it, the next attempt would take a half-made directory for a whole one.
+            replace(&path, &json)?;
+        }
+        let json = fs::read(&path).map_err(|source| file_error(&path, source))?;
+        let saved: SavedPlan =
+            serde_json::from_slice(&json).map_err(|source| LocalClusterError::Plan { path, source })?;
+        Ok(Self::of(&dir, &saved))
+    }
+
+    fn of(dir: &Path, saved: &SavedPlan) -> Self {
+        let nodes = (1..).zip(&saved.nodes);
+        let nodes = nodes.map(|(id, ports)| NodePlan { id, ports: *ports, dir: dir.join(format!("node-{id}")) });
+        Self { dir: dir.to_owned(), cluster: saved.cluster.clone(), nodes: nodes.collect() }
+    }
+
+    /// The node with `id`.
+    ///
+    /// # Errors
+    /// [`LocalClusterError::Invalid`] if there is none.
+    pub fn node(&self, id: NodeId) -> Result<&NodePlan, LocalClusterError> {
+        let node = self.nodes.iter().find(|node| node.id == id);
+        node.ok_or_else(|| Invalid::new("node", format!("no node {id} in this cluster")).into())
+    }
+
+    /// The directory of profiles.
+    pub fn profiles(&self) -> PathBuf {
+        self.dir.join("profiles")
+    }
+
+    /// The profile called `name`.
+    pub fn profile(&self, name: &str) -> PathBuf {
+        self.profiles().join(name)
+    }
+
+    /// The directory of the CA.
+    pub fn authority(&self) -> PathBuf {
+        self.dir.join("ca")
+    }
+
+    /// Where scripts find everything.
+    pub fn cluster_file(&self) -> PathBuf {
+        self.dir.join(CLUSTER_FILE)
+    }
+
+    /// The offline recovery identity that `init` made.
+    pub fn offline_identity(&self) -> PathBuf {
+        self.dir.join("offline-identity.txt")
+    }
+
+    /// There once `init` has made the cluster.
+    pub(super) fn initialized_marker(&self) -> PathBuf {
+        self.dir.join("initialized")
+    }
+
+    /// Removes what `init` may have left.
+    pub(super) fn clear_first_node(&self) -> Result<(), LocalClusterError> {
+        let data = self.node(1)?.data_path();
+        if data.exists() {
+            fs::remove_dir_all(&data).map_err(|source| file_error(&data, source))?;
+        }
+        let identity = self.offline_identity();
+        if identity.exists() {
+            fs::remove_file(&identity).map_err(|source| file_error(&identity, source))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the CA, certificates, profiles and configurations.
+    fn create(&self, plan: &ClusterPlan) -> Result<(), LocalClusterError> {
+        // What is left of an attempt that was cut short is of no use to anyone.
+        for stale in [self.authority(), self.profiles()].iter().chain(self.nodes.iter().map(|node| &node.dir)) {
+            if stale.exists() {
+                fs::remove_dir_all(stale).map_err(|source| file_error(stale, source))?;
+            }
+        }
+        let authority = Authority::create(&self.authority(), self.cluster.clone(), None)?;
+        for role in PROFILES {
+            let issued = authority.issue(IssueRequest::new(role, role.as_str()))?;
+            authority.write_profile(&self.profile(role.as_str()), &issued)?;
+        }
+        let agent = authority.issue(IssueRequest::new(Role::Agent, AGENT_MACHINE))?;
+        authority.write_profile(&self.profile(&agent_profile(AGENT_MACHINE)), &agent)?;
+        for node in &self.nodes {
+            let issued = authority.issue(IssueRequest::new(Role::Node, node.id.to_string()))?;
+            authority.write_new(&node.dir, &issued, FileNames::NODE)?;
+            write(&node.config_path(), self.config(node, &plan.extra_config).as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Makes another profile, for an agent of `machine`, and returns its directory.
+    ///
+    /// # Errors
+    /// [`LocalClusterError::Tls`] if it exists or the CA cannot be used.
+    pub fn add_agent_profile(&self, machine: &MachineId) -> Result<PathBuf, LocalClusterError> {
+        let authority = Authority::open(&self.authority())?;
+        let issued = authority.issue(IssueRequest::new(Role::Agent, machine.as_str()))?;
+        let profile = self.profile(&agent_profile(machine.as_str()));
+        authority.write_profile(&profile, &issued)?;
+        Ok(profile)
+    }
+
+    /// The configuration of one node, as a person would write it.
+    fn config(&self, node: &NodePlan, extra: &str) -> String {
+        let text = |path: PathBuf| toml::Value::String(path.display().to_string()).to_string();
+        let NodePlan { id, dir, .. } = node;
+        let (api, peer, admin) = (node.api_address(), node.peer_address(), node.admin_address());
+        let (data, crl) = (text(node.data_path()), text(self.authority().join(crate::tls::ca::CRL_FILE)));
+        let (ca, cert, key) = (dir.join("ca.crt"), dir.join("node.crt"), dir.join("node.key"));
+        let (ca, cert, key) = (text(ca), text(cert), text(key));
+        let cluster = &self.cluster;
+        format!(
+            "cluster = \"{cluster}\"\nnode_id = {id}\ndata_dir = {data}\nzone = \"zone-{id}\"\n\n\
+             [listen]\napi = \"{api}\"\npeer = \"{peer}\"\nadmin = \"{admin}\"\n\n\
+             [advertise]\napi = \"{api}\"\npeer = \"{peer}\"\n\n\
+             [tls]\nca = {ca}\ncert = {cert}\nkey = {key}\ncrl = {crl}\n\n{extra}"
+        )
+    }
+}
+
+fn agent_profile(machine: &str) -> String {
+    format!("agent-{machine}")
+}
+
+fn choose_ports(plan: &ClusterPlan) -> Result<Vec<Ports>, LocalClusterError> {
+    if !(1..=NODES_MAX).contains(&plan.nodes) {
+        return Err(Invalid::new("nodes", format!("1 to {NODES_MAX}")).into());
+    }
+    if let Some(base) = plan.base_port {
+        let too_high = || Invalid::new("base_port", "a port that leaves ten for each node below 65536");
+        return Ok(ports_from(base, plan.nodes).ok_or_else(too_high)?);
+    }
+    let range = usize::from(PORTS_UNTIL - PORTS_FROM);
+    // Where to begin differs between processes, so that clusters started together seldom meet.
+    let start = usize::try_from(std::process::id()).unwrap_or(0) * usize::from(PORTS_PER_NODE * 7);
+    for attempt in 0..PORT_ATTEMPTS {
+        let offset = (start + attempt * usize::from(PORTS_PER_NODE)) % range;
+        let base = u16::try_from(offset).ok().and_then(|offset| PORTS_FROM.checked_add(offset));
+        if let Some(ports) = base.and_then(|base| ports_from(base, plan.nodes)).filter(|ports| are_free(ports)) {
+            return Ok(ports);
+        }
+    }
+    Err(LocalClusterError::NoPorts)
+}
+
+fn ports_from(base: u16, nodes: u64) -> Option<Vec<Ports>> {
+    let node = |position: u64| {
+        let api = u16::try_from(position).ok()?.checked_mul(PORTS_PER_NODE)?.checked_add(base)?;
+        (api > 0).then_some(())?;
+        Some(Ports { api, peer: api.checked_add(1)?, admin: api.checked_add(2)? })
+    };
+    (0..nodes).map(node).collect()
+}
+
+fn are_free(ports: &[Ports]) -> bool {
+    let mut all = ports.iter().flat_map(|Ports { api, peer, admin }| [*api, *peer, *admin]);
+    all.all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+}
+
+pub(super) fn file_error(path: &Path, source: std::io::Error) -> LocalClusterError {
+    LocalClusterError::File { path: path.to_owned(), source }
+}
+
+/// Writes a new file.
+pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), LocalClusterError> {
+    fs::write(path, content).map_err(|source| file_error(path, source))
+}
+
+/// Writes a file so that a reader sees the old one or the new one, never a part.
+pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), LocalClusterError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let written = tempfile::NamedTempFile::new_in(dir).and_then(|mut file| {
+        file.write_all(content)?;
+        file.persist(path).map_err(|error| error.error)
+    });
+    written.map(drop).map_err(|source| file_error(path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(nodes: u64, base_port: Option<u16>) -> ClusterPlan {
+        let name = "test".parse().unwrap();
+        ClusterPlan { name, nodes, base_port, extra_config: String::new() }
+    }
+
+    #[test]
+    fn ports_follow_the_base_port() {
+        let ports = choose_ports(&plan(2, Some(7_420))).unwrap();
+        let expected = [(7_420, 7_421, 7_422), (7_430, 7_431, 7_432)];
+        assert_eq!(ports, expected.map(|(api, peer, admin)| Ports { api, peer, admin }));
+        assert!(choose_ports(&plan(2, Some(65_530))).is_err());
+        assert!(choose_ports(&plan(2, Some(0))).is_err());
+        assert!(choose_ports(&plan(0, None)).is_err());
+        assert!(choose_ports(&plan(8, None)).is_err());
+    }
+
+    #[test]
+    fn free_ports_are_below_those_of_outgoing_connections() {
+        for Ports { api, admin, .. } in choose_ports(&plan(7, None)).unwrap() {
+            assert!(api >= PORTS_FROM && admin < 32_768, "{api} to {admin}");
+        }
+    }
+
+    #[test]
+    fn a_directory_reopens_with_the_same_ports_and_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Layout::open_or_create(dir.path(), &plan(3, None)).unwrap();
+        let key = fs::read(first.profile("operator").join("client.key")).unwrap();
+        let second = Layout::open_or_create(dir.path(), &plan(1, Some(7_420))).unwrap();
+        assert_eq!(first.nodes, second.nodes);
+        assert_eq!(key, fs::read(second.profile("operator").join("client.key")).unwrap());
+        for profile in ["officer", "helpdesk", "helpdesk-advanced", "auditor", "importer", "agent-PC-0001"] {
+            assert!(second.profile(profile).join("ca.crt").exists(), "{profile}");
+        }
+    }
+
+    #[test]
+    fn a_half_made_directory_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Layout::open_or_create(dir.path(), &plan(1, None)).unwrap();
+        fs::remove_file(first.dir.join(PLAN_FILE)).unwrap();
+        Layout::open_or_create(dir.path(), &plan(2, None)).unwrap();
+    }
+}

@@ -1,0 +1,110 @@
+//! `strongroom receipt`: receipts for people and for files, and their check, which needs no node.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::output::facts;
+use super::{Exit, Failure, Global, Printer};
+use crate::error::chain;
+use crate::seal::receipt::{Receipt, ReceiptError};
+use crate::tls::ca::CA_CERTIFICATE_FILE;
+use crate::tls::TrustAnchors;
+
+/// Most bytes of a receipt file: a receipt with a long certificate chain is a tenth of that.
+const RECEIPT_MAX_BYTES: u64 = 256 * 1024;
+
+/// Check receipts.
+#[derive(Debug, Args)]
+pub(super) struct ReceiptCommand {
+    #[command(subcommand)]
+    action: ReceiptAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum ReceiptAction {
+    /// Check a receipt against the certificate authority alone; no node is asked.
+    Verify(VerifyCommand),
+}
+
+#[derive(Debug, Args)]
+struct VerifyCommand {
+    /// The receipt, as JSON.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The certificate authority, PEM [default: ca.crt of the profile].
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl ReceiptCommand {
+    pub(super) fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
+        let ReceiptAction::Verify(VerifyCommand { file, ca }) = self.action;
+        let ca = match ca {
+            Some(ca) => ca,
+            None => global
+                .profile()
+                .map_err(|failure| failure.with_hint("give --ca FILE, or --profile DIR with a ca.crt in it"))?
+                .join(CA_CERTIFICATE_FILE),
+        };
+        let receipt = read(&file)?;
+        let trust = TrustAnchors::from_pem_file(&ca)
+            .map_err(|error| Failure::new(Exit::Invalid, format!("ca: {}", chain(&error))))?;
+        receipt.verify(&trust)?;
+        let document = json!({ "verified": true, "receipt": receipt });
+        printer.result(&document, || format!("the receipt holds\n\n{}", text(&receipt)))
+    }
+}
+
+impl From<ReceiptError> for Failure {
+    fn from(error: ReceiptError) -> Self {
+        Self::new(Exit::Failed, chain(&error))
+            .with_hint("check that the certificate authority is the one of the cluster that gave the receipt")
+    }
+}
+
+fn read(path: &Path) -> Result<Receipt, Failure> {
+    let invalid = |what: String| Failure::new(Exit::Invalid, format!("receipt: {}: {what}", path.display()));
+    let unreadable = |error: io::Error| invalid(error.to_string());
+    let mut json = Vec::new();
+    let file = fs::File::open(path).map_err(unreadable)?;
+    file.take(RECEIPT_MAX_BYTES + 1).read_to_end(&mut json).map_err(unreadable)?;
+    if json.len() as u64 > RECEIPT_MAX_BYTES {
+        return Err(invalid(format!("more than {RECEIPT_MAX_BYTES} bytes, which no receipt has")));
+    }
+    serde_json::from_slice(&json).map_err(|error| invalid(format!("not a receipt: {error}")))
+}
+
+/// Writes a receipt to a file, whole or not at all.
+///
+/// # Errors
+/// [`io::Error`] of the file system.
+pub(super) fn write(receipt: &Receipt, path: &Path) -> io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    serde_json::to_writer_pretty(&mut file, receipt)?;
+    io::Write::write_all(&mut file, b"\n")?;
+    // A device may encrypt its disk on the strength of this file: without the sync, a power cut leaves it empty.
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// A receipt for people.
+pub(super) fn text(receipt: &Receipt) -> String {
+    let kept = if receipt.already_escrowed { "kept since an earlier escrow" } else { "kept" };
+    facts(&[
+        ("key", receipt.key_id.to_string()),
+        ("machine", receipt.machine.to_string()),
+        ("volume", receipt.volume.to_string()),
+        ("state", kept.to_owned()),
+        ("at", receipt.at.to_string()),
+        ("entry", format!("{} of term {}", receipt.index, receipt.term)),
+        ("print", receipt.fingerprint.to_string()),
+        ("cluster", receipt.cluster.to_string()),
+        ("signed by", receipt.node.to_string()),
+    ])
+}

@@ -1,0 +1,176 @@
+//! `strongroom status`: nodes, roles, lag, digests and how many failures the cluster tolerates.
+
+use serde_json::{Value, json};
+
+use super::output::table;
+use super::{Failure, Global, Printer};
+use crate::escrow::ids::Timestamp;
+use crate::proto::{NodeStatus, StatusResponse};
+
+/// Digits of a digest in the table: enough to see that two differ.
+const DIGEST_SHOWN: usize = 12;
+
+pub(super) async fn run(global: &Global, printer: Printer) -> Result<(), Failure> {
+    let status = global.client()?.status().await?;
+    printer.result(&json_of(&status), || text_of(&status))
+}
+
+/// How many committed entries a node has still to apply; `None` if it could not be asked.
+pub(super) fn lag(status: &StatusResponse, node: &NodeStatus) -> Option<u64> {
+    let committed = status.nodes.iter().map(|node| node.committed).max().unwrap_or(0);
+    node.reachable.then(|| committed.saturating_sub(node.applied))
+}
+
+fn json_of(status: &StatusResponse) -> Value {
+    let nodes: Vec<Value> = status
+        .nodes
+        .iter()
+        .map(|node| {
+            json!({
+                "id": node.id,
+                "role": node.role,
+                "zone": node.zone,
+                "applied": node.applied,
+                "committed": node.committed,
+                "last_log": node.last_log,
+                "lag": lag(status, node),
+                "digest": node.digest,
+                "api": node.api_address,
+                "peer": node.peer_address,
+                "voter": node.voter,
+                "reachable": node.reachable,
+                "version": node.version,
+                "purged": node.purged,
+                "snapshot": node.snapshot,
+                "certificate_expires_at": expiry(node),
+            })
+        })
+        .collect();
+    json!({
+        "cluster": known(&status.cluster),
+        "cluster_name": known(&status.cluster_name),
+        "leader": status.leader,
+        "term": status.term,
+        "answered_by": status.answered_by,
+        "failure_tolerance": status.failure_tolerance,
+        "nodes": nodes,
+    })
+}
+
+fn known(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// When the node's certificate expires; `None` if it could not be asked.
+fn expiry(node: &NodeStatus) -> Option<String> {
+    let at = node.certificate_expires_at;
+    (at > 0).then(|| Timestamp(at.saturating_mul(1_000)).to_string())
+}
+
+fn text_of(status: &StatusResponse) -> String {
+    if status.cluster.is_empty() {
+        return format!(
+            "node {} belongs to no cluster: create one with `init`, or add it with `member add`",
+            status.answered_by
+        );
+    }
+    let leader = status.leader.map_or("no leader".to_owned(), |leader| format!("leader is node {leader}"));
+    let failures = if status.failure_tolerance == 1 { "failure" } else { "failures" };
+    format!(
+        "cluster {} ({})\n{leader} in term {}; tolerates {} {failures}; answered by node {}\n\n{}",
+        status.cluster_name,
+        status.cluster,
+        status.term,
+        status.failure_tolerance,
+        status.answered_by,
+        nodes_text(status),
+    )
+}
+
+/// The members as a table.
+pub(super) fn nodes_text(status: &StatusResponse) -> String {
+    let header = ["NODE", "ROLE", "ZONE", "APPLIED", "LAG", "DIGEST", "API"];
+    let dash = || "-".to_owned();
+    let rows = status
+        .nodes
+        .iter()
+        .map(|node| {
+            let when_reachable = |text: String| if node.reachable { text } else { dash() };
+            vec![
+                node.id.to_string(),
+                node.role.clone(),
+                known(&node.zone).unwrap_or("-").to_owned(),
+                when_reachable(node.applied.to_string()),
+                lag(status, node).map_or_else(dash, |lag| lag.to_string()),
+                when_reachable(node.digest.chars().take(DIGEST_SHOWN).collect()),
+                node.api_address.clone(),
+            ]
+        })
+        .collect();
+    table(&header, &[0, 3, 4], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: u64, role: &str, applied: u64) -> NodeStatus {
+        NodeStatus {
+            id,
+            role: role.into(),
+            zone: "west-1".into(),
+            api_address: format!("192.168.100.{id}:7420"),
+            peer_address: format!("192.168.100.{id}:7421"),
+            voter: true,
+            reachable: role != "unreachable",
+            applied,
+            committed: applied,
+            last_log: applied,
+            digest: "ab".repeat(32),
+            version: "0.1.0".into(),
+            purged: 0,
+            snapshot: 0,
+            certificate_expires_at: if role == "unreachable" { 0 } else { 1_700_000_000 },
+        }
+    }
+
+    fn status() -> StatusResponse {
+        StatusResponse {
+            cluster: "b0b1c2d3-0000-4000-8000-000000000001".into(),
+            cluster_name: "demo".into(),
+            leader: Some(1),
+            term: 3,
+            nodes: vec![node(1, "leader", 12_345_678), node(2, "follower", 12_345_670), node(3, "unreachable", 0)],
+            failure_tolerance: 1,
+            answered_by: 2,
+        }
+    }
+
+    #[test]
+    fn the_table_of_nodes_fits_in_80_columns() {
+        let text = text_of(&status());
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{}: {line}", line.chars().count());
+        }
+        assert!(text.contains("tolerates 1 failure;"), "{text}");
+    }
+
+    #[test]
+    fn json_counts_lag_from_the_highest_commit_and_says_null_for_what_is_unknown() {
+        let json = json_of(&status());
+        let lags: Vec<_> = (0..3).map(|node| json["nodes"][node]["lag"].clone()).collect();
+        assert_eq!(lags, [json!(0), json!(8), Value::Null]);
+        assert_eq!(json["nodes"][0]["certificate_expires_at"], "2023-11-14T22:13:20.000Z");
+        assert_eq!(json["nodes"][2]["certificate_expires_at"], Value::Null);
+        assert_eq!(json["leader"], 1);
+        let leaderless = StatusResponse { leader: None, ..status() };
+        assert_eq!(json_of(&leaderless)["leader"], Value::Null);
+    }
+
+    #[test]
+    fn a_node_without_a_cluster_says_so() {
+        let alone = StatusResponse { cluster: String::new(), answered_by: 2, ..StatusResponse::default() };
+        assert!(text_of(&alone).contains("belongs to no cluster"));
+        assert_eq!(json_of(&alone)["cluster"], Value::Null);
+    }
+}

@@ -1,0 +1,110 @@
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, String> {
+    let words = std::iter::once("strongroom").chain(line.split_whitespace());
+    Cli::try_parse_from(words).map_err(|error| usage_message(&error))
+}
+
+#[test]
+fn the_flags_are_consistent() {
+    command().debug_assert();
+}
+
+#[test]
+fn every_command_of_the_contract_parses() {
+    let id = "b0b1c2d3-0000-4000-8000-000000000001";
+    for line in [
+        "demo",
+        "demo --keep",
+        "dev --dir D",
+        "dev --dir D --nodes 5 --base-port 7420",
+        "cert ca --dir ca --cluster acme",
+        "init --config F --offline-recipient age1x",
+        "init --config F --offline-identity-out O",
+        "server --config F",
+        r"escrow --machine M --volume C: --kind generic --user CORP\alice --secret-file F",
+        &format!("escrow --machine M --volume C: --kind luks-recovery --key-id {id} --package-file P --receipt-out R"),
+        "find --key-id b0b1c2d3",
+        "find --machine M --consistency quorum --min-index 7 --limit 1000",
+        r"find --user CORP\alice",
+        &format!("recover {id} --reason x"),
+        &format!("recover {{{id}}} --reason x --user CORP\\alice"),
+        &format!("custody {id}"),
+        "receipt verify F",
+        "receipt verify F --ca ca.crt",
+        "status",
+        "--endpoints a:1,b:2 --profile P --output json --timeout 5 status",
+        "status --endpoints a:1,b:2 --profile P --output json --timeout 5 --zone west",
+        "member list",
+        "member add host:7421 --learner --dry-run",
+        "bench escrow --clients 64 --seconds 10 --output json",
+        &format!("bench recover --key-id {id} --clients 2"),
+        "completions bash",
+        "man",
+    ] {
+        assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+    }
+}
+
+#[test]
+fn bad_arguments_are_refused_by_the_name_of_the_field() {
+    for (line, named) in [
+        ("escrow --volume C: --kind generic", "--machine"),
+        ("escrow --machine a/b --volume C: --kind generic", "machine: 1 to"),
+        ("escrow --machine M --volume C: --kind nonsense", "kind: one of"),
+        ("escrow --machine M --volume C: --kind generic --key-id 12", "key_id: a UUID"),
+        ("escrow --machine M --volume C: --kind generic --user alice", r"user: DOMAIN\NAME"),
+        ("find", "--key-id <PREFIX>|--machine <ID>|--user"),
+        ("find --limit 5", "--key-id <PREFIX>|--machine <ID>|--user"),
+        ("find --key-id b0b1c2d", "key_id: 8 to 32"),
+        ("find --machine M --limit 1001", "1..=1000"),
+        ("find --machine M --consistency strong", "local, quorum"),
+        ("recover nonsense --reason x", "key_id: a UUID"),
+        ("recover b0b1c2d3-0000-4000-8000-000000000001", "--reason"),
+        ("custody", "KEY_ID"),
+        ("member add nonsense", "peer_address: host:port"),
+        ("status --endpoints nonsense", "endpoints: host:port"),
+        ("status --timeout 0", "1..=3600"),
+        ("status --output xml", "table, json"),
+        ("init --config F --offline-recipient a --offline-identity-out b", "--offline-identity-out"),
+        ("bench escrow --clients 0", "1..=4096"),
+        ("nonsense", "nonsense"),
+    ] {
+        let message = parse(line).err().unwrap_or_default();
+        assert!(message.contains(named), "{line}: {message}");
+    }
+}
+
+#[test]
+fn an_argument_that_may_be_a_secret_is_not_repeated() {
+    let secret = "111111-222222-333333";
+    for line in [
+        format!("escrow --machine M --volume C: --kind generic {secret}"),
+        format!("escrow --machine M --volume C: --kind generic --secret {secret}"),
+        format!("escrow --machine M --volume C: --kind generic --secret={secret}"),
+    ] {
+        let message = parse(&line).err().unwrap();
+        assert!(!message.contains("111111"), "{message}");
+    }
+}
+
+#[test]
+fn no_command_takes_a_secret_as_an_argument() {
+    let mut all = vec![command()];
+    while let Some(next) = all.pop() {
+        for argument in next.get_arguments() {
+            let name = argument.get_id().as_str();
+            let takes_value = argument.get_action().takes_values();
+            assert!(!(takes_value && ["secret", "password", "key"].contains(&name)), "{name}");
+        }
+        all.extend(next.get_subcommands().cloned());
+    }
+}
+
+#[test]
+fn the_format_of_errors_is_known_even_if_the_arguments_do_not_parse() {
+    let format = |line: &str| format_in(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>());
+    assert_eq!(format("strongroom find --output json"), Format::Json);
+    assert_eq!(format("strongroom --output=json find"), Format::Json);
+    assert_eq!(format("strongroom find --output table"), Format::Table);
+}

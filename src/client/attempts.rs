@@ -1,0 +1,275 @@
+//! The retry loop: which endpoint is asked next, and when to stop asking.
+
+use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use super::connection::{DialError, dial, refusal, round_trip};
+use super::endpoint::{Endpoint, EndpointAddress, Established};
+use super::error::{ClientError, Trouble, is_temporary};
+use super::{ClientOptions, Preference, bounded};
+use crate::proto;
+use crate::proto::cluster_service_client::ClusterServiceClient;
+use crate::tls::Tls;
+
+/// How long one endpoint may take to answer one attempt. A node that hangs (paused, partitioned behind its
+/// switch) costs a call this much and no more; a node that is electing a leader gets to finish.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
+/// The first wait after a round in which no endpoint answered.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// The longest wait between two rounds.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// How long the first status call may take that tells which zone each node stands in.
+const ZONE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The endpoints of one client and its connections to them.
+pub(super) struct Pool {
+    tls: Tls,
+    endpoints: Vec<Endpoint>,
+    options: ClientOptions,
+    /// Set once the endpoints were measured, before the first call.
+    surveyed: OnceCell<()>,
+    /// Numbers connections.
+    connections: AtomicU64,
+}
+
+/// What one attempt at one endpoint came to.
+enum Outcome<T> {
+    /// The answer.
+    Answered(T),
+    /// Another answer is not to be had anywhere.
+    Definite(ClientError),
+    /// Not now, or not here: the next endpoint may answer.
+    Next(String),
+    /// One end did not accept the other's certificate. Another endpoint may, waiting does not help.
+    Refused { reason: String, source: Box<dyn Error + Send + Sync> },
+}
+
+impl Pool {
+    pub(super) fn new(endpoints: Vec<EndpointAddress>, tls: Tls, options: ClientOptions) -> Self {
+        let endpoints = endpoints.into_iter().map(Endpoint::new).collect();
+        Self { tls, endpoints, options, surveyed: OnceCell::new(), connections: AtomicU64::new(0) }
+    }
+
+    /// Tries `operation` on one endpoint after the other until one gives a definite answer or time is up.
+    pub(super) async fn call<T, F, Answering>(&self, operation: F) -> Result<T, ClientError>
+    where
+        F: Fn(Channel) -> Answering,
+        Answering: Future<Output = Result<Response<T>, Status>>,
+    {
+        let started = Instant::now();
+        let deadline = started + self.options.timeout;
+        self.survey_once(deadline).await;
+        let mut troubles = Vec::new();
+        let mut backoff = BACKOFF_FIRST;
+        loop {
+            let refused = match self.round(&operation, deadline, &mut troubles).await {
+                Ok(answer) => return Ok(answer),
+                Err(RoundEnd::Definite(error)) => return Err(error),
+                Err(RoundEnd::Tried { refused }) => refused,
+            };
+            // A certificate is not accepted more readily for being shown again.
+            if let Some(error) = refused {
+                return Err(error);
+            }
+            let next_round = Instant::now() + jittered(backoff);
+            if next_round >= deadline {
+                return Err(ClientError::Unavailable { waited: started.elapsed(), troubles });
+            }
+            sleep_until(next_round).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Asks every endpoint once, the one that ranks first before the others.
+    async fn round<T, F, Answering>(
+        &self,
+        operation: &F,
+        deadline: Instant,
+        troubles: &mut Vec<Trouble>,
+    ) -> Result<T, RoundEnd>
+    where
+        F: Fn(Channel) -> Answering,
+        Answering: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut refused = None;
+        for endpoint in self.ranked() {
+            let budget = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT_TIMEOUT);
+            if budget.is_zero() {
+                break;
+            }
+            let what = match self.attempt(endpoint, operation, budget).await {
+                Outcome::Answered(answer) => {
+                    endpoint.answered();
+                    return Ok(answer);
+                }
+                Outcome::Definite(error) => return Err(RoundEnd::Definite(error)),
+                Outcome::Next(what) => what,
+                Outcome::Refused { reason, source } => {
+                    let what = reason.clone();
+                    let endpoint = endpoint.address().to_owned();
+                    refused = Some(ClientError::Refused { endpoint, reason, source });
+                    what
+                }
+            };
+            endpoint.failed(Instant::now());
+            note(troubles, endpoint.address(), what);
+        }
+        Err(RoundEnd::Tried { refused })
+    }
+
+    /// Asks one endpoint, for at most `budget`.
+    async fn attempt<T, F, Answering>(&self, endpoint: &Endpoint, operation: &F, budget: Duration) -> Outcome<T>
+    where
+        F: Fn(Channel) -> Answering,
+        Answering: Future<Output = Result<Response<T>, Status>>,
+    {
+        let give_up = Instant::now() + budget;
+        let established = match tokio::time::timeout_at(give_up, self.connection(endpoint)).await {
+            Ok(Ok(established)) => established,
+            Ok(Err(error)) => return Outcome::of_dialling(error),
+            Err(_) => return Outcome::silent(budget),
+        };
+        match tokio::time::timeout_at(give_up, operation(established.channel)).await {
+            Ok(Ok(response)) => Outcome::Answered(response.into_inner()),
+            Ok(Err(status)) => {
+                if made_here(&status) {
+                    endpoint.drop_connection(established.number).await;
+                }
+                Outcome::of_status(status, endpoint.address())
+            }
+            // The connection may be dead without knowing it: the next call dials anew.
+            Err(_) => {
+                endpoint.drop_connection(established.number).await;
+                Outcome::silent(budget)
+            }
+        }
+    }
+
+    /// The connection to `endpoint`, made if there is none.
+    async fn connection(&self, endpoint: &Endpoint) -> Result<Established, DialError> {
+        let mut slot = endpoint.channel.lock().await;
+        if let Some(established) = &*slot {
+            return Ok(established.clone());
+        }
+        let channel = dial(endpoint.address(), &self.tls).await?;
+        let number = self.connections.fetch_add(1, Ordering::Relaxed);
+        Ok(slot.insert(Established { channel, number }).clone())
+    }
+
+    /// The endpoints in the order in which to ask them now.
+    fn ranked(&self) -> Vec<&Endpoint> {
+        let now = Instant::now();
+        let zone = self.options.zone.as_deref();
+        let mut endpoints: Vec<_> = self.endpoints.iter().collect();
+        endpoints.sort_by_cached_key(|endpoint| endpoint.rank(zone, now));
+        endpoints
+    }
+
+    /// Measures the endpoints before the first call, and learns their zones if the caller has one.
+    async fn survey_once(&self, deadline: Instant) {
+        if self.options.preference == Preference::AsGiven || self.endpoints.len() < 2 {
+            return;
+        }
+        let survey = async {
+            join_all(self.endpoints.iter().map(|endpoint| async {
+                if let Some(round_trip) = round_trip(endpoint.address()).await {
+                    endpoint.measured(round_trip);
+                }
+            }))
+            .await;
+            if self.options.zone.is_some() {
+                let budget = deadline.saturating_duration_since(Instant::now()).min(ZONE_TIMEOUT);
+                // Without an answer nobody's zone is known, and the round-trip decides.
+                let _ = timeout(budget, self.learn_zones()).await;
+            }
+        };
+        self.surveyed.get_or_init(|| survey).await;
+    }
+
+    /// Asks the first endpoint that answers for the zones of all.
+    async fn learn_zones(&self) {
+        for endpoint in self.ranked() {
+            let Ok(established) = self.connection(endpoint).await else { continue };
+            let request = bounded(proto::StatusRequest {});
+            let Ok(response) = ClusterServiceClient::new(established.channel).status(request).await else {
+                continue;
+            };
+            let status = response.into_inner();
+            for node in &status.nodes {
+                let reached_as = |known: &&Endpoint| {
+                    known.address() == node.api_address
+                        || (node.id == status.answered_by && known.address() == endpoint.address())
+                };
+                self.endpoints.iter().filter(reached_as).for_each(|known| known.stands_in(&node.zone));
+            }
+            return;
+        }
+    }
+}
+
+/// How a round ended without an answer.
+enum RoundEnd {
+    Definite(ClientError),
+    Tried { refused: Option<ClientError> },
+}
+
+impl<T> Outcome<T> {
+    fn of_dialling(error: DialError) -> Self {
+        match refusal(&error) {
+            Some(reason) => Self::Refused { reason, source: Box::new(error) },
+            None => Self::Next(error.to_string()),
+        }
+    }
+
+    fn of_status(status: Status, endpoint: &str) -> Self {
+        match status.source() {
+            Some(source) => match refusal(source) {
+                Some(reason) => Self::Refused { reason, source: Box::new(status) },
+                None => Self::Next(format!("the connection broke: {}", innermost(source))),
+            },
+            None if is_temporary(status.code()) => Self::Next(status.message().to_owned()),
+            None => Self::Definite(ClientError::from_status(status, endpoint)),
+        }
+    }
+
+    fn silent(budget: Duration) -> Self {
+        Self::Next(format!("no answer within {:.1} s", budget.as_secs_f64()))
+    }
+}
+
+/// Whether a status is about the connection and not from the node: only one made on this side has a source.
+fn made_here(status: &Status) -> bool {
+    status.source().is_some()
+}
+
+/// Keeps the last trouble of each endpoint.
+fn note(troubles: &mut Vec<Trouble>, endpoint: &str, what: String) {
+    match troubles.iter_mut().find(|trouble| trouble.endpoint == endpoint) {
+        Some(trouble) => trouble.what = what,
+        None => troubles.push(Trouble::new(endpoint, what)),
+    }
+}
+
+fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost
+}
+
+/// Between half of `pause` and all of it, so that clients that failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let mut random = [0; 4];
+    // Without randomness there is no jitter, which is no reason to fail.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    let share = f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX);
+    pause.mul_f64(0.5 + share / 2.0)
+}

@@ -1,0 +1,267 @@
+//! The caller's library: knows the endpoints of a cluster, talks to the nearest node, and falls over to the next
+//! one by itself.
+//!
+//! A call goes to the endpoint that ranks first: own zone, then lowest round-trip, endpoints that just failed
+//! last. A connection failure or an `UNAVAILABLE` moves on to the next endpoint at once; after a round without
+//! success the client waits a jittered, growing while and tries again, until the call's deadline. Everything
+//! else a node answers is definite and is handed back as it is: who is at fault is the variant of
+//! [`ClientError`].
+//!
+//! Retrying is safe because every attempt of one call carries the same request id: a node that already did what
+//! was asked answers the same again.
+
+mod attempts;
+mod connection;
+mod endpoint;
+mod error;
+mod receipt;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::{Request, Streaming};
+use uuid::Uuid;
+
+pub use self::attempts::ATTEMPT_TIMEOUT;
+pub use self::endpoint::EndpointAddress;
+pub use self::error::{Answer, ClientError, Trouble};
+
+use self::attempts::Pool;
+use crate::escrow::ids::{KeyId, MachineId, UserName, VolumeId};
+use crate::escrow::secrets::SecretKind;
+use crate::proto;
+use crate::proto::cluster_service_client::ClusterServiceClient;
+use crate::proto::escrow_service_client::EscrowServiceClient;
+use crate::proto::recovery_service_client::RecoveryServiceClient;
+use crate::seal::receipt::Receipt;
+use crate::secret::Secret;
+use crate::tls::Tls;
+
+/// How long a call may take from end to end unless told otherwise.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a membership change may be silent: the server reports progress far more often.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Most endpoints of one client: more than any cluster has nodes.
+pub const ENDPOINTS_MAX: usize = 16;
+
+/// How a [`Client`] behaves.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// The caller's own zone: its nodes are preferred. `None` if it has none.
+    pub zone: Option<String>,
+    /// The bound of a call from end to end, retries included.
+    pub timeout: Duration,
+    /// Which endpoint to ask first.
+    pub preference: Preference,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self { zone: None, timeout: CALL_TIMEOUT, preference: Preference::Nearest }
+    }
+}
+
+/// Which endpoint to ask first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preference {
+    /// The order in which the endpoints were given. Nothing is measured.
+    AsGiven,
+    /// Own zone, then the lowest round-trip.
+    Nearest,
+}
+
+/// A recovery key to be kept.
+#[derive(Debug, Clone)]
+pub struct Deposit {
+    /// The machine it belongs to.
+    pub machine: MachineId,
+    /// The volume it unlocks.
+    pub volume: VolumeId,
+    /// What kind of secret it is.
+    pub kind: SecretKind,
+    /// Its id; `None` lets the cluster choose, and makes the same secret of the same volume the same key.
+    pub key_id: Option<KeyId>,
+    /// The secret, as text in the format of its kind.
+    pub secret: Secret,
+    /// A BitLocker key package, binary.
+    pub package: Option<Secret>,
+    /// A user of the machine.
+    pub user: Option<UserName>,
+}
+
+/// A recovery key that was shown: its secret apart from everything that may be printed or logged.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The secret.
+    pub secret: Secret,
+    /// All the rest; its `secret` is empty.
+    pub details: proto::RecoverResponse,
+}
+
+/// A caller's connections to one cluster. Cheap to clone; clones share connections and what was measured.
+#[derive(Clone)]
+pub struct Client {
+    pool: Arc<Pool>,
+}
+
+impl Client {
+    /// A client of the cluster behind `endpoints`, as the identity in `tls`. Connects when first used.
+    ///
+    /// # Errors
+    /// [`ClientError::Endpoints`] if there is none, or more than [`ENDPOINTS_MAX`].
+    pub fn new(
+        endpoints: Vec<EndpointAddress>,
+        tls: Tls,
+        options: ClientOptions,
+    ) -> Result<Self, ClientError> {
+        if endpoints.is_empty() || endpoints.len() > ENDPOINTS_MAX {
+            return Err(ClientError::Endpoints { given: endpoints.len() });
+        }
+        Ok(Self { pool: Arc::new(Pool::new(endpoints, tls, options)) })
+    }
+
+    /// Keeps a recovery key. Answers with the receipt, once a quorum has the key on disk.
+    ///
+    /// # Errors
+    /// Any [`ClientError`]. After [`ClientError::Unavailable`] the key may or may not be kept: doing it again is
+    /// safe.
+    pub async fn escrow(&self, deposit: &Deposit) -> Result<Receipt, ClientError> {
+        let request_id = Uuid::new_v4().to_string();
+        let response = self
+            .pool
+            .call(|channel| {
+                let request = escrow_request(&request_id, deposit);
+                async move { EscrowServiceClient::new(channel).escrow(bounded(request)).await }
+            })
+            .await?;
+        let message = response.receipt;
+        receipt::receipt(message.ok_or(ClientError::Malformed { what: "an escrow was answered without a receipt" })?)
+    }
+
+    /// Looks keys up; never a secret.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn find(&self, request: &proto::FindRequest) -> Result<proto::FindResponse, ClientError> {
+        self.pool.call(|channel| {
+            let request = request.clone();
+            async move { RecoveryServiceClient::new(channel).find(bounded(request)).await }
+        })
+        .await
+    }
+
+    /// Shows one secret, which puts the reveal on record.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn recover(
+        &self,
+        key_id: KeyId,
+        reason: &str,
+        user: Option<&UserName>,
+    ) -> Result<Recovered, ClientError> {
+        let request = proto::RecoverRequest {
+            request_id: Uuid::new_v4().to_string(),
+            key_id: key_id.to_string(),
+            reason: reason.to_owned(),
+            user: user.map(ToString::to_string).unwrap_or_default(),
+        };
+        let mut details = self
+            .pool
+            .call(|channel| {
+                let request = request.clone();
+                async move { RecoveryServiceClient::new(channel).recover(bounded(request)).await }
+            })
+            .await?;
+        let secret = Secret::new(std::mem::take(&mut details.secret));
+        Ok(Recovered { secret, details })
+    }
+
+    /// Challenges every member: does it hold this key, and can it open it?
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn custody(&self, key_id: KeyId) -> Result<proto::CustodyResponse, ClientError> {
+        let request = proto::CustodyRequest { key_id: key_id.to_string() };
+        self.pool.call(|channel| {
+            let request = request.clone();
+            async move { RecoveryServiceClient::new(channel).custody(bounded(request)).await }
+        })
+        .await
+    }
+
+    /// The cluster as the answering node sees it.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn status(&self) -> Result<proto::StatusResponse, ClientError> {
+        self.pool.call(|channel| async move {
+            ClusterServiceClient::new(channel).status(bounded(proto::StatusRequest {})).await
+        })
+        .await
+    }
+
+    /// Adds the node whose peer service is at `peer_address`, as a voter or, if asked, as a learner.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] of the beginning; the rest comes from [`MembershipChange::next`].
+    pub async fn add_member(
+        &self,
+        peer_address: &str,
+        learner: bool,
+    ) -> Result<MembershipChange, ClientError> {
+        let request = proto::AddMemberRequest { peer_address: peer_address.to_owned(), learner };
+        let progress = self
+            .pool
+            .call(|channel| {
+                let request = request.clone();
+                // No deadline on the request: catching up takes as long as there is state to send.
+                async move { ClusterServiceClient::new(channel).add_member(request).await }
+            })
+            .await?;
+        Ok(MembershipChange { progress })
+    }
+}
+
+/// A membership change that is under way.
+pub struct MembershipChange {
+    progress: Streaming<proto::MemberProgress>,
+}
+
+impl MembershipChange {
+    /// The next step, or `None` when the change is complete.
+    ///
+    /// # Errors
+    /// Any [`ClientError`]. The change is not undone: adding the same node again goes on where it ended.
+    pub async fn next(&mut self) -> Result<Option<proto::MemberProgress>, ClientError> {
+        match tokio::time::timeout(PROGRESS_TIMEOUT, self.progress.message()).await {
+            Ok(message) => message.map_err(|status| ClientError::from_status(status, "the cluster")),
+            Err(_) => Err(ClientError::Unavailable {
+                waited: PROGRESS_TIMEOUT,
+                troubles: vec![Trouble::new("the cluster", "no progress of the membership change was reported")],
+            }),
+        }
+    }
+}
+
+/// Tells the server how long the client will wait for this attempt.
+fn bounded<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(ATTEMPT_TIMEOUT);
+    request
+}
+
+fn escrow_request(request_id: &str, deposit: &Deposit) -> proto::EscrowRequest {
+    let Deposit { machine, volume, kind, key_id, secret, package, user } = deposit;
+    proto::EscrowRequest {
+        request_id: request_id.to_owned(),
+        machine: machine.to_string(),
+        volume: volume.to_string(),
+        kind: kind.to_string(),
+        key_id: key_id.map(|id| id.to_string()).unwrap_or_default(),
+        secret: secret.expose().to_vec(),
+        package: package.as_ref().map(|package| package.expose().to_vec()).unwrap_or_default(),
+        user: user.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
+}
