@@ -92,7 +92,9 @@ impl BenchCommand {
                 let run = Uuid::new_v4().simple().to_string();
                 (load, Operation::Escrow { run: run.into() })
             }
-            Load::Recover(RecoverArgs { load, key_ids }) => (load, Operation::Recover { key_ids: key_ids.into() }),
+            Load::Recover(RecoverArgs { load, key_ids }) => {
+                (load, Operation::Recover { key_ids: key_ids.into() })
+            }
         };
         let measurement = measure(&load, &operation, global, printer).await?;
         printer.result(&measurement, || text(&measurement))

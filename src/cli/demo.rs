@@ -70,7 +70,9 @@ impl Report {
     /// A step that held, and what it proved.
     fn held(&mut self, step: &str, proved: impl Display) -> Result<(), Failure> {
         let after = self.started.elapsed();
-        self.steps.push(json!({ "step": step, "proved": proved.to_string(), "after_ms": after.as_millis() as u64 }));
+        self.steps.push(
+            json!({ "step": step, "proved": proved.to_string(), "after_ms": after.as_millis() as u64 }),
+        );
         match self.printer.format() {
             Format::Table => line(&format!("{:5.1}s  {step:9} {proved}", after.as_secs_f64())),
             Format::Json => Ok(()),
@@ -109,8 +111,12 @@ struct Kept {
 }
 
 async fn play(dir: PathBuf, report: &mut Report) -> Result<(), Failure> {
-    let plan =
-        ClusterPlan { name: cluster_name()?, nodes: NODES.len() as u64, base_port: None, extra_config: String::new() };
+    let plan = ClusterPlan {
+        name: cluster_name()?,
+        nodes: NODES.len() as u64,
+        base_port: None,
+        extra_config: String::new(),
+    };
     let cluster = LocalCluster::open_or_create(&dir, &plan, own_program()?);
     let cluster = cluster.map_err(Broken::from).map_err(broken("trust"))?;
     report.held("trust", "a new authority issued certificates to 3 nodes and 7 people and services")?;
@@ -217,7 +223,10 @@ impl Demo {
         self.verify(&again)?;
         let same = (again.key_id, again.index) == (receipt.key_id, receipt.index) && again.already_escrowed;
         expect(same, "the same secret is the same key")?;
-        Ok(format!("escrowing it again through node {} made no second record of key {}", NODES[1], again.key_id))
+        Ok(format!(
+            "escrowing it again through node {} made no second record of key {}",
+            NODES[1], again.key_id
+        ))
     }
 
     async fn custody(&self) -> Result<String, Broken> {
@@ -229,7 +238,11 @@ impl Demo {
             let proven = custody.nodes.iter().filter(|node| node.outcome == "proven").count();
             expect(proven == NODES.len(), "every node proves custody of every key")?;
         }
-        Ok(format!("each of {} nodes proved that it holds and opens each of {} keys", NODES.len(), self.kept.len()))
+        Ok(format!(
+            "each of {} nodes proved that it holds and opens each of {} keys",
+            NODES.len(),
+            self.kept.len()
+        ))
     }
 
     /// Who may not see a key does not.
@@ -239,7 +252,10 @@ impl Demo {
         let desk = self.cluster.client("helpdesk", &[NODES[2]])?;
         for user in [Some(&stranger), None] {
             let denied = desk.recover(receipt.key_id, "demo", user).await;
-            expect(matches!(denied, Err(ClientError::Denied(_))), "the help desk is told a user of the machine")?;
+            expect(
+                matches!(denied, Err(ClientError::Denied(_))),
+                "the help desk is told a user of the machine",
+            )?;
         }
         let auditor = self.cluster.client("auditor", &[NODES[2]])?;
         let denied = auditor.recover(receipt.key_id, "demo", None).await;
@@ -252,7 +268,8 @@ impl Demo {
     }
 
     async fn kill(&mut self, node: NodeId) -> Result<String, Broken> {
-        let pid = self.cluster.pid(node).ok_or_else(|| Broken::Other("the leader does not run".to_owned()))?;
+        let pid =
+            self.cluster.pid(node).ok_or_else(|| Broken::Other("the leader does not run".to_owned()))?;
         self.cluster.kill(node).await?;
         Ok(format!("SIGKILL to process {pid}, the leader, node {node}"))
     }

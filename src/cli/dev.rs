@@ -89,7 +89,13 @@ fn introduction(cluster: &LocalCluster) -> String {
     let layout = cluster.layout();
     let rows = layout.nodes.iter().map(|node| {
         let pid = cluster.pid(node.id).map_or("-".to_owned(), |pid| pid.to_string());
-        vec![node.id.to_string(), pid, node.api_address(), node.admin_address(), node.log_path().display().to_string()]
+        vec![
+            node.id.to_string(),
+            pid,
+            node.api_address(),
+            node.admin_address(),
+            node.log_path().display().to_string(),
+        ]
     });
     let nodes = table(&["NODE", "PID", "API", "ADMIN", "LOG"], &[0, 1], rows.collect());
     let endpoints: Vec<_> = layout.nodes.iter().map(super::local_cluster::NodePlan::api_address).collect();

@@ -47,7 +47,10 @@ impl EscrowCommand {
         printer.result(&receipt, || receipt::text(&receipt))?;
         if let Some(path) = receipt_out {
             receipt::write(&receipt, &path).map_err(|error| {
-                Failure::new(Exit::Failed, format!("the key is kept, but its receipt could not be written: {error}"))
+                Failure::new(
+                    Exit::Failed,
+                    format!("the key is kept, but its receipt could not be written: {error}"),
+                )
             })?;
         }
         Ok(())

@@ -180,6 +180,9 @@ mod tests {
         assert_eq!(failure.render(Format::Json), json);
         let without_hint = Failure::new(Exit::Failed, "x");
         assert_eq!(without_hint.render(Format::Table), "error: x");
-        assert_eq!(without_hint.render(Format::Json), r#"{"error":{"code":"failed","message":"x","hint":null}}"#);
+        assert_eq!(
+            without_hint.render(Format::Json),
+            r#"{"error":{"code":"failed","message":"x","hint":null}}"#
+        );
     }
 }

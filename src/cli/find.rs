@@ -62,7 +62,8 @@ impl FromStr for KeyIdPrefix {
         if well_formed {
             Ok(Self(digits.to_ascii_lowercase()))
         } else {
-            let expected = format!("{PREFIX_MIN_DIGITS} to {KEY_ID_DIGITS} hexadecimal digits, hyphens ignored");
+            let expected =
+                format!("{PREFIX_MIN_DIGITS} to {KEY_ID_DIGITS} hexadecimal digits, hyphens ignored");
             Err(Invalid::new("key_id", expected))
         }
     }

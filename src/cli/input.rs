@@ -45,10 +45,7 @@ pub fn package(path: &Path) -> Result<Secret, Failure> {
 
 fn read_file(path: &Path, field: &str, flag: &str) -> Result<Secret, Failure> {
     let source = format!("the file given with {flag}");
-    File::open(path)
-        .map_err(Problem::Unreadable)
-        .and_then(read)
-        .map_err(|problem| problem.of(field, &source))
+    File::open(path).map_err(Problem::Unreadable).and_then(read).map_err(|problem| problem.of(field, &source))
 }
 
 /// Standard input without the buffer of the standard library, which would keep a copy that is not wiped.

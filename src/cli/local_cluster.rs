@@ -131,7 +131,11 @@ impl LocalCluster {
     ///
     /// # Errors
     /// [`LocalClusterError`] if files, certificates or ports cannot be had.
-    pub fn open_or_create(dir: &Path, plan: &ClusterPlan, program: PathBuf) -> Result<Self, LocalClusterError> {
+    pub fn open_or_create(
+        dir: &Path,
+        plan: &ClusterPlan,
+        program: PathBuf,
+    ) -> Result<Self, LocalClusterError> {
         let layout = Layout::open_or_create(dir, plan)?;
         let nodes = layout.nodes.iter().map(|_| None).collect();
         Ok(Self { layout, program, nodes })
@@ -160,7 +164,8 @@ impl LocalCluster {
             self.start(*id).await?;
         }
         let operator = self.client("operator", &[1])?;
-        let members = self.wait_for("a leader", SETTLE_TIMEOUT, &[1], |status| status.leader.is_some()).await?;
+        let members =
+            self.wait_for("a leader", SETTLE_TIMEOUT, &[1], |status| status.leader.is_some()).await?;
         for node in &self.layout.nodes {
             let is_voter = |member: &crate::proto::NodeStatus| member.id == node.id && member.voter;
             if !members.nodes.iter().any(is_voter) {
@@ -185,7 +190,10 @@ impl LocalCluster {
         while !process::is_live(&plan.admin_address()).await {
             process.check_running()?;
             if Instant::now() >= deadline {
-                return Err(LocalClusterError::Late { what: format!("the start of node {id}"), within: START_TIMEOUT });
+                return Err(LocalClusterError::Late {
+                    what: format!("the start of node {id}"),
+                    within: START_TIMEOUT,
+                });
             }
             sleep(POLL).await;
         }
@@ -273,7 +281,9 @@ impl LocalCluster {
         loop {
             match client.status().await {
                 Ok(status) if condition(&status) => return Ok(status),
-                Err(error @ (ClientError::Denied(_) | ClientError::Refused { .. })) => return Err(error.into()),
+                Err(error @ (ClientError::Denied(_) | ClientError::Refused { .. })) => {
+                    return Err(error.into());
+                }
                 _ if Instant::now() >= deadline => {
                     return Err(LocalClusterError::Late { what: what.to_owned(), within });
                 }
@@ -322,10 +332,8 @@ impl LocalCluster {
             profiles: self.layout.profiles(),
         };
         let path = self.layout.cluster_file();
-        let json = serde_json::to_vec_pretty(&file).map_err(|error| LocalClusterError::File {
-            path: path.clone(),
-            source: error.into(),
-        })?;
+        let json = serde_json::to_vec_pretty(&file)
+            .map_err(|error| LocalClusterError::File { path: path.clone(), source: error.into() })?;
         layout::replace(&path, &json)?;
         Ok(path)
     }

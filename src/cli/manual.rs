@@ -24,7 +24,8 @@ impl CompletionsCommand {
 
 /// Prints one roff page: the command, then each subcommand with its flags.
 pub(super) fn print() -> Result<(), Failure> {
-    let page = page().map_err(|error| Failure::new(Exit::Failed, format!("writing the manual page: {error}")))?;
+    let page =
+        page().map_err(|error| Failure::new(Exit::Failed, format!("writing the manual page: {error}")))?;
     line(String::from_utf8_lossy(&page).trim_end())
 }
 
@@ -68,7 +69,9 @@ mod tests {
     #[test]
     fn the_manual_page_has_every_command_and_its_flags() {
         let page = String::from_utf8(page().unwrap()).unwrap();
-        for expected in ["STRONGROOM ESCROW", "STRONGROOM MEMBER ADD", "secret\\-file", "STRONGROOM\\_PROFILE", "75"] {
+        for expected in
+            ["STRONGROOM ESCROW", "STRONGROOM MEMBER ADD", "secret\\-file", "STRONGROOM\\_PROFILE", "75"]
+        {
             assert!(page.contains(expected), "{expected} is missing");
         }
     }

@@ -40,7 +40,9 @@ struct AddCommand {
 
 fn peer_address(text: &str) -> Result<String, String> {
     let address: Result<EndpointAddress, _> = text.parse();
-    address.map(|address| address.to_string()).map_err(|invalid| format!("peer_address: {}", invalid.expected))
+    address
+        .map(|address| address.to_string())
+        .map_err(|invalid| format!("peer_address: {}", invalid.expected))
 }
 
 impl MemberCommand {

@@ -71,13 +71,26 @@ const EXIT_CODES: &str = "Exit codes:\n  \
 #[command(next_help_heading = "Connection and output")]
 struct Global {
     /// Nodes of the cluster: host:port of their APIs, separated by commas.
-    #[arg(long, global = true, env = "STRONGROOM_ENDPOINTS", value_delimiter = ',', value_name = "HOST:PORT")]
+    #[arg(
+        long,
+        global = true,
+        env = "STRONGROOM_ENDPOINTS",
+        value_delimiter = ',',
+        value_name = "HOST:PORT"
+    )]
     endpoints: Vec<EndpointAddress>,
     /// Directory with ca.crt, client.crt and client.key: who you are.
     #[arg(long, global = true, env = "STRONGROOM_PROFILE", value_name = "DIR")]
     profile: Option<PathBuf>,
     /// How to print results and errors.
-    #[arg(long, global = true, env = "STRONGROOM_OUTPUT", value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        env = "STRONGROOM_OUTPUT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
     output: Format,
     /// How long to keep trying until a node answers, in seconds.
     #[arg(
@@ -203,8 +216,9 @@ impl Global {
     fn identity(&self) -> Result<Tls, Failure> {
         let profile = self.profile()?;
         Tls::load(TlsPaths::profile(profile)).map_err(|error| {
-            Failure::new(Exit::Invalid, format!("profile: {error}"))
-                .with_hint("a profile holds ca.crt, client.crt and client.key; `strongroom cert issue` makes them")
+            Failure::new(Exit::Invalid, format!("profile: {error}")).with_hint(
+                "a profile holds ca.crt, client.crt and client.key; `strongroom cert issue` makes them",
+            )
         })
     }
 }
@@ -241,7 +255,8 @@ fn usage_message(error: &clap::Error) -> String {
     match error.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is needed".to_owned(),
         ErrorKind::UnknownArgument if stray => {
-            "an argument was given that belongs to no flag; secrets are read from standard input or a file".to_owned()
+            "an argument was given that belongs to no flag; secrets are read from standard input or a file"
+                .to_owned()
         }
         _ => {
             let text = error.render().to_string();
@@ -258,7 +273,9 @@ fn format_in(arguments: &[OsString]) -> Format {
     let asked = loop {
         match words.next() {
             Some("--output") => break words.next().map(str::to_owned),
-            Some(word) if word.starts_with("--output=") => break word.strip_prefix("--output=").map(str::to_owned),
+            Some(word) if word.starts_with("--output=") => {
+                break word.strip_prefix("--output=").map(str::to_owned);
+            }
             Some(_) => {}
             None => break std::env::var("STRONGROOM_OUTPUT").ok(),
         }

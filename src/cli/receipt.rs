@@ -11,8 +11,8 @@ use super::output::facts;
 use super::{Exit, Failure, Global, Printer};
 use crate::error::chain;
 use crate::seal::receipt::{Receipt, ReceiptError};
-use crate::tls::ca::CA_CERTIFICATE_FILE;
 use crate::tls::TrustAnchors;
+use crate::tls::ca::CA_CERTIFICATE_FILE;
 
 /// Most bytes of a receipt file: a receipt with a long certificate chain is a tenth of that.
 const RECEIPT_MAX_BYTES: u64 = 256 * 1024;

@@ -140,7 +140,11 @@ mod tests {
             cluster_name: "demo".into(),
             leader: Some(1),
             term: 3,
-            nodes: vec![node(1, "leader", 12_345_678), node(2, "follower", 12_345_670), node(3, "unreachable", 0)],
+            nodes: vec![
+                node(1, "leader", 12_345_678),
+                node(2, "follower", 12_345_670),
+                node(3, "unreachable", 0),
+            ],
             failure_tolerance: 1,
             answered_by: 2,
         }

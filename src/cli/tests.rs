@@ -23,7 +23,9 @@ fn every_command_of_the_contract_parses() {
         "init --config F --offline-identity-out O",
         "server --config F",
         r"escrow --machine M --volume C: --kind generic --user CORP\alice --secret-file F",
-        &format!("escrow --machine M --volume C: --kind luks-recovery --key-id {id} --package-file P --receipt-out R"),
+        &format!(
+            "escrow --machine M --volume C: --kind luks-recovery --key-id {id} --package-file P --receipt-out R"
+        ),
         "find --key-id b0b1c2d3",
         "find --machine M --consistency quorum --min-index 7 --limit 1000",
         r"find --user CORP\alice",

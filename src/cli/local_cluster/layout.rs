@@ -144,7 +144,8 @@ impl Layout {
 
     fn of(dir: &Path, saved: &SavedPlan) -> Self {
         let nodes = (1..).zip(&saved.nodes);
-        let nodes = nodes.map(|(id, ports)| NodePlan { id, ports: *ports, dir: dir.join(format!("node-{id}")) });
+        let nodes =
+            nodes.map(|(id, ports)| NodePlan { id, ports: *ports, dir: dir.join(format!("node-{id}")) });
         Self { dir: dir.to_owned(), cluster: saved.cluster.clone(), nodes: nodes.collect() }
     }
 
@@ -203,7 +204,8 @@ impl Layout {
     /// Makes the CA, certificates, profiles and configurations.
     fn create(&self, plan: &ClusterPlan) -> Result<(), LocalClusterError> {
         // What is left of an attempt that was cut short is of no use to anyone.
-        for stale in [self.authority(), self.profiles()].iter().chain(self.nodes.iter().map(|node| &node.dir)) {
+        for stale in [self.authority(), self.profiles()].iter().chain(self.nodes.iter().map(|node| &node.dir))
+        {
             if stale.exists() {
                 fs::remove_dir_all(stale).map_err(|source| file_error(stale, source))?;
             }
@@ -271,7 +273,9 @@ fn choose_ports(plan: &ClusterPlan) -> Result<Vec<Ports>, LocalClusterError> {
     for attempt in 0..PORT_ATTEMPTS {
         let offset = (start + attempt * usize::from(PORTS_PER_NODE)) % range;
         let base = u16::try_from(offset).ok().and_then(|offset| PORTS_FROM.checked_add(offset));
-        if let Some(ports) = base.and_then(|base| ports_from(base, plan.nodes)).filter(|ports| are_free(ports)) {
+        if let Some(ports) =
+            base.and_then(|base| ports_from(base, plan.nodes)).filter(|ports| are_free(ports))
+        {
             return Ok(ports);
         }
     }

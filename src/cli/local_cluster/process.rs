@@ -65,7 +65,8 @@ impl NodeProcess {
     pub(super) fn spawn(program: &Path, plan: &NodePlan) -> Result<Self, LocalClusterError> {
         let log = plan.log_path();
         let open = || OpenOptions::new().create(true).append(true).open(&log);
-        let (out, err) = open().and_then(|out| Ok((out.try_clone()?, out))).map_err(|e| file_error(&log, e))?;
+        let (out, err) =
+            open().and_then(|out| Ok((out.try_clone()?, out))).map_err(|e| file_error(&log, e))?;
         let parent = std::process::id().to_string();
         let mut command = command(program, &["server", WITH_PARENT_FLAG, &parent, "--config"]);
         let child = command.arg(plan.config_path()).stdout(out).stderr(err).spawn();
@@ -104,7 +105,9 @@ impl NodeProcess {
             let _ = kill_process(pid, Signal::TERM);
         }
         match timeout(within, self.child.wait()).await {
-            Ok(status) => status.map(|status| status.success()).map_err(|source| file_error(&self.log, source)),
+            Ok(status) => {
+                status.map(|status| status.success()).map_err(|source| file_error(&self.log, source))
+            }
             Err(_) => self.kill().await.map(|()| false),
         }
     }
