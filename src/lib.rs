@@ -32,6 +32,7 @@ pub mod raft;
 pub mod rpc;
 pub mod seal;
 pub mod secret;
+pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

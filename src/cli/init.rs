@@ -1,14 +1,21 @@
 //! `strongroom init`: create a new cluster on its first node.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
+use serde_json::json;
 
+use super::server::{load, server_failure};
 use super::{Exit, Failure, Printer};
+use crate::seal::offline_identity;
+use crate::server;
 
 /// Create a new cluster on its first node.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("offline").args(["offline_recipient", "offline_identity_out"]))]
+#[command(group = ArgGroup::new("offline").args(["offline_recipient", "offline_identity_out"]).required(true))]
 pub(super) struct InitCommand {
     /// The node's configuration.
     #[arg(long, value_name = "FILE")]
@@ -22,7 +29,44 @@ pub(super) struct InitCommand {
 }
 
 impl InitCommand {
-    pub(super) async fn run(self, _: Printer) -> Result<(), Failure> {
-        Err(Failure::new(Exit::Failed, "this build has no server"))
+    pub(super) async fn run(self, printer: Printer) -> Result<(), Failure> {
+        let config = load(&self.config)?;
+        let recipient = match (&self.offline_recipient, &self.offline_identity_out) {
+            (Some(recipient), _) => recipient.clone(),
+            (None, Some(path)) => create_offline_identity(path)?,
+            (None, None) => unreachable!("clap requires one of the two"),
+        };
+        let cluster = match server::initialize(&config, recipient).await {
+            Ok(cluster) => cluster,
+            Err(error) => {
+                // The identity just made belongs to nothing: leave no key behind that opens nothing.
+                if let Some(path) = &self.offline_identity_out {
+                    let _ = std::fs::remove_file(path);
+                }
+                return Err(server_failure(&error));
+            }
+        };
+        let report = json!({ "cluster": cluster, "cluster_name": config.cluster, "node": config.node_id });
+        printer.result(&report, || {
+            format!(
+                "cluster {} ({cluster}) created with node {}\nnext: strongroom server --config {}",
+                config.cluster,
+                config.node_id,
+                self.config.display()
+            )
+        })
     }
+}
+
+/// Writes a new offline identity to `path`, which must not exist, and answers its recipient.
+fn create_offline_identity(path: &Path) -> Result<String, Failure> {
+    let (identity, recipient) = offline_identity();
+    let failed = |error: std::io::Error| {
+        Failure::new(Exit::Invalid, format!("offline-identity-out: {}: {error}", path.display()))
+    };
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    file.write_all(identity.expose()).and_then(|()| file.write_all(b"\n")).map_err(failed)?;
+    // Without this a crash could leave a cluster whose only offline key was never on disk.
+    file.sync_all().map_err(failed)?;
+    Ok(recipient)
 }

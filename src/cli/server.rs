@@ -1,10 +1,20 @@
 //! `strongroom server`: run a node.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::{Exit, Failure, Printer};
+use crate::config::Config;
+use crate::server::{Server, ServerError};
+use crate::telemetry;
+
+/// Between two looks at whether the parent is still there.
+const PARENT_POLL: Duration = Duration::from_millis(500);
 
 /// Run a node; it waits to be added if it belongs to no cluster.
 #[derive(Debug, Args)]
@@ -18,7 +28,69 @@ pub(super) struct ServerCommand {
 }
 
 impl ServerCommand {
-    pub(super) async fn run(self, _: Printer) -> Result<(), Failure> {
-        Err(Failure::new(Exit::Failed, "this build has no server"))
+    pub(super) async fn run(self, _printer: Printer) -> Result<(), Failure> {
+        let config = load(&self.config)?;
+        telemetry::init(LevelFilter::INFO)
+            .map_err(|error| Failure::new(Exit::Invalid, crate::error::chain(&error)))?;
+        let stop = CancellationToken::new();
+        stop_on_signal(stop.clone())?;
+        if let Some(parent) = self.with_parent {
+            stop_without_parent(parent, stop.clone());
+        }
+        let server = Server::start(&config).await.map_err(|error| server_failure(&error))?;
+        server.run(stop).await.map_err(|error| server_failure(&error))
     }
+}
+
+/// Cancels `stop` at the first SIGTERM or SIGINT.
+fn stop_on_signal(stop: CancellationToken) -> Result<(), Failure> {
+    let failed =
+        |error: std::io::Error| Failure::new(Exit::Failed, format!("listening for signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}
+
+/// Cancels `stop` once `parent` is no longer this process's parent.
+///
+/// Asked for by looking, not by a death signal: that one is sent when the thread that spawned us ends, which is not
+/// the end of its process.
+fn stop_without_parent(parent: u32, stop: CancellationToken) {
+    tokio::spawn(async move {
+        let is_parent = || {
+            rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get().unsigned_abs() == parent)
+        };
+        let mut looks = tokio::time::interval(PARENT_POLL);
+        while is_parent() {
+            looks.tick().await;
+        }
+        tracing::warn!(parent, "the process that runs this cluster has ended");
+        stop.cancel();
+    });
+}
+
+/// Reads a node's configuration.
+pub(super) fn load(path: &Path) -> Result<Config, Failure> {
+    Config::load(path).map_err(|error| {
+        Failure::new(Exit::Invalid, format!("{}: {}", path.display(), crate::error::chain(&error)))
+    })
+}
+
+/// What keeps a node from running, as a failure of the command.
+pub(super) fn server_failure(error: &ServerError) -> Failure {
+    let exit = match error {
+        ServerError::AlreadyInitialized(_) => Exit::Conflict,
+        ServerError::Identity { .. } | ServerError::Tls(_) => Exit::Invalid,
+        ServerError::Listen { .. } | ServerError::Node(_) | ServerError::Seal(_) | ServerError::Store(_) => {
+            Exit::Failed
+        }
+    };
+    Failure::new(exit, crate::error::chain(error))
 }

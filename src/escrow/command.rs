@@ -15,7 +15,7 @@ pub struct Command {
     pub request: RequestId,
     /// The proposer's clock. Apply never goes back: an earlier stamp counts as the last one applied.
     pub at: Timestamp,
-    /// Who asks.
+    /// Who asks: the caller whom the receiving node authenticated, not the node that proposes for them.
     pub by: Identity,
     /// Through which node.
     pub source: Source,

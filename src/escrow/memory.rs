@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::Bound;
 
 use serde_json::Value;
 
@@ -54,10 +55,13 @@ impl Rows for Memory {
     }
 
     fn rows<R: Row>(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<R>, StateError> {
+        let from = match after {
+            Some(after) if after >= prefix => Bound::Excluded((R::TABLE, after.to_vec())),
+            _ => Bound::Included((R::TABLE, prefix.to_vec())),
+        };
         self.rows
-            .range((R::TABLE, prefix.to_vec())..)
+            .range((from, Bound::Unbounded))
             .take_while(|((table, key), _)| *table == R::TABLE && key.starts_with(prefix))
-            .filter(|((_, key), _)| after.is_none_or(|after| key.as_slice() > after))
             .take(limit)
             .map(|(_, row)| decode(row))
             .collect()
@@ -80,16 +84,16 @@ fn decode<R: Row>(row: &[u8]) -> Result<R, StateError> {
     serde_json::from_slice(row).map_err(|error| StateError(error.into()))
 }
 
-/// Text as text, the rest of a key as hexadecimal.
+/// A name as text, whatever else as hexadecimal.
 fn readable_key(key: &[u8]) -> String {
-    let parts = key.splitn(2, |byte| *byte == 0).map(|part| match std::str::from_utf8(part) {
-        Ok(text) if text.chars().all(|c| c.is_ascii_graphic()) && key[0] != 0 => text.to_owned(),
+    let readable = |part: &[u8]| match std::str::from_utf8(part) {
+        Ok(text) if text.chars().all(|c| !c.is_control()) => text.to_owned(),
         _ => data_encoding::HEXLOWER.encode(part),
-    });
-    if key.first() == Some(&0) {
-        data_encoding::HEXLOWER.encode(key)
-    } else {
-        parts.collect::<Vec<_>>().join(" ")
+    };
+    match key.iter().position(|byte| *byte == 0) {
+        Some(end) if end > 0 => format!("{} {}", readable(&key[..end]), readable(&key[end + 1..])),
+        Some(_) => data_encoding::HEXLOWER.encode(key),
+        None => readable(key),
     }
 }
 

@@ -33,3 +33,8 @@ pub mod records;
 pub mod rows;
 pub mod secrets;
 pub mod state;
+
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod properties;

@@ -1,4 +1,23 @@
 //! Consensus: the only room that names openraft.
+//!
+//! [`Node`] is what the rest of the program sees: propose a command (here or through the leader), confirm a read,
+//! read the local replica, say how fresh it is, answer peers, change the membership. Below it are openraft with its
+//! storage over the `store` room (`log_store`, `state_machine`) and its network over the peer service (`network`,
+//! `peers`).
 
+mod compaction;
+mod error;
+mod keyring;
 pub mod log_store;
+pub mod membership;
+mod network;
+pub mod node;
+pub mod peers;
+mod quorum;
+mod read_index;
+pub mod state_machine;
+pub mod storage;
 pub mod types;
+
+pub use error::NodeError;
+pub use node::{Committed, Freshness, Node, NodeOptions, Vitals};

@@ -64,3 +64,15 @@ openraft::declare_raft_types!(
 
 /// `(term, index)`.
 pub type LogId = openraft::alias::LogIdOf<TypeConfig>;
+
+/// A vote of this group.
+pub type Vote = openraft::alias::VoteOf<TypeConfig>;
+
+/// What a snapshot covers.
+pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+
+/// A snapshot and the file that holds it.
+pub type Snapshot = openraft::alias::SnapshotOf<TypeConfig, crate::store::snapshot::SnapshotFile>;
+
+/// The consensus core of this group.
+pub type Raft = openraft::Raft<TypeConfig, super::state_machine::StateMachine>;

@@ -1,21 +1,98 @@
-//! What rests on disk.
+//! What rests on disk: the only room that names sled and raft-log.
+//!
+//! # How a write comes to rest
+//!
+//! 1. [`log`]: the entry is appended to the Raft log and fsynced, many entries to one fsync. The log is the truth. An
+//!    acknowledgement rests on the logs of a majority and on nothing else.
+//! 2. [`machine`]: once committed, the entry is applied. Its rows, where the state stands and the digest take effect
+//!    together, in memory: in the *overlay*.
+//! 3. Behind that, the *keeper* thread brings whole runs of entries from the overlay to the *base*, which is sled: each
+//!    run in one batch, with where the state stands in the same batch. The base is never fsynced for an
+//!    acknowledgement; it is a cache of what snapshot and log say, so that a restart need not replay everything.
+//! 4. [`snapshot`]: now and then ([`policy`]) the keeper stops draining for one pass over the base and writes it to a
+//!    file, fsynced. Only on that file rests the purging of the log.
+//!
+//! # How a read goes
+//!
+//! A [`view::View`] holds the overlay as it was at one index (a persistent map: sharing it costs a pointer) over the
+//! base. The base may not run ahead of it: a run of entries is drained only when no view from before its end is left.
+//! So views are for requests, and reports read a snapshot file.
+//!
+//! # What a crash can leave, and what is made of it
+//!
+//! | what happened | what is done when the node opens |
+//! |---|---|
+//! | killed | the base stands at some earlier entry: openraft applies the log from there |
+//! | power lost | the base may be anything: it is read through; a wrong digest moves it aside, see below |
+//! | base damaged, or of an earlier snapshot, or ahead of the log | moved aside; rebuilt from the newest snapshot; the log from there |
+//! | no snapshot, log purged | [`StoreError::Unrecoverable`]: the state has to come from the peers |
+//! | while a snapshot was written or received | the temporary file is removed |
+//! | while one was installed | either the old state, or the new snapshot is there and the base is rebuilt from it |
+//! | the log's last record is torn | it was never acknowledged: cut off |
+//! | the log is damaged elsewhere | [`StoreError::Log`]: such a node may have forgotten what it acknowledged; replace it |
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`directory`] | the data directory, its identity and lock; durable file operations |
+//! | [`format`] | bytes with a version; the only file that names bincode |
+//! | [`log`] | the Raft log, over raft-log |
+//! | [`machine`] | the state: apply, view, snapshot, install |
+//! | `shared`, `overlay`, `base`, `keeper` | its parts |
+//! | [`view`] | reading at one index, and the transaction of one entry |
+//! | [`applied`], [`digest`] | where the state stands, and its sum |
+//! | [`snapshot`] | snapshot files: write, read, receive |
+//! | [`policy`] | when to take one |
 
+pub mod applied;
+mod base;
+pub mod digest;
 pub mod directory;
 pub mod format;
+mod keeper;
 pub mod log;
+pub mod machine;
+mod overlay;
+pub mod policy;
+mod shared;
+pub mod snapshot;
+pub mod view;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A failure of this node's storage.
+use crate::escrow::state::StateError;
+
+/// A failure of this node's storage. None is a caller's fault; each is the disk's, or ours.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
+    /// sled failed. The base is rebuilt when the node is opened again, if need be.
+    #[error("base: {0}")]
+    Base(#[from] sled::Error),
+    /// A reader held on to an old state for too long.
+    #[error("a reader holds on to an old state; the base cannot be written")]
+    Busy,
+    /// It was closed.
+    #[error("the state is closed")]
+    Closed,
+    /// The base is not what was written to it. It is rebuilt when the node is opened again.
+    #[error("base: {0}")]
+    Damaged(String),
     /// The data directory is not one this release may open.
     #[error("data directory {}: {reason}", path.display())]
     Directory {
         /// Which path.
         path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A committed entry cannot be applied by this release.
+    #[error("entry {index}: {reason}")]
+    Entry {
+        /// Its index.
+        index: u64,
         /// Why.
         reason: String,
     },
@@ -35,10 +112,50 @@ pub enum StoreError {
     /// The Raft log cannot be opened or written.
     #[error("raft log: {0}")]
     Log(#[source] io::Error),
+    /// A snapshot file is damaged or not what was announced.
+    #[error("snapshot {}: {reason}", path.display())]
+    Snapshot {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A row could not be read while an entry was applied.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// It failed earlier, and applies nothing since.
+    #[error("stopped after an earlier failure: {0}")]
+    Stopped(String),
+    /// Neither base nor snapshot reaches up to where the log begins.
+    #[error(
+        "the state cannot be rebuilt: the newest snapshot stands at index {snapshot}, the log begins after {purged}; \
+         remove this node from the cluster and add it again with an empty data directory"
+    )]
+    Unrecoverable {
+        /// Up to where the log was purged.
+        purged: u64,
+        /// Where the newest snapshot stands; 0 if there is none.
+        snapshot: u64,
+    },
 }
 
 impl StoreError {
     fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Whether the base cannot be relied on any more.
+    fn is_of_the_base(&self) -> bool {
+        matches!(self, Self::Base(_) | Self::Damaged(_))
+    }
+}
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Log(error) => error,
+            StoreError::Io { ref source, .. } => Self::new(source.kind(), error),
+            error => Self::other(error),
+        }
     }
 }

@@ -31,7 +31,7 @@ pub enum TlsError {
         source: io::Error,
     },
     /// A key or certificate could not be made.
-    #[error("the certificate could not be made")]
+    #[error("the certificate could not be made: {0}")]
     Generate(#[source] rcgen::Error),
     /// The handshake broke off for a reason that is no verdict on a certificate.
     #[error("the TLS handshake failed: {0}")]
@@ -106,13 +106,13 @@ pub enum TlsError {
     #[error("the other side refused our certificate: {0}")]
     RefusedByPeer(&'static str),
     /// Something that was signed does not verify.
-    #[error("the signature does not verify")]
+    #[error("the signature does not verify: {0}")]
     Signature(#[source] webpki::Error),
     /// The private key failed to sign.
-    #[error("the private key could not sign")]
+    #[error("the private key could not sign: {0}")]
     Sign(#[source] rustls::Error),
     /// TLS could not be configured from these credentials.
-    #[error("TLS cannot be set up with these credentials")]
+    #[error("TLS cannot be set up with these credentials: {0}")]
     Unconfigurable(#[source] rustls::Error),
     /// A file is read but does not hold what it should.
     #[error("{}: {what}", path.display())]

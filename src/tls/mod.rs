@@ -14,7 +14,9 @@ mod files;
 mod peer;
 mod trust;
 mod verifier;
+mod watch;
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +28,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use tokio_util::sync::CancellationToken;
 
 use crate::escrow::ids::{Identity, NodeId};
 use credentials::{Credentials, Files};
@@ -36,15 +37,12 @@ pub use certificate::CertificateFacts;
 pub use error::{CertificateFault, TlsError};
 pub use peer::PeerCertificate;
 pub use trust::{AUTHORITIES_MAX, TrustAnchors};
+pub use watch::EXPIRY_WARNING;
 
 /// How long a whole handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// From when on it is warned, once a day, that the own certificate is about to expire.
-pub const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Between two warnings of the same kind.
-const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Most bytes read from a client after it was refused, so that it gets to read why.
-const REFUSED_DRAIN_MAX_BYTES: usize = 256 * 1024;
+const REFUSED_DRAIN_MAX_BYTES: u64 = 256 * 1024;
 /// Longest wait for a refused client to hang up.
 const REFUSED_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -160,51 +158,6 @@ impl Tls {
         Ok(true)
     }
 
-    /// Looks at the files every so often until `stop`, and logs what came of it.
-    pub async fn watch(&self, every: Duration, stop: CancellationToken) {
-        let mut warnings = Warnings::default();
-        self.warn(&mut warnings);
-        while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
-            let this = self.clone();
-            let outcome = tokio::task::spawn_blocking(move || this.reload()).await;
-            match outcome {
-                Ok(Ok(true)) => {
-                    warnings = Warnings::default();
-                    tracing::info!(identity = %self.identity(), expires_at = calendar(self.expires_at()), "credentials reloaded");
-                }
-                Ok(Ok(false)) => warnings.failure = None,
-                Ok(Err(error)) => warnings.reload_failed(&error),
-                // The runtime is shutting down, or reload panicked: the next round says so again.
-                Err(error) => tracing::error!(%error, "credentials could not be looked at"),
-            }
-            self.warn(&mut warnings);
-        }
-    }
-
-    fn warn(&self, warnings: &mut Warnings) {
-        let current = self.shared.current.load();
-        let now = unix_now();
-        let expires_soon = current.expires_at < now + EXPIRY_WARNING.as_secs();
-        let mut stale = current.trust.stale_revocation_lists(now).peekable();
-        if (!expires_soon && stale.peek().is_none() && current.own_fault.is_none()) || !warnings.are_due() {
-            return;
-        }
-        if let Some(fault) = &current.own_fault {
-            tracing::error!(%fault, "our own certificate is refused by others: renew it");
-        } else if expires_soon {
-            tracing::warn!(
-                expires_at = calendar(current.expires_at),
-                "our certificate is about to expire: renew it"
-            );
-        }
-        for issuer in stale {
-            tracing::warn!(
-                issuer,
-                "the revocation list is out of date; what it revokes stays revoked: replace it"
-            );
-        }
-    }
-
     /// Serves a TLS handshake on a connection. The client must show a certificate of our cluster; what it may do is
     /// for the caller to decide. A client that is refused is told by a TLS alert.
     ///
@@ -217,7 +170,8 @@ impl Tls {
     ) -> Result<(server::TlsStream<TcpStream>, PeerCertificate), TlsError> {
         let credentials = self.shared.current.load_full();
         let deadline = Instant::now() + self.handshake_timeout;
-        let handshake = TlsAcceptor::from(credentials.server.clone()).accept(tcp).into_fallible();
+        // Boxed: a handshake's state is large, and this future is part of its callers'.
+        let handshake = Box::pin(TlsAcceptor::from(credentials.server.clone()).accept(tcp).into_fallible());
         let stream = match timeout_at(deadline, handshake).await {
             Err(_) => return Err(TlsError::HandshakeTimeout { after: self.handshake_timeout }),
             Ok(Err((error, tcp))) => {
@@ -246,7 +200,7 @@ impl Tls {
         let config = Arc::new(client_config(&credentials.certified, verifier)?);
         // Neither sent nor compared: rustls wants a name, we go by the SPIFFE id.
         let name = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        let handshake = TlsConnector::from(config).connect(name, tcp);
+        let handshake = Box::pin(TlsConnector::from(config).connect(name, tcp));
         match tokio::time::timeout(self.handshake_timeout, handshake).await {
             Err(_) => Err(TlsError::HandshakeTimeout { after: self.handshake_timeout }),
             Ok(outcome) => outcome.map_err(TlsError::from_handshake),
@@ -280,6 +234,12 @@ impl Tls {
     }
 }
 
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tls({})", self.identity())
+    }
+}
+
 /// Key and certificates of one moment.
 pub struct Signer(Arc<Credentials>);
 
@@ -303,52 +263,18 @@ impl Signer {
     }
 }
 
-/// What [`Tls::watch`] has said already.
-#[derive(Default)]
-struct Warnings {
-    last: Option<Instant>,
-    failure: Option<String>,
-}
-
-impl Warnings {
-    fn are_due(&mut self) -> bool {
-        let due = self.last.is_none_or(|last| last.elapsed() >= WARNING_INTERVAL);
-        if due {
-            self.last = Some(Instant::now());
-        }
-        due
-    }
-
-    /// Files that stay bad are reported once, not every round.
-    fn reload_failed(&mut self, error: &TlsError) {
-        let message = error.to_string();
-        if self.failure.as_ref() != Some(&message) {
-            tracing::error!(error = message, "new credentials are not usable, the old ones stay in use");
-            self.failure = Some(message);
-        }
-    }
-}
-
 fn node_verifier(credentials: &Credentials, expected: ExpectedPeer) -> PeerVerifier {
     let cluster = credentials.identity.cluster.clone();
     PeerVerifier::new(credentials.trust.clone(), cluster, Expected::Server(expected))
 }
 
-/// Ends a connection that was refused. Closing it with unread bytes makes the kernel send a reset, which discards the
-/// alert on its way to the client; so what the client still sends is read, within bounds, until it hangs up.
+/// Ends a connection that was refused. Closing it with unread bytes makes the kernel send a reset, which may overtake
+/// the alert or make the client's kernel discard it; so what the client still sends is read, within bounds, until it
+/// hangs up.
 async fn hang_up(mut tcp: TcpStream, deadline: Instant) {
     let drain = async {
-        if tcp.shutdown().await.is_err() {
-            return;
-        }
-        let mut left = REFUSED_DRAIN_MAX_BYTES;
-        let mut buffer = [0; 4096];
-        while left > 0 {
-            match tcp.read(&mut buffer).await {
-                Ok(0) | Err(_) => return,
-                Ok(read) => left = left.saturating_sub(read),
-            }
-        }
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp.take(REFUSED_DRAIN_MAX_BYTES), &mut tokio::io::sink()).await
     };
     let deadline = deadline.min(Instant::now() + REFUSED_DRAIN_TIMEOUT);
     // Whether it hung up in time makes no difference: it is refused.

@@ -96,7 +96,9 @@ impl<'a, S: State> Turn<'a, S> {
 
     fn end(mut self) {
         self.heads.last_stamp = self.at;
-        if self.heads != self.heads_before {
+        // Initialising leaves the first audit record; before it there is no history whose stamps could go back.
+        let initialized = self.heads.audit.sequence > 0;
+        if initialized && self.heads != self.heads_before {
             self.state.put(&self.heads);
         }
     }
@@ -164,3 +166,6 @@ impl From<Invalid> for Halt {
         Self::Refused(Refusal::Invalid(invalid))
     }
 }
+
+#[cfg(test)]
+mod tests;

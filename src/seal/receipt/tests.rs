@@ -232,3 +232,16 @@ fn two_fields_cannot_lend_each_other_bytes() {
     receipt.volume = ":".parse().unwrap();
     assert!(receipt.verify(&trust(&ca)).is_err());
 }
+
+/// A receipt of version 1 and the CA it is verified with, made once (its private keys were never kept): what devices
+/// keep must verify for as long as there are devices.
+#[test]
+fn a_receipt_of_the_first_version_still_verifies() {
+    let receipt: Receipt = serde_json::from_str(include_str!("testdata/v1.json")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join(CA_CERTIFICATE_FILE);
+    std::fs::write(&bundle, include_str!("testdata/ca.crt")).unwrap();
+    let trust = TrustAnchors::from_pem_file(&bundle).unwrap();
+    receipt.verify(&trust).unwrap();
+    assert_eq!(serde_json::to_string_pretty(&receipt).unwrap() + "\n", include_str!("testdata/v1.json"));
+}

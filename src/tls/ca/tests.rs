@@ -2,9 +2,11 @@ use std::os::unix::fs::PermissionsExt;
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::params::SERIAL_BYTES;
 use super::*;
 use crate::tls::tests::TestCa;
-use crate::tls::{Tls, TlsPaths};
+use crate::tls::trust::Side;
+use crate::tls::{CertificateFault, Tls, TlsPaths, TrustAnchors};
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
@@ -159,7 +161,7 @@ fn a_revoked_certificate_is_on_the_list_and_cannot_be_renewed() {
     assert!(revoked[0].revoked_at.is_some());
     assert_eq!(ca.authority.revoke(&which).unwrap(), revoked, "once revoked, it stays as it was");
     assert!(matches!(ca.authority.renew(&which, None), Err(TlsError::NotRenewable(_))));
-    let error = Tls::load(paths.clone()).err().unwrap().to_string();
+    let error = Tls::load(paths.clone()).unwrap_err().to_string();
     assert!(error.ends_with("is revoked"), "{error}");
 
     // A new one for the same identity is another certificate.
@@ -218,4 +220,91 @@ fn a_key_never_shows_in_debug_output() {
     let issued = ca.authority.issue(IssueRequest::new(Role::Agent, "PC-0001")).unwrap();
     let body = issued.key_pem.expose_text().unwrap().lines().nth(1).unwrap().to_owned();
     assert!(!format!("{issued:?}").contains(&body));
+}
+
+#[test]
+fn a_revocation_list_that_is_out_of_date_stays_in_force_and_locks_nobody_else_out() {
+    let ca = TestCa::new("acme");
+    let (mut revoked, issued) = ca.profile(IssueRequest::new(Role::Agent, "PC-0001"));
+    let (mut kept, _) = ca.profile(IssueRequest::new(Role::Agent, "PC-0002"));
+    let now = unix_now();
+    let serial = data_encoding::HEXLOWER.decode(issued.record.serial.as_bytes()).unwrap();
+    let list = CertificateRevocationListParams {
+        this_update: date(now - 200).unwrap(),
+        next_update: date(now - 100).unwrap(),
+        crl_number: SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date(now - 200).unwrap(),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let path = ca.place("stale.pem");
+    std::fs::write(&path, list.signed_by(&ca.authority.issuer).unwrap().pem().unwrap()).unwrap();
+    (revoked.crl, kept.crl) = (Some(path.clone()), Some(path.clone()));
+    let error = Tls::load(revoked).unwrap_err().to_string();
+    assert!(error.ends_with("is revoked"), "{error}");
+    Tls::load(kept).unwrap();
+
+    let trust = TrustAnchors::from_pem(&path, &ca.ca_pem()).unwrap();
+    let trust = trust.with_revocation_lists(&path, &std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(trust.stale_revocation_lists(now).count(), 1, "it is warned about");
+    assert_eq!(trust.stale_revocation_lists(now - 150).count(), 0);
+
+    // The newer of two lists counts, wherever it stands.
+    ca.authority.revoke(&Selector::Identity("spiffe://acme/agent/PC-0002".parse().unwrap())).unwrap();
+    let new = std::fs::read(ca.authority.revocation_list_path()).unwrap();
+    let old = std::fs::read(&path).unwrap();
+    let (mut other, _) = ca.profile(IssueRequest::new(Role::Agent, "PC-0002"));
+    other.crl = Some(path.clone());
+    for both in [[old.clone(), new.clone()].concat(), [new, old].concat()] {
+        std::fs::write(&path, both).unwrap();
+        Tls::load(other.clone()).unwrap();
+        let known = std::fs::read(&issued_files(&ca, "PC-0002").cert).unwrap();
+        let trust = TrustAnchors::from_pem(&path, &ca.ca_pem()).unwrap();
+        let trust = trust.with_revocation_lists(&path, &std::fs::read(&path).unwrap()).unwrap();
+        let chain = certificates(&path, &known).unwrap();
+        assert_eq!(trust.verify(&chain, Side::Client, now).unwrap_err(), CertificateFault::Revoked);
+    }
+}
+
+/// The files of the first certificate of an agent.
+fn issued_files(ca: &TestCa, name: &str) -> TlsPaths {
+    let records = ca.authority.list().unwrap();
+    let first = records.iter().find(|record| record.identity.name == name).unwrap();
+    TlsPaths::profile(&ca.place(&first.serial))
+}
+
+#[test]
+fn a_certificate_is_not_valid_while_its_ca_is_not() {
+    let ca = TestCa::new("acme");
+    let now = unix_now();
+    let validity = Some(Validity::Between { not_before: now - 10_000, not_after: now + 10_000 });
+    let issued = ca.authority.issue(IssueRequest { validity, ..IssueRequest::new(Role::Node, "1") }).unwrap();
+    let chain = [rustls::pki_types::CertificateDer::from(der(&issued.cert_pem))];
+    let path = Path::new("ca.crt");
+    let trust = TrustAnchors::from_pem(path, &ca.ca_pem()).unwrap();
+    trust.verify(&chain, Side::Server, now).unwrap();
+    let before_its_ca = now - BACKDATE.as_secs() - 1_000;
+    let fault = trust.verify(&chain, Side::Server, before_its_ca).unwrap_err();
+    assert_eq!(fault, CertificateFault::AuthorityExpired);
+}
+
+#[test]
+fn two_cas_of_one_name_and_different_keys_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let same_name = || {
+        let now = unix_now();
+        let mut params = authority_params(&"acme".parse().unwrap(), now, now + 1_000).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "the same");
+        params.self_signed(&generate_key().unwrap()).unwrap().pem()
+    };
+    let path = dir.path().join("bundle.crt");
+    std::fs::write(&path, same_name() + &same_name()).unwrap();
+    let error = TrustAnchors::from_pem_file(&path).err().unwrap().to_string();
+    assert!(error.contains("two CAs with different keys"), "{error}");
 }

@@ -1,3 +1,7 @@
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
 use super::*;
 
 const DAY: u64 = 24 * 3600;
@@ -7,16 +11,19 @@ fn between(role: Role, name: &str, not_before: u64, not_after: u64) -> IssueRequ
     IssueRequest { validity, ..IssueRequest::new(role, name) }
 }
 
-/// Credentials that [`Tls::load`] would refuse, for the other side to refuse: loaded from a copy that is good, with
-/// the certificate put in afterwards.
+/// Credentials that [`Tls::load`] would refuse, for the other side to refuse.
 fn misuse(ca: &TestCa, request: IssueRequest) -> Tls {
     let good = ca.tls(request.role, &request.name);
-    let issued = ca.authority.issue(request).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(issued.key_pem.expose()).unwrap();
+    impersonate(good, &ca.authority.issue(request).unwrap())
+}
+
+/// Puts another certificate into credentials that are good, past all checks.
+fn impersonate(tls: Tls, issued: &Issued) -> Tls {
+    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.expose()).unwrap();
     let chain = vec![CertificateDer::from_pem_slice(issued.cert_pem.as_bytes()).unwrap()];
     let certified = Arc::new(CertifiedKey::from_der(chain, key, verifier::provider()).unwrap());
-    let current = good.shared.current.load_full();
-    good.shared.current.store(Arc::new(Credentials {
+    let current = tls.shared.current.load_full();
+    tls.shared.current.store(Arc::new(Credentials {
         server: Arc::new(verifier::server_config(&certified, current.clients.clone()).unwrap()),
         certified,
         identity: current.identity.clone(),
@@ -25,12 +32,8 @@ fn misuse(ca: &TestCa, request: IssueRequest) -> Tls {
         own_fault: None,
         ..*current
     }));
-    good
+    tls
 }
-
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::sign::CertifiedKey;
 
 #[tokio::test]
 async fn both_ends_of_a_connection_know_who_the_other_is() {
@@ -114,10 +117,11 @@ fn with_bundle(ca: &TestCa, request: IssueRequest, bundle: &[u8]) -> Tls {
 async fn a_client_of_another_cluster_is_refused_though_its_ca_is_trusted() {
     let (acme, other, bundle) = two_clusters();
     let node = with_bundle(&acme, IssueRequest::new(Role::Node, "1"), &bundle);
-    // A client that does not look whom it talks to.
-    let client = misuse(&acme, IssueRequest::new(Role::Agent, "PC-0001"));
+    // A client that takes our nodes for its own.
+    let client = acme.tls(Role::Agent, "PC-0001");
     let stranger = other.authority.issue(IssueRequest::new(Role::Agent, "PC-0001")).unwrap();
-    let outcome = connect(&node, &impersonate(&client, &stranger), ExpectedPeer::AnyNode).await;
+    let client = impersonate(client, &stranger);
+    let outcome = connect(&node, &client, ExpectedPeer::AnyNode).await;
     assert!(outcome.told().contains("another cluster"), "{}", outcome.told());
     let fault = outcome.server_fault();
     assert_eq!(
@@ -125,23 +129,6 @@ async fn a_client_of_another_cluster_is_refused_though_its_ca_is_trusted() {
         "is for spiffe://other/agent/PC-0001, but this is cluster acme",
         "{fault:?}"
     );
-}
-
-fn impersonate(tls: &Tls, issued: &Issued) -> Tls {
-    let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(issued.key_pem.expose()).unwrap();
-    let chain = vec![CertificateDer::from_pem_slice(issued.cert_pem.as_bytes()).unwrap()];
-    let certified = Arc::new(CertifiedKey::from_der(chain, key, verifier::provider()).unwrap());
-    let current = tls.shared.current.load_full();
-    tls.shared.current.store(Arc::new(Credentials {
-        server: Arc::new(verifier::server_config(&certified, current.clients.clone()).unwrap()),
-        certified,
-        identity: current.identity.clone(),
-        trust: current.trust.clone(),
-        clients: current.clients.clone(),
-        own_fault: None,
-        ..*current
-    }));
-    tls.clone()
 }
 
 #[tokio::test]
@@ -198,6 +185,50 @@ async fn a_client_without_a_certificate_is_refused_and_told_so() {
     assert!(matches!(server, Err(TlsError::NoPeerCertificate)), "{:?}", server.err());
     let told = TlsError::refusal_by_peer(&told).unwrap();
     assert!(told.contains("none was offered"), "{told}");
+}
+
+#[tokio::test]
+async fn no_session_is_ever_resumed() {
+    let ca = TestCa::new("acme");
+    let (node, agent) = (ca.tls(Role::Node, "1"), ca.tls(Role::Agent, "PC-0001"));
+    let current = agent.shared.current.load_full();
+    let verifier = Arc::new(node_verifier(&current, ExpectedPeer::AnyNode));
+    let mut config = client_config(&current.certified, verifier).unwrap();
+    // A client that would like to.
+    config.resumption = rustls::client::Resumption::default();
+    let config = Arc::new(config);
+    for _ in 0..3 {
+        let (at_server, at_client) = loopback().await;
+        let name = ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let call = TlsConnector::from(config.clone()).connect(name, at_client);
+        let (served, called) = tokio::join!(node.accept(at_server), call);
+        let (mut served, mut called) = (served.unwrap().0, called.unwrap());
+        // What a server has to say about resumption comes with its first bytes.
+        served.write_all(b"!").await.unwrap();
+        served.flush().await.unwrap();
+        called.read_u8().await.unwrap();
+        assert_eq!(called.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+    }
+}
+
+#[tokio::test]
+async fn a_refused_client_that_is_still_sending_is_not_cut_off_before_it_can_read_why() {
+    let ca = TestCa::new("acme");
+    let now = unix_now();
+    let client = misuse(&ca, between(Role::Agent, "PC-0001", now - 20, now - 10));
+    let node = ca.tls(Role::Node, "1");
+    let (at_server, at_client) = loopback().await;
+    let call = async {
+        let mut stream = client.connect(at_client, ExpectedPeer::AnyNode).await.unwrap();
+        stream.write_all(&[0; 100_000]).await.unwrap();
+        stream.flush().await.unwrap();
+        let refusal = stream.read_u8().await.unwrap_err();
+        assert!(TlsError::refusal_by_peer(&refusal).is_some(), "{refusal:?}");
+        stream.get_mut().0.read(&mut [0]).await
+    };
+    let (server, end) = tokio::join!(node.accept(at_server), call);
+    assert!(matches!(server, Err(TlsError::Peer(CertificateFault::Expired { .. }))));
+    assert_eq!(end.expect("an orderly end, not a reset"), 0);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Handshakes over real connections on loopback, with certificates made on the spot.
 
+mod grpc;
 mod handshake;
 mod reload;
 
@@ -97,9 +98,11 @@ async fn connect(server: &Tls, client: &Tls, expected: ExpectedPeer) -> Outcome 
             Ok(()) => stream.read_u8().await.map(drop),
             failed => failed,
         };
+        // Hanging up is what the server waits for after a refusal.
+        stream.get_mut().0.shutdown().await.ok();
         (Ok(stream), read.err())
     };
-    let both = async { tokio::join!(serve, call) };
+    let both = Box::pin(async { tokio::join!(serve, call) });
     let (server, (client, first_read)) = tokio::time::timeout(PATIENCE, both).await.expect("in time");
     Outcome { server, client, first_read }
 }

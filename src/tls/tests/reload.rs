@@ -1,3 +1,6 @@
+use rustls::pki_types::pem::PemObject;
+use tokio_util::sync::CancellationToken;
+
 use super::ca::{CRL_FILE, Selector};
 use super::*;
 
@@ -91,7 +94,7 @@ async fn an_own_certificate_that_is_revoked_does_not_keep_an_old_revocation_list
     ca.authority.revoke(&Selector::Serial(issued.record.serial)).unwrap();
     assert!(node.reload().unwrap());
     assert!(matches!(node.check(&live), Err(TlsError::Peer(CertificateFault::Revoked))));
-    let restarted = Tls::load(paths).err().unwrap();
+    let restarted = Tls::load(paths).unwrap_err();
     assert!(restarted.to_string().ends_with("is revoked"), "{restarted}");
 }
 
@@ -197,7 +200,7 @@ fn a_key_that_others_may_read_is_refused() {
     let (paths, _) = ca.profile(IssueRequest::new(Role::Agent, "PC-0001"));
     for mode in [0o644, 0o640, 0o602] {
         std::fs::set_permissions(&paths.key, std::fs::Permissions::from_mode(mode)).unwrap();
-        let error = Tls::load(paths.clone()).err().unwrap();
+        let error = Tls::load(paths.clone()).unwrap_err();
         assert!(matches!(error, TlsError::KeyExposed { .. }), "{error:?}");
         assert!(error.to_string().contains("chmod 600"), "{error}");
     }
@@ -234,7 +237,7 @@ fn bad_files_are_named_with_what_is_wrong_with_them() {
         (key_as_list, "holds no revocation list"),
         (ca_as_own, "carries no identity"),
     ] {
-        let error = Tls::load(paths).err().expect(expected).to_string();
+        let error = Tls::load(paths).expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -252,8 +255,6 @@ fn a_revocation_list_that_the_ca_did_not_sign_is_refused() {
     let path = ca.place("forged.pem");
     write(&path, format!("-----BEGIN X509 CRL-----\n{pem}\n-----END X509 CRL-----\n").as_bytes());
     paths.crl = Some(path);
-    let error = Tls::load(paths).err().unwrap().to_string();
+    let error = Tls::load(paths).unwrap_err().to_string();
     assert!(error.contains("is not signed by that CA"), "{error}");
 }
-
-use rustls::pki_types::pem::PemObject;

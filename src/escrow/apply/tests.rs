@@ -1,0 +1,228 @@
+//! The bounds, and what happens when the state below is not whole. The rest is in the scripts and properties.
+
+use uuid::Uuid;
+
+use super::*;
+use crate::escrow::command::{Escrow, Initialize, Reveal};
+use crate::escrow::ids::{ClusterId, KeyId, MachineId, RequestId, Role};
+use crate::escrow::lookup::{self, FIND_LIMIT_MAX, FIND_ROWS_MAX, Query};
+use crate::escrow::memory::Memory;
+use crate::escrow::records::{
+    Fingerprint, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, KeyringRecord, MachineRecord, NodeRecord, Sealed,
+    Source, USERS_PER_MACHINE_MAX,
+};
+use crate::escrow::rows::{MachineKey, REQUESTS_MAX};
+use crate::escrow::secrets::SecretKind;
+use crate::escrow::state::Table;
+
+/// A state and the entries applied to it.
+struct History {
+    state: Memory,
+    index: u64,
+}
+
+impl History {
+    fn begin() -> Self {
+        let mut history = Self { state: Memory::new(), index: 0 };
+        let reply = history.apply(Role::Node, Action::Initialize(initialize()));
+        assert_eq!(reply, Reply::Initialized);
+        history
+    }
+
+    /// Applies an action as a new request.
+    fn apply(&mut self, role: Role, action: Action) -> Reply {
+        self.index += 1;
+        let command = command(self.index.into(), role, action);
+        self.again(&command)
+    }
+
+    fn again(&mut self, command: &Command) -> Reply {
+        apply(&mut self.state, LogPosition { term: 1, index: self.index }, command).unwrap()
+    }
+}
+
+fn command(request: u128, role: Role, action: Action) -> Command {
+    Command {
+        request: RequestId(Uuid::from_u128(request)),
+        at: Timestamp(1),
+        by: Identity::new("acme".parse().unwrap(), role, "1").unwrap(),
+        source: Source { node: 1, address: "192.0.2.7".to_owned() },
+        action,
+    }
+}
+
+fn initialize() -> Initialize {
+    Initialize {
+        cluster: ClusterId(Uuid::nil()),
+        name: "acme".parse().unwrap(),
+        offline_recipient: "age1offline".to_owned(),
+        node: NodeRecord {
+            id: 1,
+            peer_address: "node1:7421".to_owned(),
+            api_address: "node1:7420".to_owned(),
+            zone: String::new(),
+            storage: Uuid::nil(),
+            recipient: "age1node".to_owned(),
+            admitted_at: Timestamp(0),
+        },
+        keyring: KeyringRecord { generation: 1, current_key_version: 1, age_file: vec![1] },
+    }
+}
+
+fn sealed() -> Sealed {
+    Sealed { key_version: 1, nonce: [0; 12], ciphertext: vec![1; 20] }
+}
+
+/// Key `number`, with a secret of its own.
+fn escrow(number: u32, user: Option<String>) -> Action {
+    let mut fingerprint = [0; 32];
+    fingerprint[..4].copy_from_slice(&number.to_be_bytes());
+    Action::Escrow(Escrow {
+        key_id: KeyId(Uuid::from_u128(number.into())),
+        key_id_given: true,
+        machine: machine(),
+        volume: "C:".parse().unwrap(),
+        kind: SecretKind::Generic,
+        sealed: sealed(),
+        sealed_package: None,
+        fingerprint: Fingerprint(fingerprint),
+        user: user.map(|user| user.parse().unwrap()),
+    })
+}
+
+fn reveal() -> Action {
+    Action::Reveal(Reveal { key_id: KeyId(Uuid::from_u128(1)), user: None, reason: "lost PIN".to_owned() })
+}
+
+fn machine() -> MachineId {
+    "PC-0001".parse().unwrap()
+}
+
+#[test]
+fn of_too_many_users_the_one_seen_longest_ago_is_forgotten() {
+    let mut history = History::begin();
+    let user = |number: usize| format!(r"CORP\user{number}");
+    for number in 0..USERS_PER_MACHINE_MAX {
+        history.apply(Role::Importer, escrow(1, Some(user(number))));
+    }
+    // The first is seen again, so the second is now the one seen longest ago.
+    history.apply(Role::Importer, escrow(1, Some(user(0).to_lowercase())));
+    history.apply(Role::Importer, escrow(1, Some(user(USERS_PER_MACHINE_MAX))));
+
+    let users = lookup::machine(&history.state, &machine()).unwrap().unwrap().users;
+    let last_two: Vec<String> = users[USERS_PER_MACHINE_MAX - 2..].iter().map(ToString::to_string).collect();
+    assert_eq!(last_two, [user(0).to_lowercase(), user(USERS_PER_MACHINE_MAX)]);
+    assert_eq!(history.state.count(Table::UserMachine), USERS_PER_MACHINE_MAX);
+    let found = |number| {
+        let query = Query { user: Some(user(number).parse().unwrap()), ..Query::default() };
+        lookup::find(&history.state, &query).unwrap().keys.len()
+    };
+    assert_eq!((found(0), found(1), found(2)), (1, 0, 1));
+}
+
+#[test]
+fn a_machine_with_the_most_keys_gets_no_other_but_keeps_answering_for_those_it_has() {
+    let mut history = History::begin();
+    let most = u32::try_from(KEYS_PER_MACHINE_MAX).unwrap();
+    history.apply(Role::Importer, escrow(1, None));
+    let key = lookup::key(&history.state, KeyId(Uuid::from_u128(1))).unwrap().unwrap();
+    for number in 2..most {
+        let id = KeyId(Uuid::from_u128(number.into()));
+        history.state.put(&KeyRecord { id, ..key.clone() });
+        history.state.put(&MachineKey { machine: machine(), key_id: id, fingerprint: key.fingerprint });
+    }
+    assert!(matches!(history.apply(Role::Importer, escrow(most, None)), Reply::Escrowed(_)));
+    let before = history.state.clone();
+    let reply = history.apply(Role::Importer, escrow(most + 1, None));
+    assert!(matches!(reply, Reply::Refused(Refusal::Conflict(why)) if why.contains("1024 keys")));
+    assert_eq!(history.state, before);
+    assert!(
+        matches!(history.apply(Role::Importer, escrow(most, None)), Reply::Escrowed(kept) if kept.already_escrowed)
+    );
+
+    // As many as one answer holds; the rest is said to be there.
+    let query = Query { machine: Some(machine()), limit: FIND_LIMIT_MAX, ..Query::default() };
+    let found = lookup::find(&history.state, &query).unwrap();
+    assert_eq!((found.keys.len(), found.truncated), (FIND_LIMIT_MAX, true));
+}
+
+#[test]
+fn the_oldest_remembered_request_is_forgotten_and_the_others_are_not() {
+    let mut history = History::begin();
+    history.apply(Role::Importer, escrow(1, None));
+    let [first, second] = [1, 2].map(|n| command(u128::MAX - n, Role::HelpdeskAdvanced, reveal()));
+    let first_reply = history.again(&first);
+    let second_reply = history.again(&second);
+    for _ in 2..REQUESTS_MAX {
+        history.apply(Role::HelpdeskAdvanced, reveal());
+    }
+    assert_eq!(history.again(&first), first_reply);
+
+    history.apply(Role::HelpdeskAdvanced, reveal());
+    assert_eq!(history.state.count(Table::Request) as u64, REQUESTS_MAX);
+    assert_eq!(history.state.count(Table::RequestSlot) as u64, REQUESTS_MAX);
+    assert_eq!(history.again(&second), second_reply);
+    assert_ne!(history.again(&first), first_reply);
+}
+
+#[test]
+fn a_search_that_matches_nothing_ends_and_says_that_it_did_not_look_at_everything() {
+    let mut history = History::begin();
+    history.apply(Role::Importer, escrow(0, None));
+    let key: KeyRecord = lookup::key(&history.state, KeyId(Uuid::nil())).unwrap().unwrap();
+    for number in 1..=FIND_ROWS_MAX as u128 {
+        history.state.put(&KeyRecord { id: KeyId(Uuid::from_u128(number)), ..key.clone() });
+    }
+    let query = Query {
+        key_id_prefix: Some("00000000".parse().unwrap()),
+        machine: Some("PC-0002".parse().unwrap()),
+        ..Query::default()
+    };
+    let found = lookup::find(&history.state, &query).unwrap();
+    assert_eq!((found.keys.len(), found.truncated), (0, true));
+}
+
+#[test]
+fn a_retired_or_pending_key_stays_so_when_it_is_revealed() {
+    for state in [KeyState::Retired, KeyState::Pending] {
+        let mut history = History::begin();
+        history.apply(Role::Importer, escrow(1, None));
+        let id = KeyId(Uuid::from_u128(1));
+        let key = lookup::key(&history.state, id).unwrap().unwrap();
+        history.state.put(&KeyRecord { state, ..key });
+        assert!(matches!(history.apply(Role::HelpdeskAdvanced, reveal()), Reply::Revealed(_)));
+        assert_eq!(lookup::key(&history.state, id).unwrap().unwrap().state, state);
+    }
+}
+
+#[test]
+fn a_replica_that_lost_a_row_stops_instead_of_answering() {
+    let mut history = History::begin();
+    history.apply(Role::Importer, escrow(1, None));
+    history.state.delete::<MachineRecord>(&machine().row_key());
+    let before = history.state.clone();
+    let position = LogPosition { term: 1, index: 9 };
+    for action in [reveal(), escrow(1, None)] {
+        let role = if matches!(action, Action::Reveal(_)) { Role::HelpdeskAdvanced } else { Role::Importer };
+        let error = apply(&mut history.state, position, &command(9, role, action)).unwrap_err();
+        assert!(error.to_string().contains("table Machine has no row 50432d30303031"), "{error}");
+        assert_eq!(history.state, before);
+    }
+}
+
+#[test]
+fn a_source_address_is_bounded() {
+    let mut history = History::begin();
+    let mut long = command(7, Role::Importer, escrow(1, None));
+    long.source.address = "x".repeat(SOURCE_ADDRESS_MAX_BYTES + 1);
+    assert!(
+        matches!(history.again(&long), Reply::Refused(Refusal::Invalid(invalid)) if invalid.field == "source")
+    );
+}
+
+#[test]
+fn a_reason_is_bounded_and_kept_without_white_space_around_it() {
+    assert_eq!(check_reason("\t lost PIN \n"), Ok("lost PIN"));
+    assert!(check_reason(&"x".repeat(REASON_MAX_BYTES)).is_ok());
+    assert_eq!(check_reason(&"x".repeat(REASON_MAX_BYTES + 1)).unwrap_err().field, "reason");
+}

@@ -1,0 +1,287 @@
+//! Runs the scripts under `scripts/`: commands against a state in memory, and what they answer. After an intended
+//! change, `UPDATE_GOLDENFILES=1 cargo test --lib escrow::golden` writes the answers anew, to be read before they
+//! are committed.
+//!
+//! | command | does |
+//! |---|---|
+//! | `init [cluster=HEX] [by=]` | initialises the cluster |
+//! | `escrow machine= [volume=] [kind=] [fp=HEX] [key=HEX] [package=BYTES] [size=BYTES] [user=] [by=]` | escrows |
+//! | `reveal key=HEX [reason=] [user=] [by=]` | reveals |
+//! | `admit node= [storage=HEX] [generation=] [version=] [peer=] [by=]` | admits a node |
+//! | `find [key=PREFIX] [machine=] [user=] [limit=]` | looks keys up |
+//! | `audit` | shows and verifies the audit chain |
+//! | `count` | shows how many rows each table has |
+//! | `dump TABLE…` | shows the rows of tables |
+//!
+//! Commands that are applied also take `at=SECONDS` since the beginning (by default one more than the last),
+//! `request=HEX` (by default a new one) and `address=`. `by=role/name` is who asks, `by=cluster:role/name` one of
+//! another cluster. `HEX` is repeated until an id is full.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::{Display, Write as _};
+use std::str::FromStr;
+
+use goldenscript::ArgumentConsumer;
+use uuid::Uuid;
+
+use super::apply::apply;
+use super::audit::{ChainHead, verify};
+use super::command::{Action, AdmitNode, Command, Escrow, Initialize, Reply, Reveal};
+use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
+use super::lookup;
+use super::memory::Memory;
+use super::records::{AuditEvent, Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
+
+type Outcome<T = String> = Result<T, Box<dyn Error>>;
+
+/// One test a script, of the same name.
+macro_rules! scripts {
+    ($($name:ident),*) => {
+        mod scripts {
+            $(
+                #[test]
+                fn $name() {
+                    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/escrow/scripts/", stringify!($name));
+                    goldenscript::run(&mut super::Script::default(), path).unwrap();
+                }
+            )*
+        }
+    };
+}
+
+scripts!(admit, clock, escrow, find, initialize, replay, reveal);
+
+/// 2026-01-01T00:00:00Z, where every script begins.
+const BEGINNING_MS: u64 = 1_767_225_600_000;
+
+#[derive(Default)]
+struct Script {
+    state: Memory,
+    index: u64,
+    seconds: u64,
+    requests: u128,
+}
+
+impl goldenscript::Runner for Script {
+    type Command = goldenscript::Command;
+
+    fn run(&mut self, command: &goldenscript::Command, _: &goldenscript::Context) -> Outcome {
+        let mut args = command.consume_args();
+        let output = match command.name.as_str() {
+            "admit" => self.apply(&mut args, "operator/olga", admit)?,
+            "audit" => self.audit()?,
+            "count" => self.count(),
+            "dump" => self.dump(&mut args)?,
+            "escrow" => self.apply(&mut args, "importer/imp", escrow)?,
+            "find" => self.find(&mut args)?,
+            "init" => self.apply(&mut args, "node/1", initialize)?,
+            "reveal" => self.apply(&mut args, "helpdesk-advanced/ada", reveal)?,
+            other => return Err(format!("no command {other}").into()),
+        };
+        args.reject_next()?;
+        Ok(output)
+    }
+}
+
+impl Script {
+    fn apply(
+        &mut self,
+        args: &mut ArgumentConsumer<'_>,
+        by: &str,
+        action: fn(&mut ArgumentConsumer<'_>, u128) -> Outcome<Action>,
+    ) -> Outcome {
+        self.index += 1;
+        self.requests += 1;
+        self.seconds = optional(args, "at")?.unwrap_or(self.seconds + 1);
+        let command = Command {
+            request: RequestId(id(args, "request")?.unwrap_or(Uuid::from_u128(self.requests))),
+            at: Timestamp(BEGINNING_MS + 1_000 * self.seconds),
+            by: identity(args.take_key("by").unwrap_or(by))?,
+            source: Source { node: 1, address: args.take_key("address").unwrap_or("192.0.2.7").to_owned() },
+            action: action(args, self.requests)?,
+        };
+        let position = LogPosition { term: 1, index: self.index };
+        Ok(describe(&apply(&mut self.state, position, &command)?))
+    }
+
+    fn find(&self, args: &mut ArgumentConsumer<'_>) -> Outcome {
+        let query = lookup::Query {
+            key_id_prefix: optional(args, "key")?,
+            machine: optional(args, "machine")?,
+            user: optional(args, "user")?,
+            limit: optional(args, "limit")?.unwrap_or(0),
+        };
+        let found = lookup::find(&self.state, &query)?;
+        let mut text = String::new();
+        for lookup::FoundKey { key, users, rotation_owed_since } in found.keys {
+            write!(text, "{} {} {} {} {}", key.id, key.machine, key.volume, key.kind, key.state)?;
+            let users: Vec<String> = users.iter().map(ToString::to_string).collect();
+            write!(text, " users={}", users.join(","))?;
+            if let Some(since) = rotation_owed_since {
+                write!(text, " rotation-owed-since={since}")?;
+            }
+            writeln!(text)?;
+        }
+        if found.truncated {
+            writeln!(text, "truncated")?;
+        }
+        Ok(if text.is_empty() { "nothing".to_owned() } else { text })
+    }
+
+    fn audit(&self) -> Outcome {
+        let records = lookup::audit(&self.state, 0, lookup::AUDIT_PAGE_MAX)?;
+        verify(&records, ChainHead::default(), lookup::heads(&self.state)?.audit)?;
+        let mut text = String::new();
+        for record in records {
+            write!(text, "{} {} {} index={} ", record.sequence, record.at, record.by, record.position.index)?;
+            match record.event {
+                AuditEvent::ClusterInitialized => writeln!(text, "initialized")?,
+                AuditEvent::EscrowConflict { key_id, machine } => {
+                    writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
+                }
+                AuditEvent::NodeAdmitted { node } => writeln!(text, "admitted node={node}")?,
+                AuditEvent::Reveal { key_id, machine, user, reason, denied } => writeln!(
+                    text,
+                    "reveal key={key_id} machine={} user={} reason={reason:?} denied={}",
+                    or_none(machine),
+                    or_none(user),
+                    or_none(denied),
+                )?,
+            }
+        }
+        Ok(text)
+    }
+
+    fn count(&self) -> String {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        let dump = self.state.dump();
+        for line in dump.lines() {
+            *counts.entry(line.split('(').next().unwrap()).or_default() += 1;
+        }
+        let counts: Vec<String> = counts.iter().map(|(table, count)| format!("{table}={count}")).collect();
+        counts.join(" ")
+    }
+
+    fn dump(&self, args: &mut ArgumentConsumer<'_>) -> Outcome {
+        let mut text = String::new();
+        while let Some(table) = args.next_pos() {
+            let rows = self.state.dump();
+            let rows = rows.lines().filter(|line| line.starts_with(&format!("{table}(")));
+            rows.for_each(|line| text.extend([line, "\n"]));
+        }
+        Ok(text)
+    }
+}
+
+fn initialize(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::Initialize(Initialize {
+        cluster: ClusterId(id(args, "cluster")?.unwrap_or(Uuid::from_u128(0xc))),
+        name: "acme".parse()?,
+        offline_recipient: "age1offline".to_owned(),
+        node: node(args, 1)?,
+        keyring: keyring(args, 1)?,
+    }))
+}
+
+fn escrow(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
+    let given = id(args, "key")?;
+    let sealed = |length: usize| Sealed { key_version: 1, nonce: [7; 12], ciphertext: vec![7; length] };
+    let mut fingerprint = [0; 32];
+    let half = id(args, "fp")?.unwrap_or(Uuid::from_u128(0xf));
+    fingerprint[..16].copy_from_slice(half.as_bytes());
+    Ok(Action::Escrow(Escrow {
+        key_id: KeyId(given.unwrap_or(Uuid::from_u128(drawn))),
+        key_id_given: given.is_some(),
+        machine: required(args, "machine")?,
+        volume: optional(args, "volume")?.map_or_else(|| "C:".parse(), Ok)?,
+        kind: optional(args, "kind")?.map_or_else(|| "bitlocker-password".parse(), Ok)?,
+        sealed: sealed(optional(args, "size")?.unwrap_or(20)),
+        sealed_package: optional(args, "package")?.map(sealed),
+        fingerprint: Fingerprint(fingerprint),
+        user: optional(args, "user")?,
+    }))
+}
+
+fn reveal(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::Reveal(Reveal {
+        key_id: KeyId(id(args, "key")?.ok_or("key= is missing")?),
+        user: optional(args, "user")?,
+        reason: args.take_key("reason").unwrap_or("lost PIN").to_owned(),
+    }))
+}
+
+fn admit(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    let node_id = required(args, "node")?;
+    Ok(Action::AdmitNode(AdmitNode { node: node(args, node_id)?, keyring: keyring(args, 2)? }))
+}
+
+fn node(args: &mut ArgumentConsumer<'_>, node: u64) -> Outcome<NodeRecord> {
+    Ok(NodeRecord {
+        id: node,
+        peer_address: args.take_key("peer").unwrap_or("192.0.2.1:7421").to_owned(),
+        api_address: "192.0.2.1:7420".to_owned(),
+        zone: "north".to_owned(),
+        storage: id(args, "storage")?.unwrap_or(Uuid::from_u128(u128::from(node))),
+        recipient: "age1node".to_owned(),
+        admitted_at: Timestamp(0),
+    })
+}
+
+fn keyring(args: &mut ArgumentConsumer<'_>, generation: u64) -> Outcome<KeyringRecord> {
+    let generation = optional(args, "generation")?.unwrap_or(generation);
+    let current_key_version = optional(args, "version")?.unwrap_or(1);
+    Ok(KeyringRecord { generation, current_key_version, age_file: generation.to_be_bytes().to_vec() })
+}
+
+fn describe(reply: &Reply) -> String {
+    match reply {
+        Reply::Escrowed(kept) => format!(
+            "escrowed key={} {} {} fp={} at={} index={}{}",
+            kept.key_id,
+            kept.machine,
+            kept.volume,
+            &kept.fingerprint.to_string()[..8],
+            kept.at,
+            kept.position.index,
+            if kept.already_escrowed { " already" } else { "" }
+        ),
+        Reply::Initialized => "initialized".to_owned(),
+        Reply::NodeAdmitted => "admitted".to_owned(),
+        Reply::Refused(refusal) => {
+            let kind = format!("{refusal:?}");
+            format!("refused, {}: {refusal}", kind.split('(').next().unwrap())
+        }
+        Reply::Revealed(shown) => format!(
+            "revealed key={} audit={} at={} index={}",
+            shown.key_id, shown.audit_sequence, shown.at, shown.position.index
+        ),
+    }
+}
+
+fn identity(text: &str) -> Outcome<Identity> {
+    let (cluster, path) = text.split_once(':').unwrap_or(("acme", text));
+    Ok(format!("spiffe://{cluster}/{path}").parse()?)
+}
+
+fn optional<T: FromStr<Err: Error + 'static>>(
+    args: &mut ArgumentConsumer<'_>,
+    key: &str,
+) -> Outcome<Option<T>> {
+    Ok(args.take_key(key).map(str::parse).transpose()?)
+}
+
+fn required<T: FromStr<Err: Error + 'static>>(args: &mut ArgumentConsumer<'_>, key: &str) -> Outcome<T> {
+    optional(args, key)?.ok_or_else(|| format!("{key}= is missing").into())
+}
+
+/// The digits given, repeated until they fill an id.
+fn id(args: &mut ArgumentConsumer<'_>, key: &str) -> Outcome<Option<Uuid>> {
+    let Some(digits) = args.take_key(key) else { return Ok(None) };
+    let digits: String = digits.chars().filter(|c| *c != '-').cycle().take(32).collect();
+    Ok(Some(digits.parse()?))
+}
+
+fn or_none(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "none".to_owned(), |value| value.to_string())
+}

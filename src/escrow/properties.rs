@@ -1,0 +1,213 @@
+//! What must hold for any sequence of commands.
+
+mod commands;
+
+use proptest::prelude::*;
+
+use super::apply::apply;
+use super::audit::{ChainHead, verify};
+use super::command::{Action, Command, Reply};
+use super::ids::Role;
+use super::lookup;
+use super::memory::Memory;
+use super::records::{
+    AuditRecord, ClusterRecord, KeyRecord, KeyState, KeyringRecord, LogPosition, MachineRecord, NodeRecord,
+};
+use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
+use super::state::{Row, Table};
+use commands::commands;
+
+const TABLES: [Table; 11] = [
+    Table::Cluster,
+    Table::Heads,
+    Table::Keyring,
+    Table::Node,
+    Table::Machine,
+    Table::Key,
+    Table::MachineKey,
+    Table::UserMachine,
+    Table::Audit,
+    Table::Request,
+    Table::RequestSlot,
+];
+
+/// Applies `commands` as the entries from `index` on.
+fn play(state: &mut Memory, index: u64, commands: &[Command]) -> Vec<Reply> {
+    (index..)
+        .zip(commands)
+        .map(|(index, command)| apply(state, LogPosition { term: 1, index }, command).unwrap())
+        .collect()
+}
+
+fn counts(state: &Memory) -> Vec<usize> {
+    TABLES.map(|table| state.count(table)).to_vec()
+}
+
+/// A reply but for the mark that a key had been kept before.
+fn settled(reply: Reply) -> Reply {
+    match reply {
+        Reply::Escrowed(mut kept) => {
+            kept.already_escrowed = true;
+            Reply::Escrowed(kept)
+        }
+        other => other,
+    }
+}
+
+/// Rows of one type, there and back through the encoding of the store.
+fn survive_encoding<R: Row>(state: &Memory) -> bool {
+    let config = bincode::config::standard();
+    state.all::<R>().unwrap().iter().all(|row| {
+        let bytes = bincode::serde::encode_to_vec(row, config).unwrap();
+        let (again, length): (R, usize) = bincode::serde::decode_from_slice(&bytes, config).unwrap();
+        length == bytes.len() && bincode::serde::encode_to_vec(&again, config).unwrap() == bytes
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_same_entries_make_the_same_state_wherever_a_replica_begins(
+        commands in commands(), cut in any::<prop::sample::Index>(),
+    ) {
+        let mut whole = Memory::new();
+        let replies = play(&mut whole, 1, &commands);
+
+        let cut = cut.index(commands.len());
+        let mut begun = Memory::new();
+        let mut in_parts = play(&mut begun, 1, &commands[..cut]);
+        let mut resumed = begun.clone();
+        in_parts.extend(play(&mut resumed, 1 + cut as u64, &commands[cut..]));
+
+        prop_assert_eq!(&resumed, &whole);
+        prop_assert_eq!(resumed.dump(), whole.dump());
+        prop_assert_eq!(in_parts, replies);
+    }
+
+    #[test]
+    fn a_command_sent_twice_is_answered_twice_and_done_once(commands in commands()) {
+        let mut state = Memory::new();
+        for (index, command) in (1..).step_by(2).zip(&commands) {
+            let first = play(&mut state, index, std::slice::from_ref(command)).remove(0);
+            let (keys, counted) = (state.all::<KeyRecord>().unwrap(), counts(&state));
+            let second = play(&mut state, index + 1, std::slice::from_ref(command)).remove(0);
+            prop_assert_eq!(counts(&state), counted);
+            prop_assert_eq!(state.all::<KeyRecord>().unwrap(), keys);
+            prop_assert_eq!(settled(second), settled(first));
+        }
+    }
+
+    #[test]
+    fn a_kept_key_changes_in_nothing_but_its_state(commands in commands()) {
+        let mut state = Memory::new();
+        let mut before: Vec<KeyRecord> = Vec::new();
+        for (index, command) in (1..).zip(&commands) {
+            let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
+            for old in before {
+                let new = lookup::key(&state, old.id).unwrap().unwrap();
+                let disclosed = matches!(&reply, Reply::Revealed(shown) if shown.key_id == old.id);
+                let expected = if disclosed { KeyState::Disclosed } else { old.state };
+                prop_assert_eq!(new, KeyRecord { state: expected, ..old });
+            }
+            before = state.all().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_acknowledged_key_is_found_as_it_was_acknowledged(commands in commands()) {
+        let mut state = Memory::new();
+        let replies = play(&mut state, 1, &commands);
+        for (command, reply) in commands.iter().zip(replies) {
+            let (Action::Escrow(asked), Reply::Escrowed(kept)) = (&command.action, reply) else { continue };
+            let key = lookup::key(&state, kept.key_id).unwrap().unwrap();
+            prop_assert_eq!(
+                (&key.machine, &key.volume, key.kind, key.fingerprint),
+                (&asked.machine, &asked.volume, asked.kind, asked.fingerprint)
+            );
+            prop_assert!(asked.sealed_package.is_none() || key.sealed_package.is_some());
+            prop_assert_eq!((key.position, key.escrowed_at), (kept.position, kept.at));
+
+            let query = lookup::Query { machine: Some(asked.machine.clone()), ..Default::default() };
+            let found = lookup::find(&state, &query).unwrap();
+            prop_assert!(found.keys.iter().any(|found| found.key == key));
+            if asked.user.is_some() {
+                let query = lookup::Query { user: asked.user.clone(), ..Default::default() };
+                let found = lookup::find(&state, &query).unwrap();
+                prop_assert!(found.keys.iter().any(|found| found.key == key));
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_shown_only_with_its_record_its_debt_and_the_right_to_it(commands in commands()) {
+        let mut state = Memory::new();
+        for (index, command) in (1..).zip(&commands) {
+            let before = lookup::heads(&state).unwrap();
+            let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
+            let Reply::Revealed(shown) = reply else { continue };
+            let Action::Reveal(asked) = &command.action else { panic!("{:?} revealed a key", command.action) };
+            prop_assert!(matches!(command.by.role, Role::Helpdesk | Role::HelpdeskAdvanced));
+            let key = lookup::key(&state, asked.key_id).unwrap().unwrap();
+            let machine = lookup::machine(&state, &key.machine).unwrap().unwrap();
+            prop_assert_eq!(key.state, KeyState::Disclosed);
+            prop_assert!(machine.rotation_owed_since.is_some_and(|since| since <= shown.at));
+            if command.by.role == Role::Helpdesk {
+                prop_assert!(machine.users.contains(asked.user.as_ref().unwrap()));
+            }
+            let record = lookup::audit(&state, shown.audit_sequence - 1, 1).unwrap().remove(0);
+            prop_assert_eq!((record.by, record.position), (command.by.clone(), shown.position));
+            // A new entry shows with a new record, a replay with the old one.
+            prop_assert_eq!(shown.position.index == index, shown.audit_sequence > before.audit.sequence);
+        }
+    }
+
+    #[test]
+    fn the_history_never_goes_back_and_its_chain_holds(commands in commands()) {
+        let mut state = Memory::new();
+        let mut last = Heads::default();
+        for (index, command) in (1..).zip(&commands) {
+            play(&mut state, index, std::slice::from_ref(command));
+            let heads = lookup::heads(&state).unwrap();
+            prop_assert!(heads.last_stamp >= last.last_stamp && heads.audit.sequence >= last.audit.sequence);
+            last = heads;
+        }
+        let records: Vec<AuditRecord> = state.all().unwrap();
+        prop_assert_eq!(verify(&records, ChainHead::default(), last.audit), Ok(()));
+        prop_assert!(records.is_sorted_by_key(|record| (record.at, record.position)));
+    }
+
+    #[test]
+    fn every_index_row_has_its_record_and_every_record_its_index_rows(commands in commands()) {
+        let mut state = Memory::new();
+        play(&mut state, 1, &commands);
+
+        let mut keys: Vec<_> = state.all::<KeyRecord>().unwrap();
+        keys.sort_by(|a, b| (&a.machine, a.id).cmp(&(&b.machine, b.id)));
+        let keys: Vec<_> = keys.into_iter().map(|key| (key.machine, key.id, key.fingerprint)).collect();
+        let rows = state.all::<MachineKey>().unwrap();
+        prop_assert_eq!(rows.into_iter().map(|r| (r.machine, r.key_id, r.fingerprint)).collect::<Vec<_>>(), keys);
+
+        let machines: Vec<MachineRecord> = state.all().unwrap();
+        let users: usize = machines.iter().map(|machine| machine.users.len()).sum();
+        prop_assert_eq!(state.count(Table::UserMachine), users);
+        for row in state.all::<UserMachine>().unwrap() {
+            let machine = lookup::machine(&state, &row.machine).unwrap().unwrap();
+            prop_assert!(machine.users.contains(&row.user));
+        }
+
+        let requests: Vec<RequestRow> = state.all().unwrap();
+        let slots: Vec<RequestSlot> = state.all().unwrap();
+        prop_assert_eq!(slots.len(), requests.len());
+        prop_assert!(requests.iter().all(|row| slots.iter().any(|slot| slot.request == row.request)));
+    }
+    #[test]
+    fn every_row_survives_the_encoding_of_the_store(commands in commands()) {
+        let mut state = Memory::new();
+        play(&mut state, 1, &commands);
+        prop_assert!(survive_encoding::<ClusterRecord>(&state) && survive_encoding::<Heads>(&state));
+        prop_assert!(survive_encoding::<KeyringRecord>(&state) && survive_encoding::<NodeRecord>(&state));
+        prop_assert!(survive_encoding::<MachineRecord>(&state) && survive_encoding::<KeyRecord>(&state));
+        prop_assert!(survive_encoding::<MachineKey>(&state) && survive_encoding::<UserMachine>(&state));
+        prop_assert!(survive_encoding::<AuditRecord>(&state) && survive_encoding::<RequestRow>(&state));
+        prop_assert!(survive_encoding::<RequestSlot>(&state));
+    }
+}

@@ -1,0 +1,263 @@
+//! Changing who is in the cluster.
+//!
+//! Adding a node is four steps, each safe to repeat after a crash between any two: ask the node who it is; register
+//! it and seal the keyring to it, in one command; make it a learner and wait until it has caught up; make it a
+//! voter. Only the leader does it, one change at a time.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::errors::{ClientWriteError, RaftError};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use crate::escrow::command::{Action, AdmitNode, Command, Reply};
+use crate::escrow::ids::{Identity, NodeId, RequestId, Timestamp};
+use crate::escrow::lookup;
+use crate::escrow::records::{KeyringRecord, NodeRecord, Source};
+use crate::proto::MemberProgress;
+use crate::proto::peer::{DescribeRequest, DescribeResponse};
+use crate::tls::ExpectedPeer;
+
+use super::error::NodeError;
+use super::node::Node;
+use super::types::{Member, TypeConfig};
+
+/// Longest a node to be added may take to say who it is.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A learner that makes no progress this long is left a learner, and the operator is told.
+const CATCH_UP_STALL: Duration = Duration::from_secs(30);
+/// Between two looks at a learner's progress.
+const CATCH_UP_POLL: Duration = Duration::from_millis(100);
+/// A learner this many entries behind is close enough to vote: less than one batch of appends.
+const CAUGHT_UP_ENTRIES: u64 = 64;
+/// Progress messages a slow caller may leave unread before the change waits for it.
+pub const PROGRESS_MAX: usize = 64;
+
+/// How many voters may fail before writes stop: `n - (n / 2 + 1)`.
+pub fn failure_tolerance(voters: usize) -> u32 {
+    u32::try_from(voters.saturating_sub(voters / 2 + 1)).unwrap_or(u32::MAX)
+}
+
+impl Node {
+    /// Adds the node whose peer service answers at `address`, for operator `by`; tells `progress` what is happening.
+    ///
+    /// # Errors
+    /// [`NodeError::NotLeader`] anywhere but at the leader; [`NodeError::Admission`] if the node cannot be added, in
+    /// words for the operator; otherwise as [`Node::propose`].
+    pub async fn add_member(
+        &self,
+        address: &str,
+        learner: bool,
+        by: &Identity,
+        source: Source,
+        now: Timestamp,
+        progress: &mpsc::Sender<MemberProgress>,
+    ) -> Result<NodeId, NodeError> {
+        let leader = self.leader();
+        if leader != Some(self.options().id) {
+            return Err(NodeError::NotLeader(leader));
+        }
+        let _change = self.inner.membership_change.try_lock().map_err(|_| {
+            NodeError::Admission("another membership change is under way; try again when it is done".into())
+        })?;
+        let candidate = self.describe(address).await?;
+        let id = candidate.node;
+        let before = self.voters();
+        if before.contains(&id) {
+            self.check_candidate(&candidate)?;
+            report(progress, "done", id, &before, &before).await;
+            return Ok(id);
+        }
+        let member = self.check_candidate(&candidate)?;
+        self.admit(&candidate, &member, by, source, now).await?;
+        report(progress, "admitted", id, &before, &before).await;
+
+        self.change(|raft| async move { raft.add_learner(id, member, false).await }).await?;
+        self.catch_up(id, &before, progress).await?;
+        if learner {
+            report(progress, "done", id, &before, &before).await;
+            return Ok(id);
+        }
+        let promoted = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        self.change(|raft| async move { raft.change_membership(promoted, true).await }).await?;
+        report(progress, "done", id, &before, &self.voters()).await;
+        Ok(id)
+    }
+
+    /// Asks the node at `address` who it is, and asks again over a connection that accepts only that node.
+    async fn describe(&self, address: &str) -> Result<DescribeResponse, NodeError> {
+        let unreachable =
+            |why: String| NodeError::Admission(format!("the node at {address} cannot be reached: {why}"));
+        let mut expected = ExpectedPeer::AnyNode;
+        let mut described = DescribeResponse::default();
+        for _ in 0..2 {
+            let mut client = self.inner.peers.stranger(address, expected);
+            described = timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {}))
+                .await
+                .map_err(|_| unreachable(format!("no answer within {} s", DESCRIBE_TIMEOUT.as_secs())))?
+                .map_err(|status| unreachable(crate::error::chain(&status)))?
+                .into_inner();
+            expected = ExpectedPeer::Node(described.node);
+        }
+        Ok(described)
+    }
+
+    /// Whether a node that says this of itself may join.
+    fn check_candidate(&self, candidate: &DescribeResponse) -> Result<Member, NodeError> {
+        let refused = |why: String| Err(NodeError::Admission(why));
+        let id = candidate.node;
+        let cluster = self.cluster()?.ok_or(NodeError::NoCluster)?;
+        if !candidate.cluster.is_empty() && candidate.cluster != cluster.id.to_string() {
+            return refused(format!(
+                "node {id} belongs to another cluster ({}); give it an empty data directory",
+                candidate.cluster
+            ));
+        }
+        let Ok(storage) = candidate.storage.parse::<Uuid>() else {
+            return refused(format!("node {id} does not name its data directory"));
+        };
+        let known = lookup::nodes(&self.view()?)?.into_iter().find(|node| node.id == id);
+        if known.is_some_and(|known| known.storage != storage) {
+            return refused(format!(
+                "node id {id} was used before, on another data directory; ids are never used twice: choose a new one"
+            ));
+        }
+        Ok(Member {
+            peer_address: candidate.peer_address.clone(),
+            api_address: candidate.api_address.clone(),
+            zone: candidate.zone.clone(),
+            storage,
+        })
+    }
+
+    /// Registers the node and seals the keyring to it too.
+    async fn admit(
+        &self,
+        candidate: &DescribeResponse,
+        member: &Member,
+        by: &Identity,
+        source: Source,
+        now: Timestamp,
+    ) -> Result<(), NodeError> {
+        let view = self.view()?;
+        let cluster = lookup::cluster(&view)?.ok_or(NodeError::NoCluster)?;
+        let current = lookup::keyring(&view)?.ok_or(NodeError::NoCluster)?;
+        let keyring = self.keyring()?;
+        let mut recipients: Vec<String> =
+            lookup::nodes(&view)?.into_iter().map(|node| node.recipient).collect();
+        recipients.extend([candidate.recipient.clone(), cluster.offline_recipient]);
+        let node = NodeRecord {
+            id: candidate.node,
+            peer_address: member.peer_address.clone(),
+            api_address: member.api_address.clone(),
+            zone: member.zone.clone(),
+            storage: member.storage,
+            recipient: candidate.recipient.clone(),
+            admitted_at: now,
+        };
+        let keyring = KeyringRecord {
+            generation: current.generation + 1,
+            current_key_version: keyring.current_version(),
+            age_file: keyring.seal_to(&recipients)?,
+        };
+        let command = Command {
+            request: RequestId(Uuid::new_v4()),
+            at: now,
+            by: by.clone(),
+            source,
+            action: Action::AdmitNode(AdmitNode { node, keyring }),
+        };
+        match self.propose(&command).await?.reply {
+            Reply::NodeAdmitted => Ok(()),
+            Reply::Refused(refusal) => Err(refusal.into()),
+            other => Err(NodeError::Admission(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    /// Waits until learner `id` is within [`CAUGHT_UP_ENTRIES`] of the leader.
+    async fn catch_up(
+        &self,
+        id: NodeId,
+        voters: &[NodeId],
+        progress: &mpsc::Sender<MemberProgress>,
+    ) -> Result<(), NodeError> {
+        let (mut furthest, mut moved_at) = (0, Instant::now());
+        loop {
+            let metrics = self.metrics();
+            let Some(replication) = metrics.replication else {
+                return Err(NodeError::NotLeader(metrics.current_leader));
+            };
+            let matched = replication.get(&id).copied().flatten().map_or(0, |log_id| log_id.index);
+            let target = metrics.last_log_index.unwrap_or(0);
+            if matched > 0 && matched + CAUGHT_UP_ENTRIES >= target {
+                return Ok(());
+            }
+            if matched > furthest {
+                (furthest, moved_at) = (matched, Instant::now());
+                let step = MemberProgress {
+                    step: "catching-up".to_owned(),
+                    node: id,
+                    voters_before: voters.to_vec(),
+                    voters_after: voters.to_vec(),
+                    matched,
+                    target,
+                };
+                let _ = progress.send(step).await;
+            }
+            if moved_at.elapsed() > CATCH_UP_STALL {
+                return Err(NodeError::Admission(format!(
+                    "node {id} has made no progress for {} s (at index {matched} of {target}); it stays a learner: look at its log, then run the same command again",
+                    CATCH_UP_STALL.as_secs()
+                )));
+            }
+            tokio::time::sleep(CATCH_UP_POLL).await;
+        }
+    }
+
+    async fn change<F, Fut, T>(&self, change: F) -> Result<(), NodeError>
+    where
+        F: FnOnce(super::types::Raft) -> Fut,
+        Fut: Future<Output = Result<T, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>>,
+    {
+        match change(self.inner.raft.clone()).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(
+                ClientWriteError::ForwardToLeader(to) | ClientWriteError::LogEntryDiscarded(to),
+            )) => Err(NodeError::NotLeader(to.leader_id)),
+            Err(RaftError::APIError(error)) => Err(NodeError::Admission(error.to_string())),
+            Err(RaftError::Fatal(fatal)) => Err(NodeError::Fatal(fatal.to_string())),
+        }
+    }
+}
+
+/// Tells the caller; one that has gone does not stop the change.
+async fn report(
+    progress: &mpsc::Sender<MemberProgress>,
+    step: &str,
+    node: NodeId,
+    voters_before: &[NodeId],
+    voters_after: &[NodeId],
+) {
+    let step = MemberProgress {
+        step: step.to_owned(),
+        node,
+        voters_before: voters_before.to_vec(),
+        voters_after: voters_after.to_vec(),
+        matched: 0,
+        target: 0,
+    };
+    let _ = progress.send(step).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::failure_tolerance;
+
+    #[test]
+    fn failure_tolerance_is_what_is_left_beyond_a_majority() {
+        assert_eq!([1, 2, 3, 4, 5].map(failure_tolerance), [0, 0, 1, 1, 2]);
+    }
+}

@@ -1,0 +1,116 @@
+//! Connections to other nodes: dialled when first needed, kept, and redialled when they break.
+//!
+//! Each connection is mutual TLS to exactly the node meant: a peer that answers at the right address with another
+//! node's certificate is refused by us, and one that has our node's name but another data directory or cluster
+//! refuses us, because every call says whom it is for.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
+use uuid::Uuid;
+
+use crate::escrow::ids::{ClusterId, NodeId};
+use crate::proto::peer::peer_service_client::PeerServiceClient;
+use crate::tls::{ExpectedPeer, Tls};
+
+use super::types::Member;
+
+/// Names the cluster a call is for; a node of another one refuses it.
+pub const CLUSTER_HEADER: &str = "strongroom-cluster";
+/// Names the data directory a call is for; a node with another one under its id refuses it.
+pub const STORAGE_HEADER: &str = "strongroom-storage";
+
+/// Longest message a peer may send: one append of many entries, each bounded by the API's message size.
+pub const PEER_MESSAGE_MAX_BYTES: usize = 64 * 1024 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A peer that does not answer a ping this long has its connection dropped, so that a stopped process or a cut
+/// cable is noticed although TCP would wait for minutes.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// A client of one peer, its calls addressed to that very node, directory and cluster.
+pub type PeerClient = PeerServiceClient<InterceptedService<Channel, Addressee>>;
+
+/// What every node needs to reach the others.
+#[derive(Clone)]
+pub struct Peers {
+    tls: Tls,
+    cluster: Arc<OnceLock<ClusterId>>,
+}
+
+impl Peers {
+    /// Connections made with `tls`. `cluster` is filled once this node knows which it belongs to.
+    pub fn new(tls: Tls, cluster: Arc<OnceLock<ClusterId>>) -> Self {
+        Self { tls, cluster }
+    }
+
+    /// A client of member `id`. Does not connect yet.
+    pub fn member(&self, id: NodeId, member: &Member) -> PeerClient {
+        let addressee = Addressee { cluster: self.cluster.clone(), storage: Some(member.storage) };
+        self.client(&member.peer_address, ExpectedPeer::Node(id), addressee)
+    }
+
+    /// A client of whatever node answers at `address`, to ask who it is.
+    pub fn stranger(&self, address: &str, expected: ExpectedPeer) -> PeerClient {
+        let addressee = Addressee { cluster: Arc::default(), storage: None };
+        self.client(address, expected, addressee)
+    }
+
+    fn client(&self, address: &str, expected: ExpectedPeer, addressee: Addressee) -> PeerClient {
+        let (tls, address) = (self.tls.clone(), address.to_owned());
+        let connector = tower::service_fn(move |_: Uri| {
+            let (tls, address) = (tls.clone(), address.clone());
+            async move {
+                let tcp = TcpStream::connect(&address).await?;
+                tcp.set_nodelay(true)?;
+                let stream = tls.connect(tcp, expected).await.map_err(io::Error::other)?;
+                Ok::<_, io::Error>(TokioIo::new(stream))
+            }
+        });
+        // The connector dials `address` itself; this only fills the HTTP/2 authority.
+        let channel = Endpoint::from_static("http://peer.strongroom")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .connect_with_connector_lazy(connector);
+        PeerServiceClient::with_interceptor(channel, addressee)
+            .max_decoding_message_size(PEER_MESSAGE_MAX_BYTES)
+            .max_encoding_message_size(PEER_MESSAGE_MAX_BYTES)
+    }
+}
+
+/// Adds to each call whom it is for.
+#[derive(Clone)]
+pub struct Addressee {
+    cluster: Arc<OnceLock<ClusterId>>,
+    storage: Option<Uuid>,
+}
+
+impl Interceptor for Addressee {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(cluster) = self.cluster.get() {
+            request.metadata_mut().insert(CLUSTER_HEADER, ascii(cluster.0));
+        }
+        if let Some(storage) = self.storage {
+            request.metadata_mut().insert(STORAGE_HEADER, ascii(storage));
+        }
+        Ok(request)
+    }
+}
+
+fn ascii(id: Uuid) -> MetadataValue<Ascii> {
+    id.to_string().parse().expect("a UUID is ASCII")
+}

@@ -1,0 +1,149 @@
+//! openraft's state machine over [`store::machine`](crate::store::machine).
+
+use std::io;
+
+use futures_util::{Stream, StreamExt};
+use openraft::alias::{EntryOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
+use openraft::entry::EntryPayload;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{OptionalSend, Snapshot, SnapshotMeta, StoredMembership};
+use tokio::task::spawn_blocking;
+
+use super::log_store::{decode_membership, encode_membership, log_id, position};
+use super::types::{Applied, LogId, TypeConfig};
+use crate::store::applied;
+use crate::store::format::Payload;
+use crate::store::machine::Machine;
+use crate::store::snapshot::SnapshotFile;
+
+/// Most entries applied in one go before their callers are answered.
+pub const APPLY_BATCH_MAX: usize = 256;
+
+/// The state as openraft sees it.
+#[derive(Clone)]
+pub struct StateMachine {
+    machine: Machine,
+}
+
+impl StateMachine {
+    /// Over an open machine.
+    pub fn new(machine: Machine) -> Self {
+        Self { machine }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembershipOf<TypeConfig>)> {
+        let applied = self.machine.applied();
+        Ok((applied.position.map(log_id), stored_membership(&applied)?))
+    }
+
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        // What is ready goes in one hop to a thread that may block; what is not ready is not waited for.
+        let mut batches = entries.ready_chunks(APPLY_BATCH_MAX);
+        while let Some(batch) = batches.next().await {
+            let batch = batch.into_iter().collect::<io::Result<Vec<_>>>()?;
+            let machine = self.machine.clone();
+            let apply =
+                move || batch.into_iter().try_for_each(|(entry, caller)| apply_one(&machine, &entry, caller));
+            spawn_blocking(apply).await.map_err(io::Error::other)??;
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
+        Some(SnapshotBuilder { machine: self.machine.clone() })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder { machine: self.machine.clone() }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf<TypeConfig>,
+        snapshot: SnapshotFile,
+    ) -> io::Result<()> {
+        if snapshot_meta(&snapshot)? != *meta {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the snapshot file is not the one announced: {meta}"),
+            ));
+        }
+        self.machine.install(snapshot).await?;
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
+        self.machine.snapshots().newest().map(snapshot_of).transpose()
+    }
+}
+
+/// Applies one entry and answers who proposed it, if that was here. Any error is fatal to this replica: openraft stops.
+fn apply_one(
+    machine: &Machine,
+    entry: &EntryOf<TypeConfig>,
+    caller: Option<ApplyResponder<TypeConfig>>,
+) -> io::Result<()> {
+    let at = position(&entry.log_id);
+    let reply = match &entry.payload {
+        EntryPayload::Blank => machine.apply(at, Payload::Blank),
+        EntryPayload::Normal(command) => machine.apply(at, Payload::Command(&command.0)),
+        EntryPayload::Membership(membership) => {
+            machine.apply(at, Payload::Membership(&encode_membership(membership)))
+        }
+    };
+    let reply = reply
+        .inspect_err(|error| tracing::error!(%error, index = at.index, "this replica stops applying"))?;
+    if let Some(caller) = caller {
+        caller.send(Applied(reply));
+    }
+    Ok(())
+}
+
+/// Writes snapshots while entries go on being applied.
+pub struct SnapshotBuilder {
+    machine: Machine,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
+        snapshot_of(self.machine.snapshot().await?)
+    }
+}
+
+/// A snapshot file with what openraft knows of it: for handing a received one to openraft.
+///
+/// # Errors
+/// Its membership does not decode.
+pub fn snapshot_of(file: SnapshotFile) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
+    Ok(Snapshot { meta: snapshot_meta(&file)?, snapshot: file })
+}
+
+/// What openraft knows of a snapshot file.
+///
+/// # Errors
+/// Its membership does not decode.
+pub fn snapshot_meta(file: &SnapshotFile) -> io::Result<SnapshotMetaOf<TypeConfig>> {
+    Ok(SnapshotMeta {
+        last_log_id: file.position().map(log_id),
+        last_membership: stored_membership(file.applied())?,
+    })
+}
+
+fn stored_membership(applied: &applied::Applied) -> io::Result<StoredMembershipOf<TypeConfig>> {
+    match &applied.membership {
+        None => Ok(StoredMembership::default()),
+        Some((position, bytes)) => {
+            Ok(StoredMembership::new(Some(log_id(*position)), decode_membership(bytes)?))
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The cluster as operators see it.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::escrow::ids::NodeId;
+use crate::escrow::policy::Operation;
+use crate::proto::cluster_service_server::ClusterService;
+use crate::proto::peer::{DescribeRequest, DescribeResponse};
+use crate::proto::{AddMemberRequest, MemberProgress, NodeStatus, StatusRequest, StatusResponse, peer};
+use crate::raft::membership::{PROGRESS_MAX, failure_tolerance};
+use crate::raft::types::Member;
+
+use super::guard::Caller;
+use super::{Context, now, wire};
+
+/// Longest a member may take to describe itself before it is shown as unreachable.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+type ProgressStream = Pin<Box<dyn Stream<Item = Result<MemberProgress, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ClusterService for Context {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.admit(&request, Operation::Status)?;
+        let cluster = self.node.cluster()?;
+        let vitals = self.node.vitals();
+        let mut members = self.node.members();
+        if members.is_empty() {
+            // Not added yet: all there is to show is this node.
+            let options = self.node.options();
+            members.insert(options.id, (options.member.clone(), false));
+        }
+        let nodes =
+            join_all(members.iter().map(|(id, (member, voter))| self.node_status(*id, member, *voter))).await;
+        Ok(Response::new(StatusResponse {
+            cluster: cluster.as_ref().map(|cluster| cluster.id.to_string()).unwrap_or_default(),
+            cluster_name: self.tls.identity().cluster.to_string(),
+            leader: vitals.leader,
+            term: vitals.term,
+            nodes,
+            failure_tolerance: failure_tolerance(self.node.voters().len()),
+            answered_by: self.node.options().id,
+        }))
+    }
+
+    type AddMemberStream = ProgressStream;
+
+    async fn add_member(
+        &self,
+        request: Request<AddMemberRequest>,
+    ) -> Result<Response<ProgressStream>, Status> {
+        let caller = self.admit(&request, Operation::AddMember)?;
+        let AddMemberRequest { peer_address, learner } = request.into_inner();
+        wire::check_address(&peer_address)?;
+        let leader = self.node.leader();
+        if leader == Some(self.node.options().id) {
+            return Ok(Response::new(self.add_member_here(peer_address, learner, caller).boxed()));
+        }
+        // Followers proxy, never redirect.
+        let mut leader = leader
+            .and_then(|leader| self.node.forwarding_client(leader))
+            .ok_or_else(|| Status::unavailable("no leader is known here; try again"))?;
+        let request = peer::AddMemberRequest {
+            peer_address,
+            learner,
+            by: caller.identity.to_string(),
+            source_node: caller.source.node,
+            source_address: caller.source.address,
+        };
+        Ok(Response::new(leader.add_member(request).await?.into_inner().boxed()))
+    }
+}
+
+impl Context {
+    /// Adds a member with this node as the leader.
+    pub(super) fn add_member_here(
+        &self,
+        peer_address: String,
+        learner: bool,
+        caller: Caller,
+    ) -> impl Stream<Item = Result<MemberProgress, Status>> + Send + 'static {
+        let (steps, progress) = mpsc::channel(PROGRESS_MAX);
+        let (failed, failure) = mpsc::channel(1);
+        let node = self.node.clone();
+        // Runs to its end even if the caller goes away: a half-made change helps nobody.
+        tokio::spawn(async move {
+            let Caller { identity, source } = caller;
+            let added = node.add_member(&peer_address, learner, &identity, source, now(), &steps).await;
+            if let Err(error) = added {
+                tracing::warn!(%error, peer_address, "adding a member");
+                let _ = failed.send(Err(error.into())).await;
+            }
+        });
+        ReceiverStream::new(progress).map(Ok).chain(ReceiverStream::new(failure))
+    }
+
+    /// What this node says of itself.
+    pub(super) fn describe_self(&self) -> Result<DescribeResponse, Status> {
+        let (options, vitals) = (self.node.options(), self.node.vitals());
+        Ok(DescribeResponse {
+            node: options.id,
+            storage: options.member.storage.to_string(),
+            recipient: self.node.recipient(),
+            peer_address: options.member.peer_address.clone(),
+            api_address: options.member.api_address.clone(),
+            zone: options.member.zone.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: self.node.cluster()?.map(|cluster| cluster.id.to_string()).unwrap_or_default(),
+            role: vitals.role.to_owned(),
+            term: vitals.term,
+            applied: vitals.digest.index,
+            committed: vitals.committed,
+            last_log: vitals.last_log,
+            digest: vitals.digest.value.to_string(),
+            purged: vitals.purged,
+            snapshot: vitals.snapshot,
+            certificate_expires_at: self.tls.expires_at(),
+        })
+    }
+
+    async fn node_status(&self, id: NodeId, member: &Member, voter: bool) -> NodeStatus {
+        let described = if id == self.node.options().id {
+            self.describe_self().ok()
+        } else {
+            self.ask_to_describe(id).await
+        };
+        let reachable = described.is_some();
+        let about = described.unwrap_or_default();
+        NodeStatus {
+            id,
+            role: if reachable { about.role } else { "unreachable".to_owned() },
+            zone: member.zone.clone(),
+            api_address: member.api_address.clone(),
+            peer_address: member.peer_address.clone(),
+            voter,
+            reachable,
+            applied: about.applied,
+            committed: about.committed,
+            last_log: about.last_log,
+            digest: about.digest,
+            version: about.version,
+            purged: about.purged,
+            snapshot: about.snapshot,
+            certificate_expires_at: about.certificate_expires_at,
+        }
+    }
+
+    async fn ask_to_describe(&self, id: NodeId) -> Option<DescribeResponse> {
+        let mut client = self.node.forwarding_client(id)?;
+        let answer = tokio::time::timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {})).await;
+        answer.ok()?.map(Response::into_inner).ok()
+    }
+}

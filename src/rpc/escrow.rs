@@ -1,0 +1,84 @@
+//! Keeping keys. Plaintext never leaves the node that received it: what is forwarded and replicated is sealed here.
+
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::escrow::command::{Action, Command, Escrow, Escrowed, Reply};
+use crate::escrow::ids::KeyId;
+use crate::escrow::policy::{self, Operation};
+use crate::proto::escrow_service_server::EscrowService;
+use crate::proto::{EscrowRequest, EscrowResponse};
+use crate::raft::NodeError;
+use crate::seal::receipt::Receipt;
+use crate::seal::{Part, SealContext};
+
+use super::{Context, now, wire};
+
+#[tonic::async_trait]
+impl EscrowService for Context {
+    async fn escrow(&self, request: Request<EscrowRequest>) -> Result<Response<EscrowResponse>, Status> {
+        let caller = self.admit(&request, Operation::Escrow)?;
+        let wanted = wire::EscrowRequest::try_from(request.into_inner())?;
+        if !policy::may_escrow(&caller.identity, &wanted.machine) {
+            return Err(Status::permission_denied(format!(
+                "{} {} may not escrow for {}",
+                caller.identity.role, caller.identity.name, wanted.machine
+            )));
+        }
+        let request = wanted.request;
+        let action = Action::Escrow(self.seal(wanted)?);
+        let command = Command { request, at: now(), by: caller.identity, source: caller.source, action };
+        match self.node.propose(&command).await?.reply {
+            Reply::Escrowed(escrowed) => {
+                Ok(Response::new(EscrowResponse { receipt: Some(self.receipt(escrowed)?) }))
+            }
+            Reply::Refused(refusal) => Err(refusal.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl Context {
+    fn seal(&self, wanted: wire::EscrowRequest) -> Result<Escrow, Status> {
+        let keyring = self.node.keyring()?;
+        let key_id = wanted.key_id.unwrap_or_else(|| KeyId(Uuid::new_v4()));
+        let context = |part| SealContext {
+            machine: &wanted.machine,
+            volume: &wanted.volume,
+            key_id,
+            kind: wanted.kind,
+            part,
+        };
+        let sealed = keyring.seal(&context(Part::Secret), &wanted.secret).map_err(NodeError::from)?;
+        let sealed_package = match &wanted.package {
+            Some(package) => Some(keyring.seal(&context(Part::Package), package).map_err(NodeError::from)?),
+            None => None,
+        };
+        let fingerprint = keyring.fingerprint(&wanted.secret);
+        Ok(Escrow {
+            key_id,
+            key_id_given: wanted.key_id.is_some(),
+            machine: wanted.machine,
+            volume: wanted.volume,
+            kind: wanted.kind,
+            sealed,
+            sealed_package,
+            fingerprint,
+            user: wanted.user,
+        })
+    }
+
+    fn receipt(&self, escrowed: Escrowed) -> Result<crate::proto::Receipt, Status> {
+        let cluster = self.node.cluster()?.ok_or(NodeError::NoCluster)?;
+        let receipt = Receipt::sign(&escrowed, cluster.id, &self.tls).map_err(|error| {
+            Status::internal(format!("signing the receipt: {}", crate::error::chain(&error)))
+        })?;
+        Ok(wire::receipt(receipt))
+    }
+}
+
+/// An answer of apply that does not belong to the command: a fault of ours.
+pub(super) fn unexpected(reply: &Reply) -> Status {
+    tracing::error!(?reply, "an answer that does not belong to its command");
+    Status::internal("the cluster gave an answer that does not belong to the request")
+}

@@ -1,0 +1,203 @@
+//! Finding and showing keys, and proving that they are held.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tonic::{Request, Response, Status};
+
+use crate::escrow::command::{Action, Command, Reply, Reveal, Revealed};
+use crate::escrow::ids::{KeyId, NodeId};
+use crate::escrow::lookup;
+use crate::escrow::policy::Operation;
+use crate::escrow::records::KeyRecord;
+use crate::proto::recovery_service_server::RecoveryService;
+use crate::proto::{
+    CustodyAnswer, CustodyRequest, CustodyResponse, FindRequest, FindResponse, RecoverRequest,
+    RecoverResponse,
+};
+use crate::raft::NodeError;
+use crate::seal::{Part, SealContext, SealError};
+use crate::secret::Secret;
+
+use super::escrow::unexpected;
+use super::{Context, now, status, wire};
+
+/// Longest one member may take to prove custody.
+const CUSTODY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes of a custody challenge.
+const NONCE_BYTES: usize = 32;
+
+#[tonic::async_trait]
+impl RecoveryService for Context {
+    async fn find(&self, request: Request<FindRequest>) -> Result<Response<FindResponse>, Status> {
+        self.admit(&request, Operation::Find)?;
+        let request = request.into_inner();
+        let query = wire::query(&request)?;
+        let quorum = wire::wants_quorum(request.consistency)?;
+        if quorum {
+            let index = self.node.read_index().await.map_err(status::shared)?;
+            self.node.wait_applied(index).await?;
+        }
+        self.node.wait_applied(request.min_index).await?;
+        self.node.cluster()?.ok_or(NodeError::NoCluster)?;
+        let view = self.node.view()?;
+        let found = tokio::task::block_in_place(|| lookup::find(&view, &query))?;
+        Ok(Response::new(FindResponse {
+            keys: found.keys.into_iter().map(wire::key).collect(),
+            truncated: found.truncated,
+            freshness: Some(wire::freshness(&self.node, if quorum { "quorum" } else { "local" })),
+        }))
+    }
+
+    async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
+        let caller = self.admit(&request, Operation::Recover)?;
+        let wire::RecoverRequest { request, key_id, reason, user } = request.into_inner().try_into()?;
+        let command = Command {
+            request,
+            at: now(),
+            by: caller.identity,
+            source: caller.source,
+            action: Action::Reveal(Reveal { key_id, user, reason }),
+        };
+        let revealed = match self.node.propose_within(&command, self.reveal_timeout).await?.reply {
+            Reply::Revealed(revealed) => revealed,
+            Reply::Refused(refusal) => return Err(refusal.into()),
+            other => return Err(unexpected(&other)),
+        };
+        self.show(&revealed).await.map(Response::new)
+    }
+
+    async fn custody(&self, request: Request<CustodyRequest>) -> Result<Response<CustodyResponse>, Status> {
+        self.admit(&request, Operation::Custody)?;
+        let key_id: KeyId = request.into_inner().key_id.parse()?;
+        let index = self.node.read_index().await.map_err(status::shared)?;
+        self.node.wait_applied(index).await?;
+        let secret = match self.open(key_id) {
+            Ok(Some((_, secret))) => Some(secret),
+            Ok(None) => return Err(Status::not_found(format!("no key {key_id}"))),
+            // This node is the one that cannot: it says so in its own line, and cannot judge the others' proofs.
+            Err(NodeError::Keyring(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let mut nonce = [0; NONCE_BYTES];
+        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| Status::internal("no randomness"))?;
+        let members = self.node.members();
+        let answers = members.keys().map(|id| self.challenge(*id, key_id, &nonce, secret.as_ref()));
+        Ok(Response::new(CustodyResponse { key_id: key_id.to_string(), nodes: join_all(answers).await }))
+    }
+}
+
+impl Context {
+    /// Opens a key whose reveal is on record, from this replica.
+    async fn show(&self, revealed: &Revealed) -> Result<RecoverResponse, Status> {
+        self.node.wait_applied(revealed.position.index).await?;
+        let (key, secret) = self
+            .open(revealed.key_id)?
+            .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
+        Ok(RecoverResponse {
+            secret: secret.expose().to_vec(),
+            key_id: key.id.to_string(),
+            machine: key.machine.to_string(),
+            volume: key.volume.to_string(),
+            kind: key.kind.to_string(),
+            state: key.state.to_string(),
+            escrowed_at_ms: key.escrowed_at.0,
+            audit_sequence: revealed.audit_sequence,
+            freshness: Some(wire::freshness(&self.node, "quorum")),
+        })
+    }
+
+    /// A key of this replica and its plaintext.
+    fn open(&self, key_id: KeyId) -> Result<Option<(KeyRecord, Secret)>, NodeError> {
+        let Some(key) = lookup::key(&self.node.view()?, key_id)? else { return Ok(None) };
+        let context = SealContext {
+            machine: &key.machine,
+            volume: &key.volume,
+            key_id: key.id,
+            kind: key.kind,
+            part: Part::Secret,
+        };
+        let secret = self.node.keyring()?.open_sealed(&context, &key.sealed)?;
+        Ok(Some((key, secret)))
+    }
+
+    /// This node's answer to a challenge: outcome, proof, words.
+    pub(super) fn prove(&self, key_id: KeyId, nonce: &[u8]) -> (&'static str, Vec<u8>, String) {
+        match self.open(key_id) {
+            Ok(Some((_, secret))) => match self.node.keyring() {
+                Ok(keyring) => (
+                    "proven",
+                    keyring.prove_custody(nonce, self.node.options().id, key_id, &secret).to_vec(),
+                    String::new(),
+                ),
+                Err(error) => ("cannot-open", Vec::new(), crate::error::chain(&error)),
+            },
+            Ok(None) => ("absent", Vec::new(), format!("no key {key_id} at index {}", self.node.applied())),
+            Err(error) => ("cannot-open", Vec::new(), crate::error::chain(&error)),
+        }
+    }
+
+    /// Challenges one member and judges its proof.
+    async fn challenge(
+        &self,
+        id: NodeId,
+        key_id: KeyId,
+        nonce: &[u8],
+        secret: Option<&Secret>,
+    ) -> CustodyAnswer {
+        let (outcome, proof, detail, applied) = if id == self.node.options().id {
+            let (outcome, proof, detail) = self.prove(key_id, nonce);
+            (outcome.to_owned(), proof, detail, self.node.applied())
+        } else {
+            match self.ask_for_proof(id, key_id, nonce).await {
+                Ok(answer) => (answer.outcome, answer.proof.to_vec(), answer.detail, answer.applied),
+                Err(why) => ("unreachable".to_owned(), Vec::new(), why, 0),
+            }
+        };
+        let mut answer = CustodyAnswer { node: id, outcome, detail, applied };
+        if answer.outcome == "proven" && !self.proof_holds(id, key_id, nonce, secret, &proof) {
+            answer.outcome = "mismatch".to_owned();
+            answer.detail =
+                format!("its proof does not fit the secret node {} holds", self.node.options().id);
+        }
+        answer
+    }
+
+    fn proof_holds(
+        &self,
+        id: NodeId,
+        key_id: KeyId,
+        nonce: &[u8],
+        secret: Option<&Secret>,
+        proof: &[u8],
+    ) -> bool {
+        match (self.node.keyring(), secret) {
+            (Ok(keyring), Some(secret)) => keyring.verify_custody(proof, nonce, id, key_id, secret),
+            _ => false,
+        }
+    }
+
+    async fn ask_for_proof(
+        &self,
+        id: NodeId,
+        key_id: KeyId,
+        nonce: &[u8],
+    ) -> Result<crate::proto::peer::ProveCustodyResponse, String> {
+        let mut client = self.node.forwarding_client(id).ok_or("no longer a member")?;
+        let request = crate::proto::peer::ProveCustodyRequest {
+            key_id: key_id.to_string(),
+            nonce: nonce.to_vec().into(),
+        };
+        match tokio::time::timeout(CUSTODY_TIMEOUT, client.prove_custody(request)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(crate::error::chain(&status)),
+            Err(_) => Err(format!("no answer within {} s", CUSTODY_TIMEOUT.as_secs())),
+        }
+    }
+}
+
+impl From<SealError> for Status {
+    fn from(error: SealError) -> Self {
+        NodeError::from(error).into()
+    }
+}

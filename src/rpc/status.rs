@@ -1,0 +1,100 @@
+//! Errors as gRPC statuses: the one place where they become codes.
+
+use std::sync::Arc;
+
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Code, Status};
+
+use crate::error::chain;
+use crate::escrow::command::Refusal;
+use crate::escrow::ids::Invalid;
+use crate::escrow::lookup::LookupError;
+use crate::escrow::state::StateError;
+use crate::raft::NodeError;
+
+/// Metadata key of the field at fault.
+pub const FIELD_KEY: &str = "strongroom-field";
+/// Metadata key of what the caller may do about it.
+pub const HINT_KEY: &str = "strongroom-hint";
+
+impl From<NodeError> for Status {
+    fn from(error: NodeError) -> Self {
+        let code = match &error {
+            NodeError::Refused(refusal) => return refusal.clone().into(),
+            NodeError::Admission(_) => Code::FailedPrecondition,
+            NodeError::Behind { .. }
+            | NodeError::NoCluster
+            | NodeError::NoQuorum(_)
+            | NodeError::NotLeader(_)
+            | NodeError::Overloaded { .. }
+            | NodeError::Fatal(_) => Code::Unavailable,
+            NodeError::Decode(_) | NodeError::Keyring(_) | NodeError::State(_) | NodeError::Store(_) => {
+                Code::Internal
+            }
+        };
+        if code == Code::Internal {
+            tracing::error!(error = chain(&error), "a request failed");
+        }
+        let status = Self::new(code, chain(&error));
+        match &error {
+            NodeError::NoQuorum(_) => with(
+                status,
+                HINT_KEY,
+                "the outcome is unknown; repeating the request with the same id is safe",
+            ),
+            NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
+            _ => status,
+        }
+    }
+}
+
+/// A failure that several readers share.
+pub fn shared(error: Arc<NodeError>) -> Status {
+    match Arc::try_unwrap(error) {
+        Ok(error) => error.into(),
+        Err(error) => match &*error {
+            NodeError::NoQuorum(waited) => NodeError::NoQuorum(*waited).into(),
+            NodeError::NotLeader(leader) => NodeError::NotLeader(*leader).into(),
+            error => Status::unavailable(chain(error)),
+        },
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Conflict(why) => Self::already_exists(why),
+            Refusal::Denied(why) => Self::permission_denied(why),
+            Refusal::Invalid(invalid) => invalid.into(),
+            Refusal::NotFound(what) => Self::not_found(what),
+        }
+    }
+}
+
+impl From<Invalid> for Status {
+    fn from(invalid: Invalid) -> Self {
+        with(Self::invalid_argument(invalid.to_string()), FIELD_KEY, &invalid.field)
+    }
+}
+
+impl From<LookupError> for Status {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Invalid(invalid) => invalid.into(),
+            LookupError::State(error) => NodeError::State(error).into(),
+        }
+    }
+}
+
+impl From<StateError> for Status {
+    fn from(error: StateError) -> Self {
+        NodeError::State(error).into()
+    }
+}
+
+fn with(mut status: Status, key: &'static str, value: &str) -> Status {
+    if let Ok(value) = value.parse::<MetadataValue<Ascii>>() {
+        status.metadata_mut().insert(key, value);
+    }
+    status
+}

@@ -1,0 +1,184 @@
+//! Protobuf to domain and back. Everything a caller sends is checked here, before anything else sees it.
+
+use uuid::Uuid;
+
+use crate::escrow::apply::{NODE_ADDRESS_MAX_BYTES, check_reason};
+use crate::escrow::ids::{Invalid, KeyId, MachineId, RequestId, UserName, VolumeId};
+use crate::escrow::lookup::{FoundKey, Query};
+use crate::escrow::secrets::{self, SecretKind};
+use crate::proto;
+use crate::raft;
+use crate::seal::receipt::Receipt;
+use crate::secret::Secret;
+
+/// A well-formed escrow request.
+pub struct EscrowRequest {
+    /// The same for every retry.
+    pub request: RequestId,
+    /// The machine.
+    pub machine: MachineId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// What kind of secret.
+    pub kind: SecretKind,
+    /// The id, if the caller named one.
+    pub key_id: Option<KeyId>,
+    /// The secret, in its canonical form.
+    pub secret: Secret,
+    /// A key package, if any.
+    pub package: Option<Secret>,
+    /// A user of the machine, if named.
+    pub user: Option<UserName>,
+}
+
+impl TryFrom<proto::EscrowRequest> for EscrowRequest {
+    type Error = Invalid;
+
+    fn try_from(message: proto::EscrowRequest) -> Result<Self, Invalid> {
+        // First into wiped memory, so that a refusal below leaves no copy.
+        let secret = Secret::new(message.secret);
+        let package = (!message.package.is_empty()).then(|| Secret::new(message.package));
+        let kind: SecretKind = message.kind.parse()?;
+        if let Some(package) = &package {
+            secrets::package(package.expose())?;
+        }
+        Ok(Self {
+            request: request_id(&message.request_id)?,
+            machine: message.machine.parse()?,
+            volume: message.volume.parse()?,
+            kind,
+            key_id: optional(&message.key_id, str::parse)?,
+            secret: secrets::canonical(kind, &secret)?,
+            package,
+            user: optional(&message.user, str::parse)?,
+        })
+    }
+}
+
+/// A well-formed recover request.
+pub struct RecoverRequest {
+    /// The same for every retry.
+    pub request: RequestId,
+    /// The key.
+    pub key_id: KeyId,
+    /// Why.
+    pub reason: String,
+    /// For whom, if named.
+    pub user: Option<UserName>,
+}
+
+impl TryFrom<proto::RecoverRequest> for RecoverRequest {
+    type Error = Invalid;
+
+    fn try_from(message: proto::RecoverRequest) -> Result<Self, Invalid> {
+        Ok(Self {
+            request: request_id(&message.request_id)?,
+            key_id: message.key_id.parse()?,
+            reason: check_reason(&message.reason)?.to_owned(),
+            user: optional(&message.user, str::parse)?,
+        })
+    }
+}
+
+/// The query of a find request.
+///
+/// # Errors
+/// [`Invalid`] naming the field.
+pub fn query(message: &proto::FindRequest) -> Result<Query, Invalid> {
+    Ok(Query {
+        key_id_prefix: optional(&message.key_id_prefix, str::parse)?,
+        machine: optional(&message.machine, str::parse)?,
+        user: optional(&message.user, str::parse)?,
+        limit: message.limit as usize,
+    })
+}
+
+/// Whether a read asks for a quorum.
+///
+/// # Errors
+/// [`Invalid`] for a number that is no consistency level.
+pub fn wants_quorum(consistency: i32) -> Result<bool, Invalid> {
+    match proto::Consistency::try_from(consistency) {
+        Ok(proto::Consistency::Quorum) => Ok(true),
+        Ok(proto::Consistency::Local | proto::Consistency::Unspecified) => Ok(false),
+        Err(_) => Err(Invalid::new("consistency", "local or quorum")),
+    }
+}
+
+/// A request id.
+///
+/// # Errors
+/// [`Invalid`] if it is missing or no UUID.
+pub fn request_id(text: &str) -> Result<RequestId, Invalid> {
+    Uuid::try_parse(text)
+        .ok()
+        .filter(|id| !id.is_nil())
+        .map(RequestId)
+        .ok_or_else(|| Invalid::new("request_id", "a UUID, the same for every retry of one attempt"))
+}
+
+/// Whether `text` can be dialled.
+///
+/// # Errors
+/// [`Invalid`] if it is not a host and a port.
+pub fn check_address(text: &str) -> Result<(), Invalid> {
+    let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    let well_formed = text.len() <= NODE_ADDRESS_MAX_BYTES
+        && text.rsplit_once(':').is_some_and(|(host, digits)| !host.is_empty() && port(digits));
+    if well_formed { Ok(()) } else { Err(Invalid::new("peer_address", "host:port of a node's peer service")) }
+}
+
+/// An empty protobuf string means absent.
+fn optional<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, Invalid>) -> Result<Option<T>, Invalid> {
+    if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
+}
+
+/// Freshness of `node` as it goes out.
+pub fn freshness(node: &raft::Node, consistency: &str) -> proto::Freshness {
+    let freshness = node.freshness();
+    proto::Freshness {
+        node: node.options().id,
+        consistency: consistency.to_owned(),
+        applied: freshness.applied,
+        term: freshness.term,
+        leader_known: freshness.leader_known,
+        quorum_age_ms: freshness.quorum_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// A key as it is listed: never its secret.
+pub fn key(found: FoundKey) -> proto::Key {
+    let FoundKey { key, users, rotation_owed_since } = found;
+    proto::Key {
+        key_id: key.id.to_string(),
+        machine: key.machine.to_string(),
+        volume: key.volume.to_string(),
+        kind: key.kind.to_string(),
+        state: key.state.to_string(),
+        escrowed_at_ms: key.escrowed_at.0,
+        escrowed_by: key.escrowed_by.to_string(),
+        fingerprint: key.fingerprint.to_string(),
+        users: users.iter().map(ToString::to_string).collect(),
+        index: key.position.index,
+        rotation_owed_since_ms: rotation_owed_since.map(|since| since.0),
+    }
+}
+
+/// A receipt as it goes out.
+pub fn receipt(receipt: Receipt) -> proto::Receipt {
+    proto::Receipt {
+        cluster: receipt.cluster.to_string(),
+        cluster_name: receipt.cluster_name.to_string(),
+        term: receipt.term,
+        index: receipt.index,
+        machine: receipt.machine.to_string(),
+        volume: receipt.volume.to_string(),
+        key_id: receipt.key_id.to_string(),
+        fingerprint: receipt.fingerprint.to_string(),
+        at_ms: receipt.at.0,
+        already_escrowed: receipt.already_escrowed,
+        node: receipt.node.to_string(),
+        signature: receipt.signature,
+        certificates: receipt.certificates,
+    }
+}

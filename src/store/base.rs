@@ -1,0 +1,317 @@
+//! The base: all rows up to some entry, in sled. It is a cache of what snapshot and log say, and is treated as one.
+//!
+//! sled's `flush` does not end in an fsync on Linux, so after a power loss the base may be anything. It is therefore
+//! used after a crash only if either the page cache survived (same boot, same directory: the process died, not the
+//! machine) or every row was read again and the digest matched. If not, it is moved aside and rebuilt.
+//!
+//! ```text
+//! base/current      the number of the directory in use; replaced in one step
+//! base/<n>/         a sled database
+//! base/witness      how it was left: closed cleanly, or by which boot
+//! base/damaged-<n>  the last one that was moved aside, for whoever wants to know why
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sled::{Batch, Db};
+
+use super::StoreError;
+use super::applied::Applied;
+use super::directory::{create_dir, sync_dir, write_durably};
+use super::format;
+use super::overlay::Changes;
+
+/// Where [`Applied`] rests: table number 0, which no table of rows has.
+const APPLIED_KEY: &[u8] = &[0];
+/// The first key of a row.
+pub(super) const FIRST_ROW_KEY: &[u8] = &[1];
+/// sled's threads hold its lock for a moment after it was dropped.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
+/// Where Linux says which boot this is.
+const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
+
+/// One sled database. Clones share it.
+#[derive(Clone)]
+pub(super) struct Base {
+    db: Db,
+}
+
+impl Base {
+    /// Opens the database at `path`, or makes an empty one. Blocks.
+    fn open(path: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        create_dir(path).map_err(|error| StoreError::io("creating", path, error))?;
+        let config = sled::Config::new()
+            .path(path)
+            .cache_capacity(cache_bytes)
+            // The keeper flushes when it has nothing better to do.
+            .flush_every_ms(None);
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            // On damaged files sled may panic instead of returning an error; on a thread of its own that is one too.
+            let config = config.clone();
+            let opened = std::thread::spawn(move || config.open()).join();
+            match opened {
+                Ok(Ok(db)) => return Ok(Self { db }),
+                Ok(Err(error)) if is_locked(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => return Err(StoreError::Damaged("sled panicked while opening the base".to_owned())),
+            }
+        }
+    }
+
+    /// Where the rows in it stand.
+    pub fn applied(&self) -> Result<Option<Applied>, StoreError> {
+        let Some(bytes) = self.db.get(APPLIED_KEY)? else { return Ok(None) };
+        let applied = format::decode(&bytes)
+            .map_err(|error| StoreError::Damaged(format!("what the base says of itself: {error}")))?;
+        Ok(Some(applied))
+    }
+
+    /// The value under `key`.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.db.get(key)?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    /// The rows whose keys are in `range`, in their order.
+    pub fn range<R>(&self, range: R) -> impl Iterator<Item = Result<(Bytes, Bytes), StoreError>> + use<R>
+    where
+        R: std::ops::RangeBounds<Vec<u8>>,
+    {
+        self.db.range(range).map(|row| {
+            let (key, value) = row?;
+            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+        })
+    }
+
+    /// All rows, in the order of keys.
+    pub fn rows(&self) -> impl Iterator<Item = Result<(Bytes, Bytes), StoreError>> + use<> {
+        self.range(FIRST_ROW_KEY.to_vec()..)
+    }
+
+    /// Writes changed rows and where the state stands with them, together or not at all.
+    pub fn write(&self, changes: &Changes, upto: &Applied) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        for (key, change) in changes {
+            match change {
+                Some(value) => batch.insert(&key[..], &value[..]),
+                None => batch.remove(&key[..]),
+            }
+        }
+        batch.insert(APPLIED_KEY, format::encode(upto));
+        Ok(self.db.apply_batch(batch)?)
+    }
+
+    /// Hands everything written to the operating system: it survives this process, not a power loss.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.db.flush()?;
+        Ok(())
+    }
+
+    /// Bytes it takes on disk.
+    pub fn bytes_on_disk(&self) -> Result<u64, StoreError> {
+        Ok(self.db.size_on_disk()?)
+    }
+
+    /// Reads every row and sums them up.
+    pub fn recount(&self) -> Result<Applied, StoreError> {
+        let mut counted = Applied::default();
+        for row in self.rows() {
+            let (key, value) = row?;
+            counted.change(&key, None, Some(&value));
+        }
+        Ok(counted)
+    }
+}
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock
+        || error.to_string().contains("could not acquire lock"))
+}
+
+/// The folder `base/`: which database is in use, and whether it can be trusted.
+pub(super) struct BaseDir {
+    path: PathBuf,
+    cache_bytes: u64,
+    number: u64,
+}
+
+/// How the base was left.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Witness {
+    /// Closed after its files were fsynced.
+    clean: bool,
+    /// The boot it was last opened in.
+    boot: String,
+    /// Device and inode of its directory: a copy or a restored disk image has others.
+    device: u64,
+    inode: u64,
+}
+
+impl BaseDir {
+    /// Looks at the folder, makes it if there is none, and clears what a crash left.
+    pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        create_dir(path).map_err(|error| StoreError::io("creating", path, error))?;
+        let current = path.join("current");
+        let number = match fs::read_to_string(&current) {
+            Ok(text) => text.trim().parse().unwrap_or(0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(StoreError::io("reading", &current, error)),
+        };
+        let dir = Self { path: path.to_owned(), cache_bytes, number };
+        dir.remove_leftovers().map_err(|error| StoreError::io("clearing", path, error))?;
+        Ok(dir)
+    }
+
+    /// Databases that never came into use or are no longer.
+    fn remove_leftovers(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let number = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+            if number.is_some_and(|number| number != self.number) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn database(&self, number: u64) -> PathBuf {
+        self.path.join(number.to_string())
+    }
+
+    /// The database in use, if there is one that can be trusted.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if there is one that cannot: move it aside.
+    pub fn open_current(&self) -> Result<Option<(Base, Applied)>, StoreError> {
+        let path = self.database(self.number);
+        if self.number == 0 || !path.is_dir() {
+            return Ok(None);
+        }
+        let base = Base::open(&path, self.cache_bytes)?;
+        let Some(applied) = base.applied()? else {
+            return Err(StoreError::Damaged("the base does not say where it stands".to_owned()));
+        };
+        if !self.page_cache_survived(&path) {
+            let counted = base.recount()?;
+            if !applied.describes(&counted) {
+                return Err(StoreError::Damaged("the rows of the base do not match its digest".to_owned()));
+            }
+        }
+        Ok(Some((base, applied)))
+    }
+
+    /// Makes an empty database beside the one in use.
+    pub fn create(&self) -> Result<(u64, Base), StoreError> {
+        let number = self.number + 1;
+        let path = self.database(number);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(|error| StoreError::io("removing", &path, error))?;
+        }
+        Ok((number, Base::open(&path, self.cache_bytes)?))
+    }
+
+    /// Brings a database into use, in one step. The one before is left to [`BaseDir::remove`].
+    pub fn switch_to(&mut self, number: u64) -> Result<(), StoreError> {
+        self.number = number;
+        let current = self.path.join("current");
+        write_durably(&current, format!("{number}\n").as_bytes())
+            .map_err(|error| StoreError::io("writing", &current, error))?;
+        self.witness(false)
+    }
+
+    /// The number of the database in use.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Removes a database that is not in use.
+    pub fn remove(&self, number: u64) -> Result<(), StoreError> {
+        let path = self.database(number);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("removing", &path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves the database in use out of the way; of earlier ones that were, none is kept.
+    pub fn set_aside(&self) -> Result<(), StoreError> {
+        let path = self.database(self.number);
+        self.try_set_aside(&path).map_err(|error| StoreError::io("setting aside", &path, error))
+    }
+
+    fn try_set_aside(&self, path: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("damaged-") {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        if path.is_dir() {
+            fs::rename(path, self.path.join(format!("damaged-{}", self.number)))?;
+        }
+        sync_dir(&self.path)
+    }
+
+    /// Notes that the database is in use, or that it was closed cleanly (after [`BaseDir::sync_files`]).
+    pub fn witness(&self, clean: bool) -> Result<(), StoreError> {
+        let path = self.path.join("witness");
+        let write = || {
+            let metadata = fs::metadata(self.database(self.number))?;
+            let witness = Witness { clean, boot: boot_id(), device: metadata.dev(), inode: metadata.ino() };
+            write_durably(&path, &serde_json::to_vec(&witness)?)
+        };
+        write().map_err(|error| StoreError::io("writing", &path, error))
+    }
+
+    /// Forgets how the database was left, so that it is read through before it is used again.
+    pub fn distrust(&self) {
+        // If even this fails the disk is gone, and with it what could be trusted wrongly.
+        let _ = fs::remove_file(self.path.join("witness"));
+    }
+
+    /// Syncs every file of the database that is in use: sled does not.
+    pub fn sync_files(&self) -> Result<(), StoreError> {
+        let path = self.database(self.number);
+        sync_tree(&path).map_err(|error| StoreError::io("syncing", &path, error))
+    }
+
+    fn page_cache_survived(&self, database: &Path) -> bool {
+        let read = || -> Option<(Witness, fs::Metadata)> {
+            let witness = serde_json::from_slice(&fs::read(self.path.join("witness")).ok()?).ok()?;
+            Some((witness, fs::metadata(database).ok()?))
+        };
+        read().is_some_and(|(witness, metadata)| {
+            let same_place = (witness.device, witness.inode) == (metadata.dev(), metadata.ino());
+            let same_boot = !witness.boot.is_empty() && witness.boot == boot_id();
+            witness.clean || (same_boot && same_place)
+        })
+    }
+}
+
+fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            fs::File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_dir(path)
+}
+
+/// Which boot this is; empty where the system does not say, and then nothing is taken for granted.
+fn boot_id() -> String {
+    fs::read_to_string(BOOT_ID_PATH).map(|text| text.trim().to_owned()).unwrap_or_default()
+}

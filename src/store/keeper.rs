@@ -1,0 +1,263 @@
+//! The keeper: the one thread that writes the base. It drains the overlay, takes snapshots and installs them, one
+//! after the other; so while a snapshot reads the base nothing writes it, and applies go on in the overlay.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::StoreError;
+use super::applied::Applied;
+use super::base::{Base, BaseDir};
+use super::log::Log;
+use super::overlay::Changes;
+use super::shared::{Shared, Stop};
+use super::snapshot::{SnapshotFile, Snapshots};
+
+/// Rows written to a fresh base at once.
+const LOAD_BATCH_ROWS: usize = 256;
+/// How long one look at the views that hold back a drain takes, before saying so and looking again.
+const VIEW_PATIENCE: Duration = Duration::from_secs(1);
+/// Looks after which a view is reported as leaked.
+const VIEW_LOOKS_MAX: u32 = 10;
+
+/// What can be asked of the keeper.
+pub(super) enum Task {
+    /// Drain all, sync the base and stop.
+    Close(oneshot::Sender<Result<(), StoreError>>),
+    /// Bring all that is applied by now into the base.
+    Drain(oneshot::Sender<Result<(), StoreError>>),
+    /// Replace the state.
+    Install(SnapshotFile, oneshot::Sender<Result<SnapshotFile, StoreError>>),
+    /// Read all rows again and compare.
+    Scrub(oneshot::Sender<Result<Applied, StoreError>>),
+    /// A generation was sealed.
+    Sealed,
+    /// Write a snapshot.
+    Snapshot(oneshot::Sender<Result<SnapshotFile, StoreError>>),
+}
+
+/// See the module.
+pub(super) struct Keeper {
+    pub base: Base,
+    pub dir: BaseDir,
+    pub drain_every: Duration,
+    pub shared: Arc<Shared>,
+    pub snapshots: Snapshots,
+}
+
+/// Opens the base, or rebuilds it from the newest snapshot if the node cannot go on from it.
+pub(super) fn open_base(
+    dir: &mut BaseDir,
+    snapshots: &Snapshots,
+    log: &Log,
+) -> Result<(Base, Applied), StoreError> {
+    let snapshot = snapshots.newest();
+    let durable = snapshot.as_ref().map_or_else(Applied::default, |file| file.applied().clone());
+    let purged = log.state().map_err(StoreError::Log)?.purged.map_or(0, |position| position.index);
+    match dir.open_current() {
+        Ok(Some((base, applied))) => {
+            if applied.index() >= purged && can_go_on(&applied, &durable, log)? {
+                dir.witness(false)?;
+                return Ok((base, applied));
+            }
+            let (base, snapshot) = (applied.index(), durable.index());
+            tracing::warn!(base, snapshot, purged, "log and base do not meet: the base is rebuilt");
+        }
+        Ok(None) => {}
+        Err(error) => {
+            tracing::error!(%error, "the base cannot be used and is rebuilt");
+            dir.set_aside()?;
+        }
+    }
+    if durable.index() < purged {
+        return Err(StoreError::Unrecoverable { purged, snapshot: durable.index() });
+    }
+    let before = dir.number();
+    let (number, base) = dir.create()?;
+    load(&base, snapshot.as_ref())?;
+    dir.switch_to(number)?;
+    dir.remove(before)?;
+    Ok((base, durable))
+}
+
+/// Whether a base that stands at `applied` may be used. Behind the snapshot it is missing what the log may not have any
+/// more. Ahead of it, it must stand at an entry the log holds: entries that a quorum has may be applied before this
+/// node's own log has them on the disk, and when a power loss takes them from the log, only a base that was never
+/// synced would hold them.
+fn can_go_on(applied: &Applied, durable: &Applied, log: &Log) -> Result<bool, StoreError> {
+    match applied.position {
+        position if position <= durable.position => Ok(position == durable.position),
+        None => Ok(true),
+        Some(position) => log.holds(position).map_err(StoreError::Log),
+    }
+}
+
+/// Fills an empty base with the rows of a snapshot, checking all of it. Where the state stands is written last.
+fn load(base: &Base, snapshot: Option<&SnapshotFile>) -> Result<(), StoreError> {
+    let Some(snapshot) = snapshot else {
+        return base.write(&Changes::new(), &Applied::default());
+    };
+    let unfinished = Applied::default();
+    let mut batch = Changes::new();
+    snapshot.read_rows(|key, value| {
+        batch.insert(key, Some(value));
+        if batch.len() >= LOAD_BATCH_ROWS {
+            base.write(&std::mem::take(&mut batch), &unfinished)?;
+        }
+        Ok(())
+    })?;
+    base.write(&batch, snapshot.applied())?;
+    base.flush()
+}
+
+impl Keeper {
+    /// Starts the thread; it ends after [`Task::Close`], or when nobody can send any more.
+    pub fn start(self, tasks: Receiver<Task>) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("strongroom-base".to_owned()).spawn(move || self.run(&tasks))
+    }
+
+    fn run(mut self, tasks: &Receiver<Task>) {
+        let mut flushed = true;
+        loop {
+            match tasks.recv_timeout(self.drain_every) {
+                Ok(Task::Close(done)) => return self.close(done),
+                Ok(Task::Drain(done)) => {
+                    let drained = self.drain().map(drop);
+                    self.answer(done, drained);
+                }
+                Ok(Task::Install(file, done)) => {
+                    let installed = self.install(file);
+                    self.answer(done, installed);
+                }
+                Ok(Task::Scrub(done)) => {
+                    let scrubbed = self.scrub();
+                    self.answer(done, scrubbed);
+                }
+                Ok(Task::Sealed) => {
+                    let written = self.write_sealed();
+                    self.look_at(&written);
+                }
+                Ok(Task::Snapshot(done)) => {
+                    let snapshot = self.snapshot();
+                    self.answer(done, snapshot);
+                }
+                // Nothing came for a while: drain what little there is, and hand it to the operating system.
+                Err(RecvTimeoutError::Timeout) if self.shared.overlay_len() > 0 => {
+                    let drained = self.drain();
+                    self.look_at(&drained);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if !flushed {
+                        let done = self.base.flush();
+                        self.look_at(&done);
+                    }
+                    flushed = true;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            flushed = false;
+        }
+    }
+
+    fn answer<T>(&self, done: oneshot::Sender<Result<T, StoreError>>, result: Result<T, StoreError>) {
+        self.look_at(&result);
+        // Whoever asked may have gone away.
+        drop(done.send(result));
+    }
+
+    /// After a failure of the base nothing may go on over it, and it is read through before it is used again.
+    fn look_at<T>(&self, result: &Result<T, StoreError>) {
+        match result {
+            Err(error) if error.is_of_the_base() => {
+                tracing::error!(%error, "the base has failed");
+                self.dir.distrust();
+                self.shared.stop(Stop::Failed(error.to_string()));
+            }
+            Err(error) => tracing::warn!(%error, "the keeper of the base could not do as it was asked"),
+            Ok(_) => {}
+        }
+    }
+
+    /// Brings the sealed generations into the base, oldest first.
+    fn write_sealed(&self) -> Result<(), StoreError> {
+        while let Some(sealed) = self.shared.oldest_sealed() {
+            let mut looks = 0;
+            while !sealed.views_are_gone(VIEW_PATIENCE) {
+                looks += 1;
+                if looks == VIEW_LOOKS_MAX {
+                    return Err(StoreError::Busy);
+                }
+            }
+            self.base.write(&sealed.changes, &sealed.upto)?;
+            self.shared.forget_oldest();
+        }
+        Ok(())
+    }
+
+    /// Brings all that is applied by now into the base, and says where that is.
+    fn drain(&self) -> Result<Applied, StoreError> {
+        let upto = self.shared.seal();
+        self.write_sealed()?;
+        Ok(upto)
+    }
+
+    /// Writes a snapshot of the state as it is when this begins. Nothing else writes the base meanwhile.
+    fn snapshot(&self) -> Result<SnapshotFile, StoreError> {
+        let upto = self.drain()?;
+        match self.snapshots.newest() {
+            Some(newest) if newest.position() == upto.position => Ok(newest),
+            _ => self.snapshots.write(&upto, self.base.rows()),
+        }
+    }
+
+    fn scrub(&self) -> Result<Applied, StoreError> {
+        let upto = self.drain()?;
+        if upto.describes(&self.base.recount()?) {
+            return Ok(upto);
+        }
+        Err(StoreError::Damaged("the rows of the base do not match the digest".to_owned()))
+    }
+
+    /// Replaces the state by that of a snapshot. Until all of it is checked, nothing that is in use is touched; after
+    /// that the file is made durable first, and whatever a crash leaves undone from then on is done at the next start.
+    fn install(&mut self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
+        if file.position() <= self.shared.applied().position {
+            // Older than the state: the state stays. The file still counts as a snapshot if it is the newest one,
+            // for the log may now be purged up to it.
+            file.verify()?;
+            return self.snapshots.adopt(file);
+        }
+        let before = self.dir.number();
+        let (number, fresh) = self.dir.create()?;
+        if let Err(error) = load(&fresh, Some(&file)) {
+            drop(fresh);
+            self.dir.remove(number)?;
+            return Err(error);
+        }
+        let file = self.snapshots.adopt(file)?;
+        self.dir.switch_to(number)?;
+        let views = self.shared.replace(fresh.clone(), file.applied().clone());
+        self.base = fresh;
+        // Readers of the old rows finish; if one takes long, the next start removes its files.
+        if matches!(views.recv_timeout(VIEW_PATIENCE), Err(RecvTimeoutError::Disconnected)) {
+            self.dir.remove(before)?;
+        }
+        Ok(file)
+    }
+
+    /// Drains, syncs and lets go of the base before it answers, so that the directory is free by then.
+    fn close(self, done: oneshot::Sender<Result<(), StoreError>>) {
+        let closed = self.drain().and_then(|_| self.base.flush());
+        self.look_at(&closed);
+        let Self { base, dir, shared, .. } = self;
+        shared.stop(Stop::Closed);
+        drop(base);
+        // sled is closed now, unless a view still holds it: then it writes nothing, but its files are not all synced.
+        let closed = closed.and_then(|()| dir.sync_files()).and_then(|()| dir.witness(true));
+        drop(done.send(closed));
+    }
+}

@@ -1,0 +1,278 @@
+//! The replicated state of this node: the overlay over the base, changed by one entry after the other.
+//!
+//! An entry takes effect in one step, in memory: its rows, where the state stands, the digest. The keeper brings whole
+//! runs of entries to the base behind it. So the base always stands at the end of an entry, and whatever a crash
+//! leaves of it, replaying the log from there gives the state again.
+
+use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::StoreError;
+use super::applied::{Applied, Effect};
+use super::base::BaseDir;
+use super::digest::Digest;
+use super::format::{self, Payload};
+use super::keeper::{Keeper, Task, open_base};
+use super::log::Log;
+use super::shared::Shared;
+use super::snapshot::{SnapshotFile, Snapshots};
+use super::view::{Transaction, View};
+use crate::escrow::apply;
+use crate::escrow::command::{Command, Reply};
+use crate::escrow::records::LogPosition;
+
+/// Memory the overlay may take, in bytes; past it applying waits for the base. Room for what is written while a
+/// snapshot of a million machines is read.
+pub const OVERLAY_MAX_BYTES: usize = 128 * 1024 * 1024;
+/// Size of what is written to the base at once, in bytes. sled holds off readers for as long as that takes.
+pub const GENERATION_MAX_BYTES: usize = 512 * 1024;
+/// Memory of sled's page cache, in bytes; its own default is a gigabyte.
+pub const CACHE_BYTES: u64 = 96 * 1024 * 1024;
+/// How long the keeper waits for more before it drains what is there.
+pub const DRAIN_EVERY: Duration = Duration::from_secs(1);
+
+/// Sizes and waits of a [`Machine`]; smaller in tests.
+#[derive(Debug, Clone)]
+pub struct MachineOptions {
+    /// See [`CACHE_BYTES`].
+    pub cache_bytes: u64,
+    /// See [`DRAIN_EVERY`].
+    pub drain_every: Duration,
+    /// See [`GENERATION_MAX_BYTES`].
+    pub generation_max_bytes: usize,
+    /// See [`OVERLAY_MAX_BYTES`].
+    pub overlay_max_bytes: usize,
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self {
+            cache_bytes: CACHE_BYTES,
+            drain_every: DRAIN_EVERY,
+            generation_max_bytes: GENERATION_MAX_BYTES,
+            overlay_max_bytes: OVERLAY_MAX_BYTES,
+        }
+    }
+}
+
+/// What a machine takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineStats {
+    /// Memory of the overlay, in bytes, about.
+    pub overlay_bytes: usize,
+    /// Rows in the overlay.
+    pub overlay_rows: usize,
+    /// Parts of the overlay that wait for the base.
+    pub overlay_generations: usize,
+    /// The base on disk, in bytes.
+    pub base_bytes: u64,
+    /// Rows of the state.
+    pub rows: u64,
+    /// Bytes of the keys and values of the state.
+    pub row_bytes: u64,
+}
+
+/// The state of this node. Clones share it.
+#[derive(Clone)]
+pub struct Machine(Arc<Handle>);
+
+struct Handle {
+    /// One entry is applied after the other.
+    applying: Mutex<()>,
+    keeper: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    snapshots: Snapshots,
+    /// Taken when dropped, which ends the keeper.
+    tasks: Option<Sender<Task>>,
+}
+
+impl Machine {
+    /// Opens the state in `dir`. Blocks; after a power loss it reads the whole base.
+    ///
+    /// A base that is damaged, behind the newest snapshot, or at an entry that `log` does not hold is rebuilt from that
+    /// snapshot; openraft applies the log from there.
+    ///
+    /// # Errors
+    /// [`StoreError::Unrecoverable`] if the log begins behind the snapshot: the state has to come from the peers.
+    /// [`StoreError::Io`], [`StoreError::Base`].
+    pub fn open(
+        dir: &Path,
+        options: &MachineOptions,
+        snapshots: Snapshots,
+        log: &Log,
+    ) -> Result<Self, StoreError> {
+        let mut base_dir = BaseDir::open(dir, options.cache_bytes)?;
+        let (base, applied) = open_base(&mut base_dir, &snapshots, log)?;
+        let shared = Arc::new(Shared::new(
+            base.clone(),
+            applied,
+            options.overlay_max_bytes,
+            options.generation_max_bytes,
+        ));
+        let (tasks, received) = channel();
+        let keeper = Keeper {
+            base,
+            dir: base_dir,
+            drain_every: options.drain_every,
+            shared: shared.clone(),
+            snapshots: snapshots.clone(),
+        };
+        let keeper =
+            keeper.start(received).map_err(|error| StoreError::io("starting a thread for", dir, error))?;
+        let (keeper, tasks) = (Some(keeper), Some(tasks));
+        Ok(Self(Arc::new(Handle { applying: Mutex::new(()), keeper, shared, snapshots, tasks })))
+    }
+
+    /// Where the state stands.
+    pub fn applied(&self) -> Applied {
+        self.0.shared.applied()
+    }
+
+    /// The digest of the state and the index it stands at. Earlier ones are in [`Applied::milestones`].
+    pub fn digest(&self) -> Digest {
+        self.applied().digest()
+    }
+
+    /// The snapshots of this state.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.0.snapshots
+    }
+
+    /// The state as it is now, to read from.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub fn view(&self) -> Result<View, StoreError> {
+        self.0.shared.view()
+    }
+
+    /// Applies the entry at `position`; a command is answered. Blocks: may read the disk, and waits while the overlay
+    /// is full.
+    ///
+    /// # Errors
+    /// Any error means that this replica must stop applying; nothing of the entry took effect.
+    /// [`StoreError::Entry`] if the entry is not one this release understands, or does not follow the last one;
+    /// [`StoreError::State`] if the storage fails; [`StoreError::Stopped`] if it failed before.
+    pub fn apply(&self, position: LogPosition, payload: Payload<'_>) -> Result<Option<Reply>, StoreError> {
+        let _one_at_a_time = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut applied = self.0.shared.wait_for_room()?;
+        if Some(position) <= applied.position || position.index < applied.index() {
+            let reason = format!("it comes after index {}", applied.index());
+            return Err(StoreError::Entry { index: position.index, reason });
+        }
+        let mut transaction = Transaction::over(self.view()?);
+        let mut reply = None;
+        match payload {
+            Payload::Blank => {}
+            Payload::Command(bytes) => {
+                let command: Command = format::decode(bytes).map_err(|error| StoreError::Entry {
+                    index: position.index,
+                    reason: error.to_string(),
+                })?;
+                reply = Some(apply::apply(&mut transaction, position, &command)?);
+            }
+            Payload::Membership(bytes) => applied.membership = Some((position, bytes.to_vec())),
+        }
+        let effect: Effect = transaction.finish(applied, position)?;
+        if self.0.shared.commit(effect) {
+            self.send(Task::Sealed)?;
+        }
+        Ok(reply)
+    }
+
+    /// Brings all that is applied by now into the base.
+    ///
+    /// # Errors
+    /// [`StoreError::Base`], [`StoreError::Busy`], [`StoreError::Closed`].
+    pub async fn drain(&self) -> Result<(), StoreError> {
+        self.ask(Task::Drain).await
+    }
+
+    /// Writes a snapshot of the state as it is when its turn comes; applying goes on meanwhile. Durable when it
+    /// returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if the base is not what was written to it: then no snapshot is made of it.
+    /// [`StoreError::Io`], [`StoreError::Base`], [`StoreError::Busy`], [`StoreError::Closed`].
+    pub async fn snapshot(&self) -> Result<SnapshotFile, StoreError> {
+        self.ask(Task::Snapshot).await
+    }
+
+    /// Replaces the state by that of a snapshot, which becomes the newest one; it is checked completely first. If the
+    /// state is as new or newer it stays. Nothing may be applied meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Snapshot`] if the file is damaged: the state is as before.
+    /// [`StoreError::Io`], [`StoreError::Base`], [`StoreError::Closed`].
+    pub async fn install(&self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
+        self.ask(|done| Task::Install(file, done)).await
+    }
+
+    /// Reads all rows again and compares them with the digest. Slow; the base is not written meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if they differ: this replica stops applying and is rebuilt when it is opened again.
+    /// [`StoreError::Base`], [`StoreError::Busy`], [`StoreError::Closed`].
+    pub async fn scrub(&self) -> Result<Digest, StoreError> {
+        Ok(self.ask(Task::Scrub).await?.digest())
+    }
+
+    /// Brings everything to the base, syncs it and lets go of the directory. What was left out (a crash, or simply
+    /// dropping the machine) is replayed from the log at the next start.
+    ///
+    /// # Errors
+    /// [`StoreError::Base`], [`StoreError::Busy`], [`StoreError::Io`].
+    pub async fn close(&self) -> Result<(), StoreError> {
+        match self.ask(Task::Close).await {
+            Err(StoreError::Closed) => Ok(()),
+            closed => closed,
+        }
+    }
+
+    /// What it takes. Looks at the files of the base: not for every request.
+    ///
+    /// # Errors
+    /// [`StoreError::Base`], [`StoreError::Closed`].
+    pub fn stats(&self) -> Result<MachineStats, StoreError> {
+        let (overlay_bytes, overlay_rows, overlay_generations) = self.0.shared.overlay_stats();
+        let applied = self.applied();
+        let base_bytes = self.view()?.base.bytes_on_disk()?;
+        Ok(MachineStats {
+            overlay_bytes,
+            overlay_rows,
+            overlay_generations,
+            base_bytes,
+            rows: applied.rows,
+            row_bytes: applied.bytes,
+        })
+    }
+
+    fn send(&self, task: Task) -> Result<(), StoreError> {
+        let tasks = self.0.tasks.as_ref().ok_or(StoreError::Closed)?;
+        tasks.send(task).map_err(|_| StoreError::Closed)
+    }
+
+    async fn ask<T>(
+        &self,
+        task: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Task,
+    ) -> Result<T, StoreError> {
+        let (done, answer) = oneshot::channel();
+        self.send(task(done))?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.tasks = None;
+        if let Some(keeper) = self.keeper.take() {
+            // It finishes what it is doing. A panic of it was reported by then.
+            drop(keeper.join());
+        }
+    }
+}

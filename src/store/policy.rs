@@ -1,0 +1,67 @@
+//! When to take a snapshot.
+
+use std::io;
+
+use super::log::Log;
+use super::machine::Machine;
+
+/// A snapshot is due when the log since the last one outweighs a share of the state: so all snapshots together cost a
+/// constant factor of what is written, and the log never outgrows the state by much.
+///
+/// Derived from what lies on the disk, not from counters in memory: a node that is restarted often and written to
+/// seldom still gets its snapshot, and its log is still truncated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotPolicy {
+    /// Below this much log, in bytes, there is never one.
+    pub floor_bytes: u64,
+    /// The share of the state's size, in percent.
+    pub share_percent: u64,
+}
+
+/// See [`SnapshotPolicy::floor_bytes`].
+pub const SNAPSHOT_FLOOR_BYTES: u64 = 64 * 1024 * 1024;
+/// See [`SnapshotPolicy::share_percent`].
+pub const SNAPSHOT_SHARE_PERCENT: u64 = 50;
+
+impl Default for SnapshotPolicy {
+    fn default() -> Self {
+        Self { floor_bytes: SNAPSHOT_FLOOR_BYTES, share_percent: SNAPSHOT_SHARE_PERCENT }
+    }
+}
+
+impl SnapshotPolicy {
+    /// Whether a log of `log_bytes` since the last snapshot is enough for a state of `state_bytes`.
+    pub fn is_due(&self, log_bytes: u64, state_bytes: u64) -> bool {
+        let share = u128::from(state_bytes) * u128::from(self.share_percent) / 100;
+        log_bytes >= self.floor_bytes && u128::from(log_bytes) >= share
+    }
+
+    /// Whether a snapshot of `machine` is due, given its newest one and the log.
+    ///
+    /// # Errors
+    /// The log is broken by an earlier panic.
+    pub fn is_due_for(&self, machine: &Machine, log: &Log) -> io::Result<bool> {
+        let applied = machine.applied();
+        let newest = machine.snapshots().newest().and_then(|file| file.position());
+        if applied.position == newest {
+            return Ok(false);
+        }
+        let log_bytes = log.bytes_since(newest.map(|position| position.index))?;
+        Ok(self.is_due(log_bytes, applied.bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_must_outweigh_both_the_floor_and_the_share() {
+        let policy = SnapshotPolicy { floor_bytes: 100, share_percent: 50 };
+        assert!(!policy.is_due(99, 10));
+        assert!(policy.is_due(100, 10));
+        assert!(!policy.is_due(499, 1_000));
+        assert!(policy.is_due(500, 1_000));
+        assert!(!policy.is_due(u64::MAX / 4, u64::MAX));
+    }
+}

@@ -1,0 +1,132 @@
+//! What the machine's users and its keeper share.
+
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::StoreError;
+use super::applied::{Applied, Effect};
+use super::base::Base;
+use super::overlay::{Overlay, Sealed};
+use super::view::View;
+
+/// Why nothing is applied any more.
+#[derive(Debug, Clone)]
+pub(super) enum Stop {
+    Closed,
+    Failed(String),
+}
+
+/// See the module.
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// The overlay shrank, or it all stopped.
+    room: Condvar,
+    overlay_max_bytes: usize,
+    generation_max_bytes: usize,
+}
+
+struct State {
+    applied: Applied,
+    /// `None` once closed.
+    base: Option<Base>,
+    overlay: Overlay,
+    stop: Option<Stop>,
+}
+
+impl Shared {
+    pub fn new(base: Base, applied: Applied, overlay_max_bytes: usize, generation_max_bytes: usize) -> Self {
+        let state = State { applied, base: Some(base), overlay: Overlay::new(), stop: None };
+        Self { state: state.into(), room: Condvar::new(), overlay_max_bytes, generation_max_bytes }
+    }
+
+    /// No code panics while it holds the lock with the state half changed: what is under it is always whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn applied(&self) -> Applied {
+        self.lock().applied.clone()
+    }
+
+    /// The state as it is now, to read from. After a failure of the base too: what can still be read is right.
+    pub fn view(&self) -> Result<View, StoreError> {
+        let state = self.lock();
+        let base = state.base.clone().ok_or(StoreError::Closed)?;
+        let (rows, epoch) = state.overlay.share();
+        Ok(View { base, position: state.applied.position, rows, _epoch: epoch })
+    }
+
+    /// Waits until the overlay has room, then answers where the state stands.
+    pub fn wait_for_room(&self) -> Result<Applied, StoreError> {
+        let full =
+            |state: &mut State| state.stop.is_none() && state.overlay.bytes() >= self.overlay_max_bytes;
+        let state = self.room.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
+        match &state.stop {
+            None => Ok(state.applied.clone()),
+            Some(Stop::Closed) => Err(StoreError::Closed),
+            Some(Stop::Failed(reason)) => Err(StoreError::Stopped(reason.clone())),
+        }
+    }
+
+    /// Lets the effect of one entry be seen, all of it at once. Says whether that sealed a generation.
+    pub fn commit(&self, effect: Effect) -> bool {
+        let mut state = self.lock();
+        state.overlay.put(effect.changes);
+        state.applied = effect.applied;
+        if state.overlay.active_bytes() < self.generation_max_bytes {
+            return false;
+        }
+        let upto = state.applied.clone();
+        state.overlay.seal(upto);
+        true
+    }
+
+    /// Seals what is applied by now, and says where that is.
+    pub fn seal(&self) -> Applied {
+        let mut state = self.lock();
+        let upto = state.applied.clone();
+        state.overlay.seal(upto.clone());
+        upto
+    }
+
+    pub fn oldest_sealed(&self) -> Option<Arc<Sealed>> {
+        self.lock().overlay.oldest()
+    }
+
+    /// The oldest generation is in the base.
+    pub fn forget_oldest(&self) {
+        self.lock().overlay.forget_oldest();
+        self.room.notify_all();
+    }
+
+    /// Puts another state in the place of this one. The receiver is disconnected when no view of the old one is left.
+    pub fn replace(&self, base: Base, applied: Applied) -> Receiver<std::convert::Infallible> {
+        let mut state = self.lock();
+        let old = std::mem::replace(&mut state.overlay, Overlay::new());
+        state.base = Some(base);
+        state.applied = applied;
+        drop(state);
+        self.room.notify_all();
+        old.into_views()
+    }
+
+    /// Ends applying; reading too if it is closed.
+    pub fn stop(&self, stop: Stop) {
+        let mut state = self.lock();
+        let base = if matches!(stop, Stop::Closed) { state.base.take() } else { None };
+        state.stop.get_or_insert(stop);
+        drop(state);
+        drop(base);
+        self.room.notify_all();
+    }
+
+    pub fn overlay_len(&self) -> usize {
+        self.lock().overlay.len()
+    }
+
+    /// Bytes, rows and sealed generations in the overlay.
+    pub fn overlay_stats(&self) -> (usize, usize, usize) {
+        let state = self.lock();
+        (state.overlay.bytes(), state.overlay.len(), state.overlay.sealed_len())
+    }
+}
