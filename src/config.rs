@@ -136,12 +136,12 @@ pub struct Limits {
 /// late before anybody calls an election.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RaftSettings {
-    /// How often the leader is heard of, in milliseconds: 10 to 10,000, default 150.
+    /// How often the leader is heard of, in milliseconds: 10 to 10,000, default 100.
     pub heartbeat_ms: u64,
     /// The soonest a follower calls an election without a leader, in milliseconds: at least three heartbeats,
-    /// default 600.
+    /// default 400.
     pub election_min_ms: u64,
-    /// The latest, in milliseconds: more than the soonest, at most 120,000, default 1,200.
+    /// The latest, in milliseconds: more than the soonest, at most 120,000, default 800.
     pub election_max_ms: u64,
     /// Bytes of log since the last snapshot that call for a new one: 1 MiB to 64 GiB, default 64 MiB.
     pub snapshot_log_bytes: u64,
@@ -288,9 +288,9 @@ fn advertise(reader: &mut Reader<'_>, listen: &Listen) -> Advertise {
 
 fn raft(reader: &mut Reader<'_>) -> RaftSettings {
     let raft = RaftSettings {
-        heartbeat_ms: reader.number("raft.heartbeat_ms", HEARTBEAT_MS, 150),
-        election_min_ms: reader.number("raft.election_min_ms", ELECTION_MS, 600),
-        election_max_ms: reader.number("raft.election_max_ms", ELECTION_MS, 1_200),
+        heartbeat_ms: reader.number("raft.heartbeat_ms", HEARTBEAT_MS, 100),
+        election_min_ms: reader.number("raft.election_min_ms", ELECTION_MS, 400),
+        election_max_ms: reader.number("raft.election_max_ms", ELECTION_MS, 800),
         snapshot_log_bytes: reader.number("raft.snapshot_log_bytes", SNAPSHOT_LOG_BYTES, 64 << 20),
         snapshot_min_entries: reader.number("raft.snapshot_min_entries", LOG_ENTRIES, 5_000),
         keep_entries: reader.number("raft.keep_entries", LOG_ENTRIES, 5_000),

@@ -46,6 +46,8 @@ pub const APPLY_TIMEOUT: Duration = Duration::from_secs(3);
 pub const PROPOSALS_MAX: usize = 4_096;
 /// Between two attempts at a leader that is not there yet, unless news of one comes first.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// A leader that has not heard of a quorum for this many heartbeats appends nothing until it does.
+const QUORUM_FRESH_HEARTBEATS: u64 = 3;
 /// Longest a leader that is stopping waits for another to take over.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -268,11 +270,11 @@ impl Node {
     }
 
     async fn commit(&self, body: Vec<u8>) -> Result<Committed, NodeError> {
-        // A leader cut off from the majority would append what nobody may ever confirm. Better to say so at once,
-        // with nothing stored, than to leave the caller with an unknown outcome.
-        let lost = Duration::from_millis(2 * self.inner.options.election_max_ms);
-        if self.voters().len() > 1 && self.inner.quorum.age().is_none_or(|age| age > lost) {
-            return Err(NodeError::NoQuorum(lost));
+        // A leader cut off from the majority would append what nobody may ever confirm. Better to hold the command
+        // back, with nothing stored, than to leave the caller with an unknown outcome.
+        let fresh = Duration::from_millis(QUORUM_FRESH_HEARTBEATS * self.inner.options.heartbeat_ms);
+        if self.voters().len() > 1 && self.inner.quorum.age().is_none_or(|age| age > fresh) {
+            return Err(NodeError::NoQuorum(fresh));
         }
         let written =
             self.inner.raft.client_write(EncodedCommand(body)).await.map_err(|error| match error {

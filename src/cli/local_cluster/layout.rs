@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -268,8 +269,11 @@ fn choose_ports(plan: &ClusterPlan) -> Result<Vec<Ports>, LocalClusterError> {
         return Ok(ports_from(base, plan.nodes).ok_or_else(too_high)?);
     }
     let range = usize::from(PORTS_UNTIL - PORTS_FROM);
-    // Where to begin differs between processes, so that clusters started together seldom meet.
-    let start = usize::try_from(std::process::id()).unwrap_or(0) * usize::from(PORTS_PER_NODE * 7);
+    // Where to begin differs between processes and between clusters of one process: ports that were found free are
+    // taken only once the nodes run, and clusters started together must not meet there.
+    static CLUSTERS: AtomicUsize = AtomicUsize::new(0);
+    let number = usize::try_from(std::process::id()).unwrap_or(0) + CLUSTERS.fetch_add(7, Ordering::Relaxed);
+    let start = number * usize::from(PORTS_PER_NODE) * usize::try_from(NODES_MAX).unwrap_or(1);
     for attempt in 0..PORT_ATTEMPTS {
         let offset = (start + attempt * usize::from(PORTS_PER_NODE)) % range;
         let base = u16::try_from(offset).ok().and_then(|offset| PORTS_FROM.checked_add(offset));

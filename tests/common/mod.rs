@@ -1,0 +1,205 @@
+//! What the tests of running clusters share: a cluster of real processes in a directory of its own, keys to put
+//! into it, and the command line as a caller uses it.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use strongroom::cli::local_cluster::{ClusterPlan, LocalCluster};
+use strongroom::client::{Client, Deposit};
+use strongroom::escrow::ids::{KeyId, NodeId};
+use strongroom::escrow::secrets::{SecretKind, bitlocker};
+use strongroom::seal::receipt::Receipt;
+use strongroom::secret::Secret;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+/// The three voters of a test cluster.
+pub const ALL: [NodeId; 3] = [1, 2, 3];
+/// Longest a test waits for something that should happen soon.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// A running cluster and the directory it lives in, both gone when dropped.
+pub struct TestCluster {
+    pub cluster: LocalCluster,
+    pub dir: tempfile::TempDir,
+}
+
+/// The binary under test.
+pub fn program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_strongroom"))
+}
+
+/// Three voters that have applied the same state.
+pub async fn three_nodes() -> TestCluster {
+    three_nodes_with("").await
+}
+
+/// Three voters with more lines in their configuration.
+pub async fn three_nodes_with(extra_config: &str) -> TestCluster {
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    let mut cluster =
+        LocalCluster::open_or_create(dir.path(), &plan(extra_config), program()).expect("a layout");
+    cluster.form().await.expect("a cluster forms");
+    TestCluster { cluster, dir }
+}
+
+pub fn plan(extra_config: &str) -> ClusterPlan {
+    ClusterPlan {
+        name: "test".parse().expect("a cluster name"),
+        nodes: 3,
+        base_port: None,
+        extra_config: extra_config.to_owned(),
+    }
+}
+
+impl TestCluster {
+    pub fn client(&self, profile: &str, nodes: &[NodeId]) -> Client {
+        self.cluster.client(profile, nodes).expect("a client")
+    }
+
+    pub async fn leader(&self) -> NodeId {
+        let status = self.cluster.wait_for("a leader", SOON, &ALL, |status| status.leader.is_some()).await;
+        status.expect("a leader").leader.expect("just seen")
+    }
+
+    /// The command line with the credentials of `profile` against `nodes`.
+    pub fn strongroom(&self, profile: &str, nodes: &[NodeId], arguments: &[&str]) -> Output {
+        self.strongroom_with_input(profile, nodes, arguments, "")
+    }
+
+    pub fn strongroom_with_input(
+        &self,
+        profile: &str,
+        nodes: &[NodeId],
+        arguments: &[&str],
+        input: &str,
+    ) -> Output {
+        self.run_as(&self.cluster.layout().profile(profile), nodes, arguments, input)
+    }
+
+    /// As [`TestCluster::strongroom`] with a profile from anywhere.
+    pub fn run_as(&self, profile: &Path, nodes: &[NodeId], arguments: &[&str], input: &str) -> Output {
+        let layout = self.cluster.layout();
+        let endpoints: Vec<_> =
+            nodes.iter().map(|id| layout.node(*id).expect("a node").api_address()).collect();
+        let mut command = Command::new(program());
+        command
+            .args(arguments)
+            .env("STRONGROOM_ENDPOINTS", endpoints.join(","))
+            .env("STRONGROOM_PROFILE", profile)
+            .env("STRONGROOM_OUTPUT", "json");
+        run(command, input)
+    }
+}
+
+/// Runs a command to its end with `input` on standard input.
+pub fn run(mut command: Command, input: &str) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the command starts");
+    // A command that does not read its input closes the pipe: no fault of the test.
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    child.wait_with_output().expect("the command ends")
+}
+
+/// The exit code and the error document of a failed command.
+pub fn failure(output: &Output) -> (i32, serde_json::Value) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let document = stderr.lines().last().and_then(|line| serde_json::from_str(line).ok());
+    let document: serde_json::Value = document.unwrap_or_else(|| panic!("no error document in: {stderr}"));
+    (output.status.code().expect("not killed"), document["error"].clone())
+}
+
+/// A BitLocker key of machine `PC-<n>`, its secret made from `n`.
+pub fn deposit(n: u64) -> Deposit {
+    let halves: [u16; 8] = std::array::from_fn(|group| (n.wrapping_mul(2_654_435_761) >> (group * 4)) as u16);
+    Deposit {
+        machine: format!("PC-{n:05}").parse().expect("a machine id"),
+        volume: "C:".parse().expect("a volume id"),
+        kind: SecretKind::BitlockerPassword,
+        key_id: Some(KeyId(Uuid::from_u64_pair(0x5742_0000_0000_4000, 0x8000_0000_0000_0000 | n))),
+        secret: bitlocker::from_halves(halves),
+        package: None,
+        user: Some(format!(r"CORP\user{n}").parse().expect("a user")),
+    }
+}
+
+/// Clients that escrow keys until told to stop, and remember what was acknowledged.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<Vec<(Deposit, Receipt)>>>,
+    failed: Arc<AtomicU64>,
+    clients: JoinSet<()>,
+}
+
+impl Load {
+    /// Starts `clients` of them, each beginning at another node.
+    pub fn start(cluster: &TestCluster, clients: u64) -> Self {
+        let mut load = Self {
+            stop: Arc::default(),
+            acknowledged: Arc::default(),
+            failed: Arc::default(),
+            clients: JoinSet::new(),
+        };
+        let next = Arc::new(AtomicU64::new(1));
+        for number in 0..clients {
+            let mut nodes = ALL;
+            nodes.rotate_left((number % 3) as usize);
+            let client = cluster.client("importer", &nodes);
+            let (stop, acknowledged, failed, next) =
+                (load.stop.clone(), load.acknowledged.clone(), load.failed.clone(), next.clone());
+            load.clients.spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let deposit = deposit(next.fetch_add(1, Ordering::Relaxed));
+                    match client.escrow(&deposit).await {
+                        Ok(receipt) => acknowledged.lock().await.push((deposit, receipt)),
+                        Err(_) => drop(failed.fetch_add(1, Ordering::Relaxed)),
+                    }
+                }
+            });
+        }
+        load
+    }
+
+    /// Waits until `more` further keys have been acknowledged.
+    pub async fn progress(&self, more: usize) {
+        let from = self.acknowledged.lock().await.len();
+        let deadline = tokio::time::Instant::now() + SOON;
+        while self.acknowledged.lock().await.len() < from + more {
+            assert!(tokio::time::Instant::now() < deadline, "no progress under load");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Stops them; what was acknowledged, and how many requests failed.
+    pub async fn finish(mut self) -> (Vec<(Deposit, Receipt)>, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.clients.join_next().await {
+            ended.expect("a client ran to its end");
+        }
+        let acknowledged = std::mem::take(&mut *self.acknowledged.lock().await);
+        (acknowledged, self.failed.load(Ordering::Relaxed))
+    }
+}
+
+/// Reads every key back at `node` and compares it with what was escrowed.
+pub async fn assert_all_readable(cluster: &TestCluster, node: NodeId, acknowledged: &[(Deposit, Receipt)]) {
+    let client = cluster.client("helpdesk-advanced", &[node]);
+    for (deposit, receipt) in acknowledged {
+        let key_id = receipt.key_id;
+        let recovered = client.recover(key_id, "locked out", None).await;
+        let recovered =
+            recovered.unwrap_or_else(|error| panic!("acknowledged key {key_id} at node {node}: {error}"));
+        assert!(same(&recovered.secret, &deposit.secret), "key {key_id} at node {node} is another secret");
+    }
+}
+
+/// Compares secrets without showing them.
+pub fn same(one: &Secret, other: &Secret) -> bool {
+    one.expose() == other.expose()
+}
