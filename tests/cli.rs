@@ -1,5 +1,6 @@
 //! The command line from outside: exit codes, errors, and that no secret leaks. No cluster is needed: what is
 //! tested here must hold without one.
+#![allow(clippy::unwrap_used)] // a test that cannot go on should stop where it is
 
 use std::io::Write;
 use std::net::TcpListener;

@@ -1,4 +1,5 @@
 //! `dev` and `demo`, as people and scripts run them: real processes on loopback.
+#![allow(clippy::unwrap_used)] // a test that cannot go on should stop where it is
 
 use std::fs;
 use std::path::{Path, PathBuf};
