@@ -308,7 +308,7 @@ impl Demo {
 
     async fn stop(&mut self) -> Result<String, Broken> {
         expect(self.cluster.stop_all().await?, "every node ends by itself with success")?;
-        Ok("all nodes handed over and ended on SIGTERM".to_owned())
+        Ok("every node ended by itself, with success, on SIGTERM".to_owned())
     }
 
     fn first(&self) -> Result<&Kept, Broken> {

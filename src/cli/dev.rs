@@ -1,9 +1,10 @@
 //! `strongroom dev`: a local cluster to play with and for scripts to drive, until Ctrl-C.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::local_cluster::{AGENT_MACHINE, ClusterPlan, LocalCluster};
 use super::output::{line, table};
@@ -39,26 +40,45 @@ impl DevCommand {
             extra_config: String::new(),
         };
         let mut cluster = LocalCluster::open_or_create(&self.dir, &plan, program)?;
-        let outcome = tokio::select! {
-            formed = cluster.form() => formed.map(|()| true),
-            () = stop.clone().cancelled_owned() => Ok(false),
+        // Scripts wait for this file: one of an earlier run would tell them of processes that are gone.
+        cluster.remove_cluster_file()?;
+        let formed = tokio::select! {
+            formed = cluster.form() => formed.map(Some),
+            () = stop.cancelled() => Ok(None),
         };
-        match outcome {
-            Ok(true) => {
-                cluster.write_cluster_file()?;
-                line(&introduction(&cluster))?;
-                stop.cancelled().await;
-            }
-            Ok(false) => {}
-            Err(error) => {
-                cluster.stop_all().await?;
-                return Err(error.into());
-            }
-        }
+        let outcome = match formed {
+            Ok(Some(())) => attend(&mut cluster, &stop, printer).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
         printer.note("stopping");
         cluster.stop_all().await?;
-        Ok(())
+        cluster.remove_cluster_file()?;
+        outcome
     }
+}
+
+/// Says that the cluster is up, and which nodes end, until it is time to stop.
+async fn attend(
+    cluster: &mut LocalCluster,
+    stop: &CancellationToken,
+    printer: Printer,
+) -> Result<(), Failure> {
+    cluster.write_cluster_file()?;
+    line(&introduction(cluster))?;
+    loop {
+        let (node, how) = tokio::select! {
+            ended = cluster.ended() => ended,
+            () = stop.cancelled() => return Ok(()),
+        };
+        let config = cluster.layout().node(node)?.config_path();
+        printer.note(&format!("node {node} ended ({how}); start it again: {}", restart(&config)));
+    }
+}
+
+/// The command line that starts a node again.
+fn restart(config: &Path) -> String {
+    format!("strongroom server --config {}", config.display())
 }
 
 /// This program, to start nodes with.
@@ -68,12 +88,12 @@ pub(super) fn own_program() -> Result<PathBuf, Failure> {
 }
 
 /// Cancelled by Ctrl-C and SIGTERM. From now on neither ends the process by itself.
-pub(super) fn stop_signal() -> Result<tokio_util::sync::CancellationToken, Failure> {
+pub(super) fn stop_signal() -> Result<CancellationToken, Failure> {
     let listen = |kind| {
         signal(kind).map_err(|error| Failure::new(Exit::Failed, format!("listening for signals: {error}")))
     };
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    let token = tokio_util::sync::CancellationToken::new();
+    let token = CancellationToken::new();
     let stopped = token.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -99,7 +119,6 @@ fn introduction(cluster: &LocalCluster) -> String {
     });
     let nodes = table(&["NODE", "PID", "API", "ADMIN", "LOG"], &[0, 1], rows.collect());
     let endpoints: Vec<_> = layout.nodes.iter().map(super::local_cluster::NodePlan::api_address).collect();
-    let config = layout.nodes.last().map(|node| node.config_path().display().to_string()).unwrap_or_default();
     format!(
         "cluster {} is up\n\n{nodes}\n\n\
          In another terminal:\n\n  \
@@ -108,8 +127,7 @@ fn introduction(cluster: &LocalCluster) -> String {
          strongroom status\n\n\
          Profiles in {}: operator, officer, helpdesk, helpdesk-advanced,\n\
          auditor, importer, agent-{AGENT_MACHINE}\n\n\
-         A node that is killed stays down; this starts it again:\n\n  \
-         strongroom server --config {config}\n\n\
+         A node that is killed stays down until it is started again by hand.\n\
          Ctrl-C stops the cluster.",
         layout.cluster,
         endpoints.join(","),

@@ -31,6 +31,8 @@ pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(20);
+/// How often it is looked whether a node has ended.
+const WATCH_POLL: Duration = Duration::from_millis(50);
 /// How long one status call may take while waiting.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -234,6 +236,20 @@ impl LocalCluster {
         stopped.into_iter().try_fold(true, |all, stopped| Ok(all && stopped?))
     }
 
+    /// Waits until a node that was started here ends by itself or is killed by somebody else, and says which and how.
+    /// Its process is then gone for good: without this, a killed child would stay in the process table.
+    pub async fn ended(&mut self) -> (NodeId, String) {
+        loop {
+            for (plan, slot) in self.layout.nodes.iter().zip(&mut self.nodes) {
+                if let Some(how) = slot.as_mut().and_then(NodeProcess::ended) {
+                    *slot = None;
+                    return (plan.id, how);
+                }
+            }
+            sleep(WATCH_POLL).await;
+        }
+    }
+
     /// The process id of a node that was started and not stopped or killed through this value.
     pub fn pid(&self, id: NodeId) -> Option<u32> {
         let position = self.layout.nodes.iter().position(|node| node.id == id)?;
@@ -336,6 +352,18 @@ impl LocalCluster {
             .map_err(|error| LocalClusterError::File { path: path.clone(), source: error.into() })?;
         layout::replace(&path, &json)?;
         Ok(path)
+    }
+
+    /// Removes `cluster.json`: the cluster is not up.
+    ///
+    /// # Errors
+    /// [`LocalClusterError::File`].
+    pub fn remove_cluster_file(&self) -> Result<(), LocalClusterError> {
+        let path = self.layout.cluster_file();
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(layout::file_error(&path, source)),
+            _ => Ok(()),
+        }
     }
 
     fn slot(&mut self, id: NodeId) -> Result<&mut Option<NodeProcess>, LocalClusterError> {

@@ -47,6 +47,8 @@ enum Outcome<T> {
     Definite(ClientError),
     /// Not now, or not here: the next endpoint may answer.
     Next(String),
+    /// Nothing was heard: the next endpoint may answer.
+    Silent(Duration),
     /// One end did not accept the other's certificate. Another endpoint may, waiting does not help.
     Refused { reason: String, source: Box<dyn Error + Send + Sync> },
 }
@@ -114,6 +116,12 @@ impl Pool {
                 }
                 Outcome::Definite(error) => return Err(RoundEnd::Definite(error)),
                 Outcome::Next(what) => what,
+                Outcome::Silent(_) if knows(troubles, endpoint.address()) => {
+                    // Silence says less than what was heard before, or than the longer silence of an earlier round.
+                    endpoint.failed(Instant::now());
+                    continue;
+                }
+                Outcome::Silent(waited) => format!("no answer within {:.1} s", waited.as_secs_f64()),
                 Outcome::Refused { reason, source } => {
                     let what = reason.clone();
                     let endpoint = endpoint.address().to_owned();
@@ -142,7 +150,7 @@ impl Pool {
         let established = match tokio::time::timeout_at(give_up, self.connection(endpoint)).await {
             Ok(Ok(established)) => established,
             Ok(Err(error)) => return Outcome::of_dialling(error),
-            Err(_) => return Outcome::silent(budget),
+            Err(_) => return Outcome::Silent(budget),
         };
         match tokio::time::timeout_at(give_up, operation(established.channel, budget)).await {
             Ok(Ok(response)) => Outcome::Answered(response.into_inner()),
@@ -155,7 +163,7 @@ impl Pool {
             // The connection may be dead without knowing it: the next call dials anew.
             Err(_) => {
                 endpoint.drop_connection(established.number).await;
-                Outcome::silent(budget)
+                Outcome::Silent(budget)
             }
         }
     }
@@ -247,15 +255,15 @@ impl<T> Outcome<T> {
             None => Self::Definite(ClientError::from_status(status, endpoint)),
         }
     }
-
-    fn silent(budget: Duration) -> Self {
-        Self::Next(format!("no answer within {:.1} s", budget.as_secs_f64()))
-    }
 }
 
 /// Whether a status is about the connection and not from the node: only one made on this side has a source.
 fn made_here(status: &Status) -> bool {
     status.source().is_some()
+}
+
+fn knows(troubles: &[Trouble], endpoint: &str) -> bool {
+    troubles.iter().any(|trouble| trouble.endpoint == endpoint)
 }
 
 /// Keeps the last trouble of each endpoint.

@@ -52,10 +52,13 @@ impl Ca {
     }
 }
 
+/// What a node says of the members of its cluster.
+type Members = Arc<Mutex<Vec<proto::NodeStatus>>>;
+
 /// What a node answers to escrows: the script's next answer, and success when it has run out.
 #[derive(Clone)]
 struct Script {
-    zone: &'static str,
+    members: Members,
     answers: Arc<Mutex<Vec<Status>>>,
     seen: Arc<Mutex<Vec<String>>>,
 }
@@ -92,8 +95,8 @@ impl ClusterService for Script {
         &self,
         _: Request<proto::StatusRequest>,
     ) -> Result<Response<proto::StatusResponse>, Status> {
-        let node = proto::NodeStatus { id: 1, zone: self.zone.into(), ..proto::NodeStatus::default() };
-        let status = proto::StatusResponse { answered_by: 1, nodes: vec![node], ..Default::default() };
+        let nodes = self.members.lock().unwrap().clone();
+        let status = proto::StatusResponse { answered_by: 1, nodes, ..Default::default() };
         Ok(Response::new(status))
     }
 
@@ -111,25 +114,31 @@ impl ClusterService for Script {
 struct Node {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<String>>>,
+    members: Members,
     stop: CancellationToken,
     _serving: DropGuard,
 }
 
 impl Node {
     async fn start(tls: Tls, answers: Vec<Status>) -> Self {
-        Self::start_in("", tls, answers, "127.0.0.1:0").await
+        Self::start_at(tls, answers, "127.0.0.1:0").await
     }
 
-    async fn start_in(zone: &'static str, tls: Tls, answers: Vec<Status>, address: &str) -> Self {
+    async fn start_at(tls: Tls, answers: Vec<Status>, address: &str) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::default();
-        let script = Script { zone, answers: Arc::new(Mutex::new(answers)), seen: Arc::clone(&seen) };
+        let members = Members::default();
+        let script = Script {
+            members: Arc::clone(&members),
+            answers: Arc::new(Mutex::new(answers)),
+            seen: Arc::clone(&seen),
+        };
         let stop = CancellationToken::new();
         let serving = stop.clone().drop_guard();
         let stopping = stop.clone();
         tokio::spawn(async move { stopping.run_until_cancelled(serve(listener, tls, script)).await });
-        Self { address, seen, stop, _serving: serving }
+        Self { address, seen, members, stop, _serving: serving }
     }
 
     /// Answers nothing: accepts connections and leaves them.
@@ -148,7 +157,7 @@ impl Node {
             };
             stopping.run_until_cancelled(hold).await
         });
-        Self { address, seen: Arc::default(), stop, _serving: serving }
+        Self { address, seen: Arc::default(), members: Arc::default(), stop, _serving: serving }
     }
 
     /// A port nobody listens on.
@@ -274,13 +283,39 @@ async fn a_node_that_hangs_costs_a_call_one_attempt() {
 }
 
 #[tokio::test]
+async fn a_client_asks_the_node_of_its_own_zone() {
+    let ca = Ca::new();
+    let nodes = [
+        Node::start(ca.tls(Role::Node, "1"), vec![]).await,
+        Node::start(ca.tls(Role::Node, "2"), vec![]).await,
+    ];
+    let zones = ["east", "west"];
+    let member = |(node, zone): (&Node, &str)| proto::NodeStatus {
+        api_address: node.address.to_string(),
+        zone: zone.into(),
+        ..Default::default()
+    };
+    let members: Vec<_> = nodes.iter().zip(zones).map(member).collect();
+    nodes.iter().for_each(|node| *node.members.lock().unwrap() = members.clone());
+    for (own, zone) in nodes.iter().zip(zones) {
+        let before = own.seen().len();
+        let options = ClientOptions { zone: Some(zone.into()), ..ClientOptions::default() };
+        let client = ca.client(&[&nodes[0], &nodes[1]], options);
+        for _ in 0..3 {
+            client.escrow(&deposit()).await.unwrap();
+        }
+        assert_eq!(own.seen().len(), before + 3, "{zone}");
+    }
+}
+
+#[tokio::test]
 async fn a_lost_connection_is_made_anew() {
     let ca = Ca::new();
     let first = Node::start(ca.tls(Role::Node, "1"), vec![]).await;
     let client = ca.client(&[&first], in_order(CALL_TIMEOUT));
     client.escrow(&deposit()).await.unwrap();
     first.stop().await;
-    let again = Node::start_in("", ca.tls(Role::Node, "1"), vec![], &first.address.to_string()).await;
+    let again = Node::start_at(ca.tls(Role::Node, "1"), vec![], &first.address.to_string()).await;
     client.escrow(&deposit()).await.unwrap();
     assert_eq!(again.seen().len(), 1);
 }

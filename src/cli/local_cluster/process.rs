@@ -92,6 +92,11 @@ impl NodeProcess {
         }
     }
 
+    /// How the process ended, if it has.
+    pub(super) fn ended(&mut self) -> Option<String> {
+        self.child.try_wait().ok().flatten().map(|status| status.to_string())
+    }
+
     /// SIGKILL, and waits until the process is gone.
     pub(super) async fn kill(mut self) -> Result<(), LocalClusterError> {
         self.child.kill().await.map_err(|source| file_error(&self.log, source))
