@@ -128,15 +128,21 @@ pub enum StoreError {
     Stopped(String),
     /// Neither base nor snapshot reaches up to where the log begins.
     #[error(
-        "the state cannot be rebuilt: the newest snapshot stands at index {snapshot}, the log begins after {purged}; \
-         remove this node from the cluster and add it again with an empty data directory"
+        "the state cannot be rebuilt: the log was purged up to index {}, the newest snapshot stands at {}; \
+         remove this node from the cluster and add it again with an empty data directory",
+        index_text(purged),
+        index_text(snapshot)
     )]
     Unrecoverable {
         /// Up to where the log was purged.
-        purged: u64,
-        /// Where the newest snapshot stands; 0 if there is none.
-        snapshot: u64,
+        purged: Option<u64>,
+        /// Where the newest snapshot stands.
+        snapshot: Option<u64>,
     },
+}
+
+fn index_text(index: &Option<u64>) -> String {
+    index.map_or_else(|| "none".to_owned(), |index| index.to_string())
 }
 
 impl StoreError {

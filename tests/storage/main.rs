@@ -1,0 +1,7 @@
+//! The storage of a node: what must hold across crashes, snapshots and damage.
+
+mod crash;
+mod properties;
+mod sample;
+mod snapshots;
+mod support;
