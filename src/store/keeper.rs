@@ -119,6 +119,17 @@ fn load(base: &Base, snapshot: Option<&SnapshotFile>) -> Result<(), StoreError> 
     base.flush()
 }
 
+/// If the keeper panics (sled may, over damaged files), nobody must wait for it for ever.
+struct LastWord(Arc<Shared>);
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop(Stop::Failed("the keeper of the base panicked".to_owned()));
+        }
+    }
+}
+
 impl Keeper {
     /// Starts the thread; it ends after [`Task::Close`], or when nobody can send any more.
     pub fn start(self, tasks: Receiver<Task>) -> std::io::Result<JoinHandle<()>> {
@@ -126,6 +137,7 @@ impl Keeper {
     }
 
     fn run(mut self, tasks: &Receiver<Task>) {
+        let _last_word = LastWord(self.shared.clone());
         let mut flushed = true;
         loop {
             match tasks.recv_timeout(self.drain_every) {
