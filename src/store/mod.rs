@@ -22,7 +22,7 @@
 //!
 //! | what happened | what is done when the node opens |
 //! |---|---|
-//! | killed | the base stands at some earlier entry: openraft applies the log from there |
+//! | killed | the base stands at some earlier entry: the log is applied from there |
 //! | power lost | the base may be anything: it is read through; a wrong digest moves it aside, see below |
 //! | base damaged, or of an earlier snapshot, or ahead of the log | moved aside; rebuilt from the newest snapshot; the log from there |
 //! | no snapshot, log purged | [`StoreError::Unrecoverable`]: the state has to come from the peers |
