@@ -80,8 +80,8 @@ impl Storage {
     /// Whether it is time for a snapshot: to be asked now and then, and followed by openraft's trigger.
     ///
     /// # Errors
-    /// The log is broken by an earlier panic.
-    pub fn snapshot_is_due(&self) -> io::Result<bool> {
+    /// As [`SnapshotPolicy::is_due_for`].
+    pub fn snapshot_is_due(&self) -> Result<bool, StoreError> {
         self.policy.is_due_for(&self.machine, &self.log)
     }
 

@@ -95,9 +95,7 @@ impl DataDir {
     /// # Errors
     /// [`StoreError::Io`] if the file system does not say.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        let stat = rustix::fs::statvfs(&self.path)
-            .map_err(|error| StoreError::io("asking for free space of", &self.path, error.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        free_bytes(&self.path)
     }
 }
 
@@ -181,6 +179,13 @@ pub(super) fn create_dir(path: &Path) -> io::Result<()> {
     }
     DirBuilder::new().mode(DIRECTORY_MODE).create(path)?;
     sync_dir(Path::new("."))
+}
+
+/// Bytes this process could still write to the file system of `path`.
+pub(super) fn free_bytes(path: &Path) -> Result<u64, StoreError> {
+    let stat = rustix::fs::statvfs(path)
+        .map_err(|error| StoreError::io("asking for free space of", path, error.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Makes creations, renames and removals in a directory durable.

@@ -15,6 +15,7 @@ use super::log::Log;
 use super::overlay::Changes;
 use super::shared::{Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
+use crate::escrow::records::LogPosition;
 
 /// Rows written to a fresh base at once.
 const LOAD_BATCH_ROWS: usize = 256;
@@ -56,10 +57,10 @@ pub(super) fn open_base(
 ) -> Result<(Base, Applied), StoreError> {
     let snapshot = snapshots.newest();
     let durable = snapshot.as_ref().map_or_else(Applied::default, |file| file.applied().clone());
-    let purged = log.state().map_err(StoreError::Log)?.purged.map_or(0, |position| position.index);
+    let purged = index(log.state().map_err(StoreError::Log)?.purged);
     match dir.open_current() {
         Ok(Some((base, applied))) => {
-            if applied.index() >= purged && can_go_on(&applied, &durable, log)? {
+            if index(applied.position) >= purged && can_go_on(&applied, &durable, log)? {
                 dir.witness(false)?;
                 return Ok((base, applied));
             }
@@ -72,8 +73,8 @@ pub(super) fn open_base(
             dir.set_aside()?;
         }
     }
-    if durable.index() < purged {
-        return Err(StoreError::Unrecoverable { purged, snapshot: durable.index() });
+    if index(durable.position) < purged {
+        return Err(StoreError::Unrecoverable { purged, snapshot: index(durable.position) });
     }
     let before = dir.number();
     let (number, base) = dir.create()?;
@@ -81,6 +82,10 @@ pub(super) fn open_base(
     dir.switch_to(number)?;
     dir.remove(before)?;
     Ok((base, durable))
+}
+
+fn index(position: Option<LogPosition>) -> Option<u64> {
+    position.map(|position| position.index)
 }
 
 /// Whether a base that stands at `applied` may be used. Behind the snapshot it is missing what the log may not have any
@@ -98,7 +103,8 @@ fn can_go_on(applied: &Applied, durable: &Applied, log: &Log) -> Result<bool, St
 /// Fills an empty base with the rows of a snapshot, checking all of it. Where the state stands is written last.
 fn load(base: &Base, snapshot: Option<&SnapshotFile>) -> Result<(), StoreError> {
     let Some(snapshot) = snapshot else {
-        return base.write(&Changes::new(), &Applied::default());
+        base.write(&Changes::new(), &Applied::default())?;
+        return base.flush();
     };
     let unfinished = Applied::default();
     let mut batch = Changes::new();
@@ -113,6 +119,17 @@ fn load(base: &Base, snapshot: Option<&SnapshotFile>) -> Result<(), StoreError> 
     base.flush()
 }
 
+/// If the keeper panics (sled may, over damaged files), nobody must wait for it for ever.
+struct LastWord(Arc<Shared>);
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop(Stop::Failed("the keeper of the base panicked".to_owned()));
+        }
+    }
+}
+
 impl Keeper {
     /// Starts the thread; it ends after [`Task::Close`], or when nobody can send any more.
     pub fn start(self, tasks: Receiver<Task>) -> std::io::Result<JoinHandle<()>> {
@@ -120,6 +137,7 @@ impl Keeper {
     }
 
     fn run(mut self, tasks: &Receiver<Task>) {
+        let _last_word = LastWord(self.shared.clone());
         let mut flushed = true;
         loop {
             match tasks.recv_timeout(self.drain_every) {

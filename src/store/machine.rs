@@ -95,7 +95,7 @@ impl Machine {
     /// Opens the state in `dir`. Blocks; after a power loss it reads the whole base.
     ///
     /// A base that is damaged, behind the newest snapshot, or at an entry that `log` does not hold is rebuilt from that
-    /// snapshot; openraft applies the log from there.
+    /// snapshot; the log is applied from there.
     ///
     /// # Errors
     /// [`StoreError::Unrecoverable`] if the log begins behind the snapshot: the state has to come from the peers.

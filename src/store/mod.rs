@@ -22,7 +22,7 @@
 //!
 //! | what happened | what is done when the node opens |
 //! |---|---|
-//! | killed | the base stands at some earlier entry: openraft applies the log from there |
+//! | killed | the base stands at some earlier entry: the log is applied from there |
 //! | power lost | the base may be anything: it is read through; a wrong digest moves it aside, see below |
 //! | base damaged, or of an earlier snapshot, or ahead of the log | moved aside; rebuilt from the newest snapshot; the log from there |
 //! | no snapshot, log purged | [`StoreError::Unrecoverable`]: the state has to come from the peers |
@@ -36,7 +36,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`directory`] | the data directory, its identity and lock; durable file operations |
-//! | [`format`] | bytes with a version; the only file that names bincode |
+//! | [`mod@format`] | bytes with a version; the only file that names bincode |
 //! | [`log`] | the Raft log, over raft-log |
 //! | [`machine`] | the state: apply, view, snapshot, install |
 //! | `shared`, `overlay`, `base`, `keeper` | its parts |
@@ -128,15 +128,21 @@ pub enum StoreError {
     Stopped(String),
     /// Neither base nor snapshot reaches up to where the log begins.
     #[error(
-        "the state cannot be rebuilt: the newest snapshot stands at index {snapshot}, the log begins after {purged}; \
-         remove this node from the cluster and add it again with an empty data directory"
+        "the state cannot be rebuilt: the log was purged up to index {}, the newest snapshot stands at {}; \
+         remove this node from the cluster and add it again with an empty data directory",
+        index_text(purged),
+        index_text(snapshot)
     )]
     Unrecoverable {
         /// Up to where the log was purged.
-        purged: u64,
-        /// Where the newest snapshot stands; 0 if there is none.
-        snapshot: u64,
+        purged: Option<u64>,
+        /// Where the newest snapshot stands.
+        snapshot: Option<u64>,
     },
+}
+
+fn index_text(index: &Option<u64>) -> String {
+    index.map_or_else(|| "none".to_owned(), |index| index.to_string())
 }
 
 impl StoreError {

@@ -1,7 +1,6 @@
 //! When to take a snapshot.
 
-use std::io;
-
+use super::StoreError;
 use super::log::Log;
 use super::machine::Machine;
 
@@ -23,6 +22,9 @@ pub const SNAPSHOT_FLOOR_BYTES: u64 = 64 * 1024 * 1024;
 /// See [`SnapshotPolicy::share_percent`].
 pub const SNAPSHOT_SHARE_PERCENT: u64 = 50;
 
+/// What must stay free on the disk beside a snapshot, in bytes: for the log meanwhile.
+const SPARE_BYTES: u64 = 32 * 1024 * 1024;
+
 impl Default for SnapshotPolicy {
     fn default() -> Self {
         Self { floor_bytes: SNAPSHOT_FLOOR_BYTES, share_percent: SNAPSHOT_SHARE_PERCENT }
@@ -36,18 +38,28 @@ impl SnapshotPolicy {
         log_bytes >= self.floor_bytes && u128::from(log_bytes) >= share
     }
 
-    /// Whether a snapshot of `machine` is due, given its newest one and the log.
+    /// Whether a snapshot of `machine` is due, given its newest one and the log, and there is room for it: a snapshot
+    /// that does not fit would stop the node, and a log that is too long does not.
     ///
     /// # Errors
-    /// The log is broken by an earlier panic.
-    pub fn is_due_for(&self, machine: &Machine, log: &Log) -> io::Result<bool> {
+    /// The log is broken by an earlier panic, or the file system does not say how much room there is.
+    pub fn is_due_for(&self, machine: &Machine, log: &Log) -> Result<bool, StoreError> {
         let applied = machine.applied();
-        let newest = machine.snapshots().newest().and_then(|file| file.position());
+        let snapshots = machine.snapshots();
+        let newest = snapshots.newest().and_then(|file| file.position());
         if applied.position == newest {
             return Ok(false);
         }
-        let log_bytes = log.bytes_since(newest.map(|position| position.index))?;
-        Ok(self.is_due(log_bytes, applied.bytes))
+        let log_bytes = log.bytes_since(newest.map(|position| position.index)).map_err(StoreError::Log)?;
+        if !self.is_due(log_bytes, applied.bytes) {
+            return Ok(false);
+        }
+        let needed = applied.bytes + 8 * applied.rows + SPARE_BYTES;
+        let free = snapshots.free_bytes()?;
+        if free < needed {
+            tracing::warn!(free, needed, "no room for a snapshot: the log is not truncated");
+        }
+        Ok(free >= needed)
     }
 }
 

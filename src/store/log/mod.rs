@@ -12,12 +12,12 @@
 //!   that forgets one can lose it for the cluster. Such a node is replaced, not repaired.
 //! - *Memory.* Payloads of the open chunk always stay in memory, so the chunk size is also a bound on memory.
 
+mod inner;
 mod wal;
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +25,8 @@ use raft_log::api::raft_log_writer::RaftLogWriter;
 use raft_log::{Config, RaftLog};
 use tokio::task::spawn_blocking;
 
-use self::wal::{OnFlush, Record, Wal};
+use self::inner::{Inner, holds, next_index, state_of};
+use self::wal::Record;
 use super::StoreError;
 use super::directory::create_dir;
 use crate::escrow::ids::NodeId;
@@ -41,10 +42,12 @@ pub const CACHE_MAX_ENTRIES: usize = 65_536;
 pub const QUEUE_MAX_BYTES: usize = 32 * 1024 * 1024;
 /// Flushes that may wait for the worker before an append moves off the async thread; raft-log blocks at 1,024.
 const QUEUE_MAX_FLUSHES: u64 = 512;
-/// How long the worker waits for more writes before it syncs. Writes that arrive while a sync runs share the next one
-/// anyway; this pause is paid by every lonely write, and the kernel's timer slack adds 50 µs to it. At zero the worker
-/// would take one write a sync, however many wait.
-pub const FLUSH_BATCH_WAIT: Duration = Duration::from_micros(20);
+/// How long the worker waits for more writes before it syncs. Paid by every lonely write, to which the kernel's timer
+/// slack adds some 50 µs; writes that arrive while a sync runs share the next one anyway. Measured (`benches/store.rs`,
+/// 64 in flight): at 1 µs the worker syncs for the first writer that comes back from the last sync and makes the others
+/// wait for a second one, from 20 µs on it takes them along; 50 µs leaves room for slower machines. At zero it would
+/// take one write a sync, however many wait.
+pub const FLUSH_BATCH_WAIT: Duration = Duration::from_micros(50);
 /// Buffer for reading chunks at opening, in bytes.
 const READ_BUFFER_BYTES: usize = 1024 * 1024;
 /// Reads that begin so close to the end are served from memory; others may go to the disk.
@@ -101,16 +104,6 @@ pub struct LogState {
 #[derive(Clone)]
 pub struct Log(Arc<Inner>);
 
-struct Inner {
-    wal: RwLock<RaftLog<Wal>>,
-    chunk_max_bytes: u64,
-    /// Bytes until the open chunk is full: the write that fills it makes a file and syncs a directory.
-    chunk_room: AtomicU64,
-    /// Flushes asked for and not yet told. Shared with the callbacks, which must not hold the log itself: dropping it
-    /// joins the thread they run on.
-    flushing: Arc<AtomicU64>,
-}
-
 impl Log {
     /// Opens the log in `dir`, or begins an empty one. Blocks: reads all records that are not purged.
     ///
@@ -131,13 +124,7 @@ impl Log {
         config.wal.flush_queue_max_bytes = Some(QUEUE_MAX_BYTES);
         config.wal.read_buffer_size = Some(READ_BUFFER_BYTES);
         let wal = RaftLog::open(Arc::new(config)).map_err(StoreError::Log)?;
-        let chunk_max_bytes = options.chunk_max_bytes as u64;
-        Ok(Self(Arc::new(Inner {
-            chunk_room: AtomicU64::new(chunk_room(&wal, chunk_max_bytes)),
-            chunk_max_bytes,
-            flushing: Arc::default(),
-            wal: RwLock::new(wal),
-        })))
+        Ok(Self(Arc::new(Inner::new(wal, options.chunk_max_bytes as u64))))
     }
 
     /// Appends entries, in order and behind the last one. They can be read at once; `on_flush` is told, on another
@@ -327,99 +314,6 @@ impl Log {
         self.0.write(0, move |wal| wal.flush(true, Some(on_flush))).await?;
         told.await.map_err(io::Error::other)?
     }
-}
-
-fn next_index(position: Option<LogPosition>) -> u64 {
-    position.map_or(0, |position| position.index + 1)
-}
-
-fn state_of(wal: &RaftLog<Wal>) -> LogState {
-    let state = wal.log_state();
-    LogState {
-        committed: state.committed().copied(),
-        purged: state.purged().copied(),
-        last: state.last().copied(),
-    }
-}
-
-fn holds(wal: &RaftLog<Wal>, position: LogPosition) -> io::Result<bool> {
-    if position.index < next_index(state_of(wal).purged) {
-        return Ok(true);
-    }
-    match wal.read(position.index, position.index + 1).next() {
-        Some(entry) => Ok(entry?.0 == position),
-        None => Ok(false),
-    }
-}
-
-impl Inner {
-    fn read(&self) -> io::Result<RwLockReadGuard<'_, RaftLog<Wal>>> {
-        self.wal.read().map_err(|_| broken())
-    }
-
-    fn lock(&self) -> io::Result<RwLockWriteGuard<'_, RaftLog<Wal>>> {
-        self.wal.write().map_err(|_| broken())
-    }
-
-    /// Runs a write of about `bytes`: here if it only fills memory, off the async threads if it may block.
-    async fn write(
-        self: &Arc<Self>,
-        bytes: usize,
-        write: impl FnOnce(&mut RaftLog<Wal>) -> io::Result<()> + Send + 'static,
-    ) -> io::Result<()> {
-        let stays_in_chunk = (bytes as u64) < self.chunk_room.load(Ordering::Relaxed);
-        let queue_is_short = self.flushing.load(Ordering::Relaxed) < QUEUE_MAX_FLUSHES;
-        if stays_in_chunk && queue_is_short && bytes < QUEUE_MAX_BYTES / 8 {
-            return self.write_now(write);
-        }
-        let inner = self.clone();
-        spawn_blocking(move || inner.write_now(write)).await.map_err(io::Error::other)?
-    }
-
-    fn write_now(&self, write: impl FnOnce(&mut RaftLog<Wal>) -> io::Result<()>) -> io::Result<()> {
-        let mut wal = self.lock()?;
-        let before = wal.on_disk_size();
-        let result = write(&mut wal);
-        let written = wal.on_disk_size().saturating_sub(before);
-        let room = self.chunk_room.load(Ordering::Relaxed);
-        let room = if written < room { room - written } else { chunk_room(&wal, self.chunk_max_bytes) };
-        self.chunk_room.store(room, Ordering::Relaxed);
-        result
-    }
-
-    fn read_range(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<(LogPosition, Bytes)>> {
-        let wal = self.read()?;
-        let mut entries = Vec::new();
-        let mut bytes = 0;
-        for entry in wal.read(from, to.max(from)) {
-            let (position, Record(record)) = entry?;
-            bytes += record.len();
-            if bytes > max_bytes && !entries.is_empty() {
-                break;
-            }
-            entries.push((position, record));
-        }
-        Ok(entries)
-    }
-
-    /// A flush callback that is counted while it waits.
-    fn counted(&self, tell: impl FnOnce(io::Result<()>) + Send + 'static) -> OnFlush {
-        self.flushing.fetch_add(1, Ordering::Relaxed);
-        let flushing = self.flushing.clone();
-        OnFlush::new(move |result| {
-            flushing.fetch_sub(1, Ordering::Relaxed);
-            tell(result);
-        })
-    }
-}
-
-/// Bytes that fit into the open chunk.
-fn chunk_room(wal: &RaftLog<Wal>, chunk_max_bytes: u64) -> u64 {
-    chunk_max_bytes.saturating_sub(wal.stat().open_chunk.size)
-}
-
-fn broken() -> io::Error {
-    io::Error::other("the log is unusable after a panic")
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use std::sync::atomic::Ordering;
+
 use super::*;
 
 fn entry(term: u64, index: u64) -> (LogPosition, Vec<u8>) {

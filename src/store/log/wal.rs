@@ -148,3 +148,43 @@ impl Decode for Unused {
 fn invalid(reason: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(value: &impl Encode) -> String {
+        let mut bytes = Vec::new();
+        value.encode(&mut bytes).unwrap();
+        data_encoding::HEXLOWER.encode(&bytes)
+    }
+
+    /// These bytes are on disks: they must not change.
+    #[test]
+    fn records_keep_their_bytes() {
+        let position = LogPosition { term: 2, index: 258 };
+        assert_eq!(hex(&position), "00000000000000020000000000000102");
+        let vote = Vote { term: 2, committed: true, node: 3 };
+        let bytes = "0000000000000002010000000000000003";
+        assert_eq!(hex(&vote), bytes);
+        assert_eq!(
+            Vote::decode(&data_encoding::HEXLOWER.decode(bytes.as_bytes()).unwrap()[..]).unwrap(),
+            vote
+        );
+        let record = Record(Bytes::from_static(b"ab"));
+        assert_eq!(hex(&record), "000000026162");
+    }
+
+    #[test]
+    fn a_forged_length_does_not_make_us_allocate() {
+        assert!(Record::decode(&[0xff, 0xff, 0xff, 0xff, 1][..]).is_err());
+        assert!(Record::decode(&[0, 0, 0, 9, 1][..]).is_err());
+    }
+
+    #[test]
+    fn a_callback_that_is_dropped_tells_an_error() {
+        let (tell, told) = std::sync::mpsc::channel();
+        drop(OnFlush::new(move |result| tell.send(result.is_err()).unwrap()));
+        assert!(told.recv().unwrap());
+    }
+}

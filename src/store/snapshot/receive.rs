@@ -4,7 +4,8 @@ use aws_lc_rs::digest::{Context, SHA256};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
-use super::{HASH_BYTES, SnapshotFile, Snapshots, TemporaryPath, damaged};
+use super::file::{TemporaryPath, damaged};
+use super::{HASH_BYTES, SnapshotFile, Snapshots};
 use crate::store::StoreError;
 use crate::store::directory::create_file;
 
@@ -26,9 +27,7 @@ impl Snapshots {
     /// [`StoreError::Snapshot`] if it would not fit on the disk; [`StoreError::Io`].
     pub async fn receive(&self, bytes: u64, sha256: [u8; 32]) -> Result<SnapshotReceiver, StoreError> {
         let path = self.temporary();
-        let stat = rustix::fs::statvfs(&self.0.path)
-            .map_err(|error| StoreError::io("asking for free space of", &self.0.path, error.into()))?;
-        if bytes > stat.f_bavail.saturating_mul(stat.f_frsize) {
+        if bytes > self.free_bytes()? {
             return Err(damaged(&path.0, &format!("its {bytes} bytes do not fit on the disk")));
         }
         let file = create_file(&path.0).map_err(|error| StoreError::io("creating", &path.0, error))?;

@@ -1,0 +1,234 @@
+//! Crashes, power loss and damage.
+
+use std::fs;
+use std::time::Duration;
+
+use strongroom::escrow::records::LogPosition;
+use strongroom::raft::storage::StorageOptions;
+use strongroom::store::StoreError;
+use strongroom::store::format::Payload;
+use strongroom::store::machine::MachineOptions;
+
+use super::sample;
+use super::support::{Node, assert_same, crash_copy, files, small, undrained};
+
+fn manual() -> StorageOptions {
+    StorageOptions { machine: undrained(), ..small() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_without_a_drain_the_state_is_replayed_from_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 50).await;
+    let expected = node.expected.clone();
+    drop(node);
+    assert_same(&Node::open(dir.path(), manual()).await.unwrap().storage, &expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_cleanly_the_base_stands_where_the_log_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 50).await;
+    let digest = node.storage.machine.digest();
+    node.storage.close().await.unwrap();
+    assert!(matches!(node.storage.machine.view().err(), Some(StoreError::Closed)));
+    let expected = node.expected.clone();
+    drop(node);
+    // Without the log, so that nothing can be replayed: the base alone has it all.
+    fs::remove_dir_all(dir.path().join("log")).unwrap();
+    fs::create_dir(dir.path().join("log")).unwrap();
+    let witness = fs::read_to_string(dir.path().join("base/witness")).unwrap();
+    assert!(witness.contains("\"clean\":true"), "{witness}");
+    // Put a log there that holds the last entry.
+    let mut other = Node::begin(&dir.path().join("other"), manual()).await;
+    other.escrow(0, 50).await;
+    other.storage.close().await.unwrap();
+    drop(other);
+    super::support::copy_tree(&dir.path().join("other/log"), &dir.path().join("log"));
+    let node = Node::open(dir.path(), manual()).await.unwrap();
+    assert_eq!(node.storage.machine.digest(), digest);
+    assert_same(&node.storage, &expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_drain_and_snapshot_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 30).await;
+    node.storage.machine.drain().await.unwrap();
+    node.escrow(30, 60).await;
+    node.storage.log.sync().await.unwrap();
+    let drained = crash_copy(dir.path());
+    node.storage.machine.snapshot().await.unwrap();
+    let snapshot = crash_copy(dir.path());
+    for copy in [drained, snapshot] {
+        let reopened = Node::open(copy.path(), manual()).await.unwrap();
+        assert_same(&reopened.storage, &node.expected);
+        assert_eq!(reopened.storage.machine.digest(), node.storage.machine.digest());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_base_is_moved_aside_and_rebuilt_from_snapshot_and_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 200).await;
+    let snapshot = node.storage.machine.snapshot().await.unwrap();
+    node.storage.log.purge(snapshot.position().unwrap()).await.unwrap();
+    node.escrow(200, 250).await;
+    node.storage.close().await.unwrap();
+    let expected = node.expected.clone();
+    drop(node);
+    for damage in [overwrite_database, cut_database, remove_database] {
+        let copy = crash_copy(dir.path());
+        // As after a power loss: nobody vouches for the base.
+        fs::remove_file(copy.path().join("base/witness")).unwrap();
+        damage(&copy.path().join("base"));
+        let reopened = Node::open(copy.path(), manual()).await.unwrap();
+        assert_same(&reopened.storage, &expected);
+        reopened.storage.machine.scrub().await.unwrap();
+        drop(reopened);
+        let aside = fs::read_dir(copy.path().join("base"))
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("damaged-"))
+            .count();
+        assert!(aside <= 1);
+    }
+}
+
+fn databases(base: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let found = files(base, |name| name == "db");
+    assert!(!found.is_empty());
+    found
+}
+
+fn overwrite_database(base: &std::path::Path) {
+    for file in databases(base) {
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[..middle].fill(0x5a);
+        fs::write(&file, bytes).unwrap();
+    }
+}
+
+fn cut_database(base: &std::path::Path) {
+    for file in databases(base) {
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() / 3]).unwrap();
+    }
+}
+
+fn remove_database(base: &std::path::Path) {
+    for file in files(base, |name| name != "current") {
+        fs::remove_file(file).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_ahead_of_the_log_is_not_trusted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 20).await;
+    let before = node.expected.clone();
+    // A quorum has the next entries, so they are applied and drained; this node's own log never got them.
+    let last = node.next;
+    for index in last..last + 5 {
+        let bytes = strongroom::store::format::encode(&sample::escrow(index, index));
+        let machine = node.storage.machine.clone();
+        let position = LogPosition { term: 1, index };
+        tokio::task::spawn_blocking(move || machine.apply(position, Payload::Command(&bytes)).unwrap())
+            .await
+            .unwrap();
+    }
+    node.storage.machine.drain().await.unwrap();
+    node.storage.close().await.unwrap();
+    drop(node);
+    let node = Node::open(dir.path(), manual()).await.unwrap();
+    assert_eq!(node.storage.log.state().unwrap().last, Some(LogPosition { term: 1, index: last - 1 }));
+    assert_same(&node.storage, &before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_base_and_snapshot_a_purged_log_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 20).await;
+    let snapshot = node.storage.machine.snapshot().await.unwrap();
+    node.storage.log.purge(snapshot.position().unwrap()).await.unwrap();
+    node.storage.close().await.unwrap();
+    drop(node);
+    fs::remove_file(snapshot.path()).unwrap();
+    fs::remove_dir_all(dir.path().join("base")).unwrap();
+    let error = Node::open(dir.path(), manual()).await.err().unwrap();
+    assert!(matches!(error, StoreError::Unrecoverable { purged: Some(20), snapshot: None }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_changed_behind_our_back_are_found_by_a_scrub_and_healed_by_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 20).await;
+    node.storage.machine.scrub().await.unwrap();
+    node.storage.close().await.unwrap();
+    let expected = node.expected.clone();
+    drop(node);
+    {
+        let database = databases(&dir.path().join("base"))[0].parent().unwrap().to_owned();
+        let database = sled::open(database).unwrap();
+        let (key, mut value) = database.iter().last().unwrap().unwrap();
+        let at = value.len() - 1;
+        value[at] ^= 1;
+        database.insert(key, value).unwrap();
+        database.flush().unwrap();
+    }
+    let node = Node::open(dir.path(), manual()).await.unwrap();
+    assert!(matches!(node.storage.machine.scrub().await.err(), Some(StoreError::Damaged(_))));
+    // Nothing is built on it any more, and no snapshot spreads it.
+    assert!(node.storage.machine.snapshot().await.is_err());
+    let machine = node.storage.machine.clone();
+    let applied = tokio::task::spawn_blocking(move || {
+        machine.apply(LogPosition { term: 1, index: 1_000 }, Payload::Blank).err()
+    });
+    assert!(matches!(applied.await.unwrap(), Some(StoreError::Stopped(_))));
+    drop(node);
+    let node = Node::open(dir.path(), manual()).await.unwrap();
+    assert_same(&node.storage, &expected);
+    node.storage.machine.scrub().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn applying_waits_while_the_overlay_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine =
+        MachineOptions { overlay_max_bytes: 64 * 1024, generation_max_bytes: 8 * 1024, ..undrained() };
+    let mut node = Node::begin(dir.path(), StorageOptions { machine, ..small() }).await;
+    // A reader that holds on to an old state keeps the base from being written, so the overlay fills.
+    let reader = node.storage.machine.view().unwrap();
+    let storage = node.storage.clone();
+    let writer = tokio::spawn(async move {
+        node.escrow(0, 300).await;
+        node
+    });
+    let full = || storage.machine.stats().unwrap().overlay_bytes >= 64 * 1024;
+    wait_until(full).await;
+    let bound = 64 * 1024 + 16 * 1024;
+    assert!(storage.machine.stats().unwrap().overlay_bytes < bound);
+    let stuck_at = storage.machine.applied().index();
+    assert!(stuck_at < 300);
+    drop(reader);
+    let node = tokio::time::timeout(Duration::from_secs(60), writer).await.unwrap().unwrap();
+    assert!(storage.machine.stats().unwrap().overlay_bytes < bound);
+    node.assert_state();
+}
+
+/// Waits for a condition, for at most a minute.
+async fn wait_until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
+}

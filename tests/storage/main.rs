@@ -1,0 +1,9 @@
+//! The storage of a node: what must hold across crashes, snapshots and damage.
+
+#![allow(clippy::unwrap_used)]
+
+mod crash;
+mod properties;
+mod sample;
+mod snapshots;
+mod support;
