@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::escrow::command::Refusal;
-use crate::escrow::ids::NodeId;
+use crate::escrow::ids::{Invalid, NodeId};
+use crate::escrow::lookup::LookupError;
 use crate::escrow::state::StateError;
 use crate::seal::SealError;
 use crate::store::StoreError;
@@ -28,6 +29,14 @@ pub enum NodeError {
     /// The consensus core of this node has stopped; it must be restarted.
     #[error("this node has stopped taking part: {0}")]
     Fatal(String),
+    /// A message of an election or a leadership came from another node than it names.
+    #[error("node {caller} speaks in the name of node {named}")]
+    Imposter {
+        /// Who sent it.
+        caller: NodeId,
+        /// Whom it names.
+        named: NodeId,
+    },
     /// The keyring cannot be opened or used.
     #[error("keyring: {0}")]
     Keyring(#[from] SealError),
@@ -37,14 +46,18 @@ pub enum NodeError {
     /// This node belongs to no cluster yet.
     #[error("this node belongs to no cluster yet")]
     NoCluster,
-    /// No majority confirmed within the time allowed. A write so answered may still take effect later; repeating
-    /// it with the same request id is safe.
+    /// A question is not well formed.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// No majority answered within the time allowed. Nothing was written.
     #[error("no quorum answered within {} ms", .0.as_millis())]
     NoQuorum(Duration),
     /// Too much is under way; nothing was started.
-    #[error("{limit} requests are under way here already")]
+    #[error("too much is under way here: the limit of {limit} for {what} is reached")]
     Overloaded {
-        /// How many may be.
+        /// Of what.
+        what: &'static str,
+        /// How much may be: readers, or KiB of requests.
         limit: usize,
     },
     /// The domain refused a command this node proposed on its own account.
@@ -56,4 +69,26 @@ pub enum NodeError {
     /// This node's storage failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A forwarded command is larger than any that a node makes.
+    #[error("a command of {bytes} bytes; at most {} are accepted", super::leader::COMMAND_MAX_BYTES)]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// A snapshot did not arrive whole; the old state stays.
+    #[error("receiving a snapshot: {0}")]
+    Transfer(String),
+    /// No majority confirmed a write within the time allowed. It may still take effect; repeating it with the same
+    /// request id is safe.
+    #[error("no quorum confirmed within {} ms", .0.as_millis())]
+    Unconfirmed(Duration),
+}
+
+impl From<LookupError> for NodeError {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Invalid(invalid) => Self::Invalid(invalid),
+            LookupError::State(error) => Self::State(error),
+        }
+    }
 }

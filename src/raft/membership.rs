@@ -4,13 +4,14 @@
 //! it and seal the keyring to it, in one command; make it a learner and wait until it has caught up; make it a
 //! voter. Only the leader does it, one change at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, RaftError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
+use tonic::Response;
 use uuid::Uuid;
 
 use crate::escrow::command::{Action, AdmitNode, Command, Reply};
@@ -66,43 +67,67 @@ impl Node {
         let candidate = self.describe(address).await?;
         let id = candidate.node;
         let before = self.voters();
-        if before.contains(&id) {
-            self.check_candidate(&candidate)?;
-            report(progress, "done", id, &before, &before).await;
-            return Ok(id);
-        }
         let member = self.check_candidate(&candidate)?;
-        self.admit(&candidate, &member, by, source, now).await?;
-        report(progress, "admitted", id, &before, &before).await;
-
-        self.change(|raft| async move { raft.add_learner(id, member, false).await }).await?;
-        self.catch_up(id, &before, progress).await?;
-        if learner {
-            report(progress, "done", id, &before, &before).await;
+        let known = self.members().remove(&id);
+        if known.as_ref().is_some_and(|(known, votes)| *votes && *known == member) {
+            self.leave_joint().await?;
+            report(progress, "done", id, &before, &self.voters());
             return Ok(id);
         }
-        let promoted = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-        self.change(|raft| async move { raft.change_membership(promoted, true).await }).await?;
-        report(progress, "done", id, &before, &self.voters()).await;
+        self.admit(&candidate, &member, by, source, now).await?;
+        report(progress, "admitted", id, &before, &before);
+        match known {
+            // The same data directory at another address: `check_candidate` has seen to that.
+            Some((known, _)) if known != member => {
+                let moved = ChangeMembers::SetNodes(BTreeMap::from([(id, member)]));
+                self.change(|raft| async move { raft.change_membership(moved, true).await }).await?;
+            }
+            Some(_) => {}
+            None => self.change(|raft| async move { raft.add_learner(id, member, false).await }).await?,
+        }
+        self.catch_up(id, &before, progress).await?;
+        if !learner {
+            let promoted = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+            self.change(|raft| async move { raft.change_membership(promoted, true).await }).await?;
+        }
+        report(progress, "done", id, &before, &self.voters());
         Ok(id)
+    }
+
+    /// Finishes a change whose leader died between its two steps: until then both configurations must agree.
+    async fn leave_joint(&self) -> Result<(), NodeError> {
+        if self.metrics().membership_config.get_joint_config().len() > 1 {
+            let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
+            self.change(|raft| async move { raft.change_membership(nobody, true).await }).await?;
+        }
+        Ok(())
     }
 
     /// Asks the node at `address` who it is, and asks again over a connection that accepts only that node.
     async fn describe(&self, address: &str) -> Result<DescribeResponse, NodeError> {
-        let unreachable =
-            |why: String| NodeError::Admission(format!("the node at {address} cannot be reached: {why}"));
-        let mut expected = ExpectedPeer::AnyNode;
-        let mut described = DescribeResponse::default();
-        for _ in 0..2 {
-            let mut client = self.inner.peers.stranger(address, expected);
-            described = timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {}))
-                .await
-                .map_err(|_| unreachable(format!("no answer within {} s", DESCRIBE_TIMEOUT.as_secs())))?
-                .map_err(|status| unreachable(crate::error::chain(&status)))?
-                .into_inner();
-            expected = ExpectedPeer::Node(described.node);
+        let claimed = self.describe_as(address, ExpectedPeer::AnyNode).await?;
+        let described = self.describe_as(address, ExpectedPeer::Node(claimed.node)).await?;
+        if described.node != claimed.node {
+            let (first, then) = (claimed.node, described.node);
+            return Err(NodeError::Admission(format!(
+                "the node at {address} called itself {first}, then {then}"
+            )));
         }
         Ok(described)
+    }
+
+    async fn describe_as(
+        &self,
+        address: &str,
+        expected: ExpectedPeer,
+    ) -> Result<DescribeResponse, NodeError> {
+        let unreachable =
+            |why| NodeError::Admission(format!("the node at {address} cannot be reached: {why}"));
+        let mut client = self.inner.peers.stranger(address, expected);
+        let answer = timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {})).await;
+        let answer =
+            answer.map_err(|_| unreachable(format!("no answer within {} s", DESCRIBE_TIMEOUT.as_secs())))?;
+        answer.map(Response::into_inner).map_err(|status| unreachable(crate::error::chain(&status)))
     }
 
     /// Whether a node that says this of itself may join.
@@ -116,10 +141,15 @@ impl Node {
                 candidate.cluster
             ));
         }
+        let known = lookup::nodes(&self.view()?)?.into_iter().find(|node| node.id == id);
+        if candidate.cluster.is_empty() && candidate.last_log > 0 && known.is_none() {
+            return refused(format!(
+                "node {id} holds a log of its own: finish its `init`, or give it an empty data directory"
+            ));
+        }
         let Ok(storage) = candidate.storage.parse::<Uuid>() else {
             return refused(format!("node {id} does not name its data directory"));
         };
-        let known = lookup::nodes(&self.view()?)?.into_iter().find(|node| node.id == id);
         if known.is_some_and(|known| known.storage != storage) {
             return refused(format!(
                 "node id {id} was used before, on another data directory; ids are never used twice: choose a new one"
@@ -145,7 +175,7 @@ impl Node {
         let view = self.view()?;
         let cluster = lookup::cluster(&view)?.ok_or(NodeError::NoCluster)?;
         let current = lookup::keyring(&view)?.ok_or(NodeError::NoCluster)?;
-        let keyring = self.keyring()?;
+        let keyring = self.inner.keyring.open(&current)?;
         let mut recipients: Vec<String> =
             lookup::nodes(&view)?.into_iter().map(|node| node.recipient).collect();
         recipients.extend([candidate.recipient.clone(), cluster.offline_recipient]);
@@ -205,7 +235,7 @@ impl Node {
                     matched,
                     target,
                 };
-                let _ = progress.send(step).await;
+                let _ = progress.try_send(step);
             }
             if moved_at.elapsed() > CATCH_UP_STALL {
                 return Err(NodeError::Admission(format!(
@@ -233,8 +263,8 @@ impl Node {
     }
 }
 
-/// Tells the caller; one that has gone does not stop the change.
-async fn report(
+/// Tells the caller. One that has gone, or does not read, holds nothing up.
+fn report(
     progress: &mpsc::Sender<MemberProgress>,
     step: &str,
     node: NodeId,
@@ -249,7 +279,7 @@ async fn report(
         matched: 0,
         target: 0,
     };
-    let _ = progress.send(step).await;
+    let _ = progress.try_send(step);
 }
 
 #[cfg(test)]

@@ -8,10 +8,12 @@
 mod compaction;
 mod error;
 mod keyring;
+pub mod leader;
 pub mod log_store;
 pub mod membership;
 mod network;
 pub mod node;
+mod peer_side;
 pub mod peers;
 mod quorum;
 mod read_index;

@@ -24,7 +24,7 @@ use crate::store::snapshot::SnapshotFile;
 
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
-use super::types::{Member, Snapshot, SnapshotMeta, TypeConfig, Vote};
+use super::types::{Member, Snapshot, TypeConfig, Vote};
 
 /// Bytes of a snapshot sent in one message.
 const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
@@ -36,8 +36,6 @@ const STREAM_SETUP_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct SnapshotHeader {
     /// The vote of the leader that sends it.
     pub vote: Vote,
-    /// What it covers.
-    pub meta: SnapshotMeta,
     /// Length of the file that follows.
     pub bytes: u64,
     /// SHA-256 of the file that follows.
@@ -61,14 +59,21 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, node: &Member) -> Peer {
-        Peer { client: self.peers.member(target, node), quorum: self.quorum.clone() }
+        Peer {
+            control: self.peers.control(target, node),
+            data: self.peers.member(target, node),
+            quorum: self.quorum.clone(),
+        }
     }
 }
 
 /// The way to one member. openraft makes one each for replication, heartbeats and snapshots, and each has a
-/// connection of its own, so that a snapshot or a large append never delays a heartbeat.
+/// connection of its own for what it sends, so that a snapshot or a large append never delays a heartbeat. What an
+/// election needs goes over one connection that is kept: openraft makes a new `Peer` for each vote, and a handshake
+/// would take a good part of an election's time.
 pub struct Peer {
-    client: PeerClient,
+    control: PeerClient,
+    data: PeerClient,
     quorum: QuorumClock,
 }
 
@@ -113,7 +118,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             quorum_age_ms: quorum.age().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         });
         Box::pin(async move {
-            let answers = within(STREAM_SETUP_TIMEOUT, self.client.append(frames)).await?.into_inner();
+            let answers = within(STREAM_SETUP_TIMEOUT, self.data.append(frames)).await?.into_inner();
             let results =
                 answers.map(|answer| answer.map_err(rpc_error).and_then(|frame| decode(&frame.body)));
             Ok(Box::pin(results) as BoxStream<'s, _>)
@@ -125,7 +130,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let answer = within(option.hard_ttl(), self.client.vote(envelope(&request))).await?;
+        let answer = within(option.hard_ttl(), self.control.vote(envelope(&request))).await?;
         decode(&answer.into_inner().body)
     }
 
@@ -134,7 +139,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let answer = within(option.hard_ttl(), self.client.pre_vote(envelope(&request))).await?;
+        let answer = within(option.hard_ttl(), self.control.pre_vote(envelope(&request))).await?;
         decode(&answer.into_inner().body)
     }
 
@@ -149,7 +154,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         tokio::select! {
             closed = cancel => Err(closed.into()),
             // Bounded by the peer's keepalive, not by a clock: a large snapshot over a slow line takes what it takes.
-            answer = self.client.install_snapshot(chunks) => {
+            answer = self.data.install_snapshot(chunks) => {
                 let answer = answer.map_err(|status| StreamingError::from(rpc_error(status)))?;
                 Ok(decode(&answer.into_inner().body)?)
             }
@@ -161,7 +166,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let answer = within(option.hard_ttl(), self.client.transfer_leader(envelope(&request))).await?;
+        let answer = within(option.hard_ttl(), self.control.transfer_leader(envelope(&request))).await?;
         decode(&answer.into_inner().body)
     }
 }
@@ -169,8 +174,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
 /// The messages of one snapshot: its header, then its bytes. A read error ends the stream early, which the
 /// receiver detects by length and hash.
 fn snapshot_chunks(vote: Vote, snapshot: Snapshot) -> impl Stream<Item = SnapshotChunk> + Send + 'static {
-    let Snapshot { meta, snapshot: file } = snapshot;
-    let header = SnapshotHeader { vote, meta, bytes: file.bytes(), sha256: file.sha256() };
+    let file = snapshot.snapshot;
+    let header = SnapshotHeader { vote, bytes: file.bytes(), sha256: file.sha256() };
     let header = SnapshotChunk { part: Some(snapshot_chunk::Part::Header(format::encode(&header).into())) };
     let data = stream::unfold((file, 0), |(file, offset)| async move {
         match file.chunk(offset, SNAPSHOT_CHUNK_BYTES).await {

@@ -1,55 +1,45 @@
-//! One member of the cluster: propose a command, confirm a read, answer peers, say how fresh this replica is.
+//! One member of the cluster: what it is, what its replica holds, how fresh that is. Asking the leader is in `leader`,
+//! answering peers in `peer_side`, changing who is a member in `membership`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::raft::{AppendEntriesRequest, VoteRequest};
-use openraft::{Instant as _, RaftMetrics, ReadPolicy, ServerState};
+use openraft::{Instant as _, RaftMetrics, ServerState};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Semaphore};
-use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::escrow::command::{Command, Reply};
+use crate::escrow::command::Reply;
 use crate::escrow::ids::{ClusterId, NodeId};
 use crate::escrow::lookup;
 use crate::escrow::records::{ClusterRecord, LogPosition};
-use crate::proto::peer::{Envelope, SnapshotChunk, snapshot_chunk};
 use crate::seal::{Keyring, NodeKey};
 use crate::store::digest::Digest;
 use crate::store::directory::DataDir;
-use crate::store::format;
 use crate::store::view::View;
 use crate::tls::Tls;
 
 use super::compaction;
 use super::error::NodeError;
 use super::keyring::KeyringCache;
-use super::network::{Network, SnapshotHeader, envelope};
+use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
+use super::membership::failure_tolerance;
+use super::network::Network;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
 use super::read_index::ReadIndex;
 use super::storage::Storage;
-use super::types::{EncodedCommand, Member, Raft, Snapshot, TypeConfig};
+use super::types::{Member, Raft, TypeConfig};
 
-/// Longest a proposal waits for a quorum, an election included, before its caller is told that none answered.
-pub const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest a quorum read waits for its confirmation.
-pub const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest a reader waits for this replica to apply the index it needs.
 pub const APPLY_TIMEOUT: Duration = Duration::from_secs(3);
-/// Most proposals under way at one node; past it callers are told to try again.
-pub const PROPOSALS_MAX: usize = 4_096;
-/// Between two attempts at a leader that is not there yet, unless news of one comes first.
-const RETRY_INTERVAL: Duration = Duration::from_millis(20);
-/// A leader that has not heard of a quorum for this many heartbeats appends nothing until it does.
-const QUORUM_FRESH_HEARTBEATS: u64 = 3;
 /// Longest a leader that is stopping waits for another to take over.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// A leader that has given no sign of a quorum for this many of the longest election timeouts is not called one any
+/// more: an election would have found another by then.
+const LEADER_LOST_ELECTIONS: u64 = 3;
 
 /// What a node is told about itself and its timing.
 #[derive(Debug, Clone)]
@@ -80,11 +70,11 @@ pub struct Committed {
 /// What a node knows about itself, for status.
 #[derive(Debug, Clone)]
 pub struct Vitals {
-    /// `leader`, `follower`, `candidate` or `learner`.
+    /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
     pub role: &'static str,
     /// Current term.
     pub term: u64,
-    /// The leader it knows.
+    /// The leader, if one is in contact.
     pub leader: Option<NodeId>,
     /// Index of its last log entry.
     pub last_log: u64,
@@ -120,19 +110,19 @@ pub struct Node {
 pub(super) struct Inner {
     pub(super) options: NodeOptions,
     pub(super) raft: Raft,
-    storage: Storage,
+    pub(super) storage: Storage,
     /// Holds the lock on the data directory for as long as anything may write there.
     _directory: DataDir,
     stop: CancellationToken,
     pub(super) peers: Peers,
-    cluster: Arc<OnceLock<ClusterId>>,
-    keyring: KeyringCache,
-    quorum: QuorumClock,
-    proposals: Semaphore,
-    reads: OnceLock<ReadIndex>,
-    leader_reads: OnceLock<ReadIndex>,
+    pub(super) cluster: Arc<OnceLock<ClusterId>>,
+    pub(super) keyring: KeyringCache,
+    pub(super) quorum: QuorumClock,
+    /// Room for commands under way, in KiB.
+    pub(super) proposals: Semaphore,
+    pub(super) reads: OnceLock<ReadIndex>,
+    pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) membership_change: Mutex<()>,
-    forwarding: std::sync::Mutex<BTreeMap<NodeId, (Member, PeerClient)>>,
 }
 
 impl Node {
@@ -181,197 +171,16 @@ impl Node {
                 cluster,
                 keyring: KeyringCache::new(key),
                 quorum,
-                proposals: Semaphore::new(PROPOSALS_MAX),
+                proposals: Semaphore::new(PROPOSALS_MAX_KIB),
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
                 membership_change: Mutex::new(()),
-                forwarding: std::sync::Mutex::default(),
             }),
         };
         node.start_reads();
         node.watch_quorum();
         node.cluster()?;
         Ok(node)
-    }
-
-    /// Commits a command, here or through the leader, and answers what apply answered there. An election under way
-    /// is waited for.
-    ///
-    /// # Errors
-    /// [`NodeError::NoQuorum`] after [`PROPOSE_TIMEOUT`]: the command may still take effect, and repeating it with
-    /// its request id is safe. [`NodeError::Overloaded`]: nothing was started.
-    pub async fn propose(&self, command: &Command) -> Result<Committed, NodeError> {
-        self.propose_within(command, PROPOSE_TIMEOUT).await
-    }
-
-    /// As [`Node::propose`], waiting at most `limit`.
-    ///
-    /// # Errors
-    /// As [`Node::propose`].
-    pub async fn propose_within(&self, command: &Command, limit: Duration) -> Result<Committed, NodeError> {
-        let _permit = self.proposal_permit()?;
-        let body = format::encode(command);
-        let deadline = Instant::now() + limit;
-        let mut metrics = self.inner.raft.server_metrics();
-        loop {
-            metrics.borrow_and_update();
-            let outcome = timeout_at(deadline, self.propose_once(&body, deadline)).await;
-            match outcome {
-                Ok(Ok(Some(committed))) => return Ok(committed),
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(NodeError::NoQuorum(limit)),
-            }
-            if Instant::now() >= deadline {
-                return Err(NodeError::NoQuorum(limit));
-            }
-            // News of another leader cuts the wait short; either way the next attempt looks again.
-            let _ = timeout(RETRY_INTERVAL, metrics.changed()).await;
-        }
-    }
-
-    /// One attempt at whoever leads now; `None` if there is reason to look again.
-    async fn propose_once(&self, body: &[u8], deadline: Instant) -> Result<Option<Committed>, NodeError> {
-        match self.leader() {
-            None => Ok(None),
-            Some(id) if id == self.inner.options.id => match self.commit(body.to_vec()).await {
-                Ok(committed) => Ok(Some(committed)),
-                Err(NodeError::NotLeader(_) | NodeError::NoQuorum(_)) => Ok(None),
-                Err(error) => Err(error),
-            },
-            Some(id) => {
-                let Some(mut leader) = self.forwarding_client(id) else { return Ok(None) };
-                let mut request =
-                    tonic::Request::new(Envelope { body: body.to_vec().into(), quorum_age_ms: None });
-                request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-                match leader.propose(request).await {
-                    Ok(answer) => Ok(Some(format::decode(&answer.into_inner().body)?)),
-                    // Unknown whether it was done: the request id makes trying again safe.
-                    Err(status) => {
-                        tracing::debug!(leader = id, %status, "forwarding a proposal");
-                        Ok(None)
-                    }
-                }
-            }
-        }
-    }
-
-    /// Commits an encoded command as the leader, for a peer that forwards it.
-    ///
-    /// # Errors
-    /// [`NodeError::NotLeader`] if this node does not lead; [`NodeError::NoQuorum`] without having written anything
-    /// if it leads but has lost touch with the majority.
-    pub async fn commit_forwarded(&self, body: Vec<u8>) -> Result<Committed, NodeError> {
-        let _permit = self.proposal_permit()?;
-        match timeout(PROPOSE_TIMEOUT, self.commit(body)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(NodeError::NoQuorum(PROPOSE_TIMEOUT)),
-        }
-    }
-
-    async fn commit(&self, body: Vec<u8>) -> Result<Committed, NodeError> {
-        // A leader cut off from the majority would append what nobody may ever confirm. Better to hold the command
-        // back, with nothing stored, than to leave the caller with an unknown outcome.
-        let fresh = Duration::from_millis(QUORUM_FRESH_HEARTBEATS * self.inner.options.heartbeat_ms);
-        if self.voters().len() > 1 && self.inner.quorum.age().is_none_or(|age| age > fresh) {
-            return Err(NodeError::NoQuorum(fresh));
-        }
-        let written =
-            self.inner.raft.client_write(EncodedCommand(body)).await.map_err(|error| match error {
-                RaftError::APIError(
-                    ClientWriteError::ForwardToLeader(to) | ClientWriteError::LogEntryDiscarded(to),
-                ) => NodeError::NotLeader(to.leader_id),
-                other => NodeError::Fatal(other.to_string()),
-            })?;
-        let position =
-            LogPosition { term: written.log_id.committed_leader_id().term, index: written.log_id.index };
-        let reply = written
-            .data
-            .0
-            .ok_or_else(|| NodeError::Fatal("a command was applied without an answer".to_owned()))?;
-        Ok(Committed { position, reply })
-    }
-
-    /// An index such that a replica which has applied it has everything acknowledged before this call.
-    ///
-    /// # Errors
-    /// [`NodeError::NoQuorum`] after [`READ_TIMEOUT`].
-    pub async fn read_index(&self) -> Result<u64, Arc<NodeError>> {
-        self.inner.reads.get().expect("set when started").confirm().await
-    }
-
-    /// As [`Node::read_index`], but only if this node leads; for peers that ask it.
-    ///
-    /// # Errors
-    /// [`NodeError::NotLeader`] if it does not.
-    pub async fn read_index_as_leader(&self) -> Result<u64, Arc<NodeError>> {
-        self.inner.leader_reads.get().expect("set when started").confirm().await
-    }
-
-    fn start_reads(&self) {
-        // Weak: the batchers' tasks must not keep the node alive that owns them.
-        let weak = Arc::downgrade(&self.inner);
-        let leader_reads = ReadIndex::new({
-            let weak = weak.clone();
-            move || {
-                let inner = weak.upgrade();
-                async move {
-                    let inner = inner.ok_or_else(|| NodeError::Fatal("the node is stopping".to_owned()))?;
-                    Self { inner }.confirm_leadership().await
-                }
-            }
-        });
-        let reads = ReadIndex::new(move || {
-            let inner = weak.upgrade();
-            async move {
-                let inner = inner.ok_or_else(|| NodeError::Fatal("the node is stopping".to_owned()))?;
-                Self { inner }.confirm_read().await
-            }
-        });
-        let _ = self.inner.leader_reads.set(leader_reads);
-        let _ = self.inner.reads.set(reads);
-    }
-
-    async fn confirm_leadership(&self) -> Result<u64, NodeError> {
-        match self.inner.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
-            Ok((read, _)) => Ok(read.index()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
-                Err(NodeError::NotLeader(to.leader_id))
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
-                Err(NodeError::NoQuorum(READ_TIMEOUT))
-            }
-            Err(RaftError::Fatal(fatal)) => Err(NodeError::Fatal(fatal.to_string())),
-        }
-    }
-
-    async fn confirm_read(&self) -> Result<u64, NodeError> {
-        let deadline = Instant::now() + READ_TIMEOUT;
-        let mut metrics = self.inner.raft.server_metrics();
-        loop {
-            metrics.borrow_and_update();
-            match timeout_at(deadline, self.confirm_read_once()).await {
-                Ok(Some(index)) => return Ok(index),
-                Ok(None) if Instant::now() < deadline => {}
-                _ => return Err(NodeError::NoQuorum(READ_TIMEOUT)),
-            }
-            let _ = timeout(RETRY_INTERVAL, metrics.changed()).await;
-        }
-    }
-
-    async fn confirm_read_once(&self) -> Option<u64> {
-        let leader = self.leader()?;
-        if leader == self.inner.options.id {
-            return self.read_index_as_leader().await.ok();
-        }
-        let mut client = self.forwarding_client(leader)?;
-        match client.read_index(crate::proto::peer::ReadIndexRequest {}).await {
-            Ok(answer) => Some(answer.into_inner().index),
-            Err(status) => {
-                tracing::debug!(leader, %status, "asking for a read index");
-                None
-            }
-        }
     }
 
     /// Waits until this replica has applied `index`.
@@ -400,13 +209,12 @@ impl Node {
         self.inner.storage.machine.applied().index()
     }
 
-    /// How fresh this replica is.
+    /// How fresh this replica is. What is read after this was asked is at least as fresh.
     pub fn freshness(&self) -> Freshness {
-        let metrics = self.metrics();
         Freshness {
             applied: self.applied(),
-            term: metrics.current_term,
-            leader_known: metrics.current_leader.is_some(),
+            term: self.inner.raft.server_metrics().borrow_watched().vote.leader_id.term,
+            leader_known: self.leader_in_contact().is_some(),
             quorum_age: self.inner.quorum.age(),
         }
     }
@@ -442,9 +250,15 @@ impl Node {
         &self.inner.options
     }
 
-    /// The leader this node knows.
+    /// The leader this node knows, dead or alive: whom to ask.
     pub fn leader(&self) -> Option<NodeId> {
         self.inner.raft.server_metrics().borrow_watched().current_leader
+    }
+
+    /// The leader, if there has been a sign of a quorum lately: whom to show.
+    pub fn leader_in_contact(&self) -> Option<NodeId> {
+        let lost = Duration::from_millis(LEADER_LOST_ELECTIONS * self.inner.options.election_max_ms);
+        self.leader().filter(|_| self.inner.quorum.age().is_some_and(|age| age <= lost))
     }
 
     /// Members by id, with whether they vote.
@@ -460,18 +274,18 @@ impl Node {
         self.metrics().membership_config.voter_ids().collect()
     }
 
-    /// A client of a member, kept for forwarding.
-    pub fn forwarding_client(&self, id: NodeId) -> Option<PeerClient> {
-        let (member, _) = self.members().remove(&id)?;
-        let mut forwarding = self.inner.forwarding.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match forwarding.get(&id) {
-            Some((known, client)) if *known == member => Some(client.clone()),
-            _ => {
-                let client = self.inner.peers.member(id, &member);
-                forwarding.insert(id, (member, client.clone()));
-                Some(client)
-            }
-        }
+    /// How many voters may fail before writes stop; of a joint configuration, the half that tolerates less counts.
+    pub fn failure_tolerance(&self) -> u32 {
+        let metrics = self.metrics();
+        let halves = metrics.membership_config.get_joint_config();
+        halves.iter().map(|half| failure_tolerance(half.len())).min().unwrap_or(0)
+    }
+
+    /// The client of a member that is kept for whatever is short.
+    pub fn member_client(&self, id: NodeId) -> Option<PeerClient> {
+        let metrics = self.metrics();
+        let member = metrics.membership_config.get_node(&id)?;
+        Some(self.inner.peers.control(id, member))
     }
 
     /// What this node knows about itself.
@@ -482,10 +296,11 @@ impl Node {
                 ServerState::Leader => "leader",
                 ServerState::Candidate => "candidate",
                 ServerState::Follower => "follower",
-                ServerState::Learner | ServerState::Shutdown => "learner",
+                ServerState::Learner => "learner",
+                ServerState::Shutdown => "stopped",
             },
             term: metrics.current_term,
-            leader: metrics.current_leader,
+            leader: self.leader_in_contact(),
             last_log: metrics.last_log_index.unwrap_or(0),
             committed: metrics.local_committed.map_or(0, |id| id.index),
             digest: self.inner.storage.machine.digest(),
@@ -529,7 +344,10 @@ impl Node {
         }
         let led =
             self.inner.raft.wait(Some(PROPOSE_TIMEOUT)).current_leader(options.id, "forming a cluster").await;
-        led.map(drop).map_err(|_| NodeError::NoQuorum(PROPOSE_TIMEOUT))
+        led.map_err(|_| NodeError::NoQuorum(PROPOSE_TIMEOUT))?;
+        // What an earlier attempt may have committed is applied before anybody looks.
+        let index = self.read_index().await.map_err(|error| fatal(error.to_string()))?;
+        self.wait_applied(index).await
     }
 
     /// Hands the leadership over if this node has it, so that stopping costs the others no election timeout.
@@ -551,12 +369,16 @@ impl Node {
         }
     }
 
-    /// The other voter that has most of the log, if this node leads.
+    /// Of the other voters lately in contact, the one that has most of the log, if this node leads.
     fn successor(&self) -> Option<NodeId> {
         let metrics = self.metrics();
         let voters: Vec<_> = metrics.membership_config.voter_ids().collect();
-        let matched = metrics.replication?;
-        let others = matched.into_iter().filter(|(id, _)| *id != metrics.id && voters.contains(id));
+        let (matched, heard) = (metrics.replication?, metrics.heartbeat?);
+        let lately = Duration::from_millis(self.inner.options.election_min_ms);
+        let in_contact =
+            |id: &NodeId| heard.get(id).copied().flatten().is_some_and(|heard| heard.elapsed() <= lately);
+        let others =
+            matched.into_iter().filter(|(id, _)| *id != metrics.id && voters.contains(id) && in_contact(id));
         others.max_by_key(|(_, matched)| *matched).map(|(id, _)| id)
     }
 
@@ -576,154 +398,24 @@ impl Node {
         self.inner.raft.metrics().borrow_watched().clone()
     }
 
-    fn proposal_permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, NodeError> {
-        self.inner.proposals.try_acquire().map_err(|_| NodeError::Overloaded { limit: PROPOSALS_MAX })
-    }
-
     /// Notes on the quorum clock what the leader learns from acknowledgements.
     fn watch_quorum(&self) {
         let (mut metrics, quorum) = (self.inner.raft.metrics(), self.inner.quorum.clone());
         tokio::spawn(async move {
-            while metrics.changed().await.is_ok() {
-                let acked = metrics.borrow_and_update().last_quorum_acked;
-                if let Some(acked) = acked {
-                    quorum.saw(acked.elapsed());
+            loop {
+                {
+                    let metrics = metrics.borrow_and_update();
+                    let leads = metrics.state == ServerState::Leader;
+                    quorum
+                        .set_alone(leads && metrics.membership_config.voter_ids().all(|id| id == metrics.id));
+                    if let Some(acked) = metrics.last_quorum_acked.filter(|_| leads) {
+                        quorum.saw(acked.elapsed());
+                    }
+                }
+                if metrics.changed().await.is_err() {
+                    return;
                 }
             }
         });
-    }
-}
-
-/// Answers to peers: encoded messages in, encoded messages out.
-impl Node {
-    /// Whether a call addressed to `cluster` and `storage` (where the caller names them) is meant for this node.
-    ///
-    /// # Errors
-    /// A sentence that says which does not match.
-    pub fn check_addressee(&self, cluster: Option<&str>, storage: Option<&str>) -> Result<(), String> {
-        let own_storage = self.inner.options.member.storage.to_string();
-        if let Some(wanted) = storage.filter(|wanted| *wanted != own_storage) {
-            return Err(format!(
-                "node {} has data directory {own_storage}, the cluster knows it by {wanted}: its disk was replaced or wiped; remove the node and add it under a new id",
-                self.inner.options.id
-            ));
-        }
-        match (cluster, self.inner.cluster.get()) {
-            (Some(wanted), Some(own)) if wanted != own.to_string() => {
-                Err(format!("this node belongs to cluster {own}, the call is for {wanted}"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes a stream of appends and answers each, in order.
-    pub fn append<S>(&self, frames: S) -> impl Stream<Item = Result<Envelope, NodeError>> + Send + 'static
-    where
-        S: Stream<Item = Envelope> + Send + 'static,
-    {
-        let quorum = self.inner.quorum.clone();
-        // A frame that does not decode ends the stream; the leader sees it closed and starts another.
-        let requests = frames
-            .map(move |frame| {
-                let request = format::decode::<AppendEntriesRequest<TypeConfig>>(&frame.body);
-                (request, frame.quorum_age_ms)
-            })
-            .take_while(|(request, _)| {
-                if let Err(error) = request {
-                    tracing::error!(%error, "an append does not decode");
-                }
-                std::future::ready(request.is_ok())
-            })
-            .filter_map(|(request, age)| std::future::ready(request.ok().map(|request| (request, age))));
-        let ages = Arc::new(std::sync::Mutex::new(std::collections::VecDeque::new()));
-        let requests = {
-            let ages = ages.clone();
-            requests.map(move |(request, age)| {
-                ages.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push_back(age);
-                request
-            })
-        };
-        self.inner.raft.stream_append(requests).map(move |answer| {
-            let answer = answer.map_err(|fatal| NodeError::Fatal(fatal.to_string()))?;
-            let age = ages.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front().flatten();
-            // Only a leader this node accepts may tell it about a quorum.
-            if let (Ok(_), Some(age)) = (&answer, age) {
-                quorum.saw(Duration::from_millis(age));
-            }
-            Ok(envelope(&answer))
-        })
-    }
-
-    /// Answers a vote request.
-    ///
-    /// # Errors
-    /// [`NodeError::Decode`], [`NodeError::Fatal`].
-    pub async fn vote(&self, request: &[u8]) -> Result<Envelope, NodeError> {
-        let request: VoteRequest<TypeConfig> = format::decode(request)?;
-        let answer =
-            self.inner.raft.vote(request).await.map_err(|error| NodeError::Fatal(error.to_string()))?;
-        Ok(envelope(&answer))
-    }
-
-    /// Answers whether it would vote.
-    ///
-    /// # Errors
-    /// As [`Node::vote`].
-    pub async fn pre_vote(&self, request: &[u8]) -> Result<Envelope, NodeError> {
-        let request: VoteRequest<TypeConfig> = format::decode(request)?;
-        let answer =
-            self.inner.raft.pre_vote(request).await.map_err(|error| NodeError::Fatal(error.to_string()))?;
-        Ok(envelope(&answer))
-    }
-
-    /// Takes the leadership over if asked to.
-    ///
-    /// # Errors
-    /// As [`Node::vote`].
-    pub async fn transfer_leader(&self, request: &[u8]) -> Result<Envelope, NodeError> {
-        let request = format::decode(request)?;
-        let answer = self
-            .inner
-            .raft
-            .handle_transfer_leader(request)
-            .await
-            .map_err(|error| NodeError::Fatal(error.to_string()))?;
-        Ok(envelope(&answer))
-    }
-
-    /// Receives a snapshot and installs it. The old state stays until the whole file has arrived and its hash fits.
-    ///
-    /// # Errors
-    /// [`NodeError::Store`] if it does not arrive whole; [`NodeError::Fatal`] if installing it fails.
-    pub async fn install_snapshot<S, E>(&self, chunks: S) -> Result<Envelope, NodeError>
-    where
-        S: Stream<Item = Result<SnapshotChunk, E>> + Send + Unpin,
-        E: std::fmt::Display,
-    {
-        let mut chunks = chunks;
-        let broken = |why: String| NodeError::Fatal(format!("receiving a snapshot: {why}"));
-        let first = chunks.next().await.ok_or_else(|| broken("it is empty".to_owned()))?;
-        let Ok(SnapshotChunk { part: Some(snapshot_chunk::Part::Header(header)) }) = first else {
-            return Err(broken("it does not begin with a header".to_owned()));
-        };
-        let header: SnapshotHeader = format::decode(&header)?;
-        let mut receiver =
-            self.inner.storage.machine.snapshots().receive(header.bytes, header.sha256).await?;
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|error| broken(error.to_string()))?;
-            let Some(snapshot_chunk::Part::Data(data)) = chunk.part else {
-                return Err(broken("a second header".to_owned()));
-            };
-            receiver.write(&data).await?;
-        }
-        let file = receiver.finish().await?;
-        let snapshot = Snapshot { meta: header.meta, snapshot: file };
-        let answer = self
-            .inner
-            .raft
-            .install_full_snapshot(header.vote, snapshot)
-            .await
-            .map_err(|error| NodeError::Fatal(error.to_string()))?;
-        Ok(envelope(&answer))
     }
 }

@@ -4,8 +4,9 @@
 //! node's certificate is refused by us, and one that has our node's name but another data directory or cluster
 //! refuses us, because every call says whom it is for.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 use crate::escrow::ids::{ClusterId, NodeId};
 use crate::proto::peer::peer_service_client::PeerServiceClient;
+use crate::store::format::VALUE_MAX_BYTES;
 use crate::tls::{ExpectedPeer, Tls};
 
 use super::types::Member;
@@ -28,15 +30,14 @@ pub const CLUSTER_HEADER: &str = "strongroom-cluster";
 /// Names the data directory a call is for; a node with another one under its id refuses it.
 pub const STORAGE_HEADER: &str = "strongroom-storage";
 
-/// Longest message a peer may send: one append of many entries, each bounded by the API's message size.
-pub const PEER_MESSAGE_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Longest message a peer may send: an append of [`READ_MAX_BYTES`](super::log_store::READ_MAX_BYTES) and the entry that
+/// went past them. No longer than what decodes.
+pub const PEER_MESSAGE_MAX_BYTES: usize = VALUE_MAX_BYTES;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A peer that does not answer a ping this long has its connection dropped, so that a stopped process or a cut
 /// cable is noticed although TCP would wait for minutes.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
 /// A client of one peer, its calls addressed to that very node, directory and cluster.
 pub type PeerClient = PeerServiceClient<InterceptedService<Channel, Addressee>>;
@@ -46,15 +47,29 @@ pub type PeerClient = PeerServiceClient<InterceptedService<Channel, Addressee>>;
 pub struct Peers {
     tls: Tls,
     cluster: Arc<OnceLock<ClusterId>>,
+    control: Arc<Mutex<BTreeMap<NodeId, (Member, PeerClient)>>>,
 }
 
 impl Peers {
     /// Connections made with `tls`. `cluster` is filled once this node knows which it belongs to.
     pub fn new(tls: Tls, cluster: Arc<OnceLock<ClusterId>>) -> Self {
-        Self { tls, cluster }
+        Self { tls, cluster, control: Arc::default() }
     }
 
-    /// A client of member `id`. Does not connect yet.
+    /// The client of member `id` that is kept for whatever is short: votes, forwarded commands, questions.
+    pub fn control(&self, id: NodeId, member: &Member) -> PeerClient {
+        let mut kept = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept.get(&id) {
+            Some((known, client)) if known == member => client.clone(),
+            _ => {
+                let client = self.member(id, member);
+                kept.insert(id, (member.clone(), client.clone()));
+                client
+            }
+        }
+    }
+
+    /// A client of member `id` with a connection of its own. Does not connect yet.
     pub fn member(&self, id: NodeId, member: &Member) -> PeerClient {
         let addressee = Addressee { cluster: self.cluster.clone(), storage: Some(member.storage) };
         self.client(&member.peer_address, ExpectedPeer::Node(id), addressee)
@@ -83,8 +98,6 @@ impl Peers {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .connect_with_connector_lazy(connector);
         PeerServiceClient::with_interceptor(channel, addressee)
             .max_decoding_message_size(PEER_MESSAGE_MAX_BYTES)

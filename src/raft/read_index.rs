@@ -48,7 +48,9 @@ impl ReadIndex {
     /// Whatever confirming failed with, or [`NodeError::Overloaded`] past [`READERS_MAX`] waiting readers.
     pub async fn confirm(&self) -> Result<u64, Arc<NodeError>> {
         let (waiter, answer) = oneshot::channel();
-        self.arrivals.try_send(waiter).map_err(|_| NodeError::Overloaded { limit: READERS_MAX })?;
+        self.arrivals
+            .try_send(waiter)
+            .map_err(|_| NodeError::Overloaded { what: "quorum reads", limit: READERS_MAX })?;
         answer.await.map_err(|_| NodeError::Fatal("the node is stopping".to_owned()))?
     }
 }

@@ -14,7 +14,7 @@ use crate::escrow::policy::Operation;
 use crate::proto::cluster_service_server::ClusterService;
 use crate::proto::peer::{DescribeRequest, DescribeResponse};
 use crate::proto::{AddMemberRequest, MemberProgress, NodeStatus, StatusRequest, StatusResponse, peer};
-use crate::raft::membership::{PROGRESS_MAX, failure_tolerance};
+use crate::raft::membership::PROGRESS_MAX;
 use crate::raft::types::Member;
 
 use super::guard::Caller;
@@ -45,7 +45,7 @@ impl ClusterService for Context {
             leader: vitals.leader,
             term: vitals.term,
             nodes,
-            failure_tolerance: failure_tolerance(self.node.voters().len()),
+            failure_tolerance: self.node.failure_tolerance(),
             answered_by: self.node.options().id,
         }))
     }
@@ -65,7 +65,7 @@ impl ClusterService for Context {
         }
         // Followers proxy, never redirect.
         let mut leader = leader
-            .and_then(|leader| self.node.forwarding_client(leader))
+            .and_then(|leader| self.node.member_client(leader))
             .ok_or_else(|| Status::unavailable("no leader is known here; try again"))?;
         let request = peer::AddMemberRequest {
             peer_address,
@@ -153,7 +153,7 @@ impl Context {
     }
 
     async fn ask_to_describe(&self, id: NodeId) -> Option<DescribeResponse> {
-        let mut client = self.node.forwarding_client(id)?;
+        let mut client = self.node.member_client(id)?;
         let answer = tokio::time::timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {})).await;
         answer.ok()?.map(Response::into_inner).ok()
     }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::escrow::ids::NodeId;
 use crate::escrow::records::Source;
 use crate::proto::MemberProgress;
 use crate::proto::peer::peer_service_server::PeerService;
@@ -33,36 +34,36 @@ impl PeerService for Context {
     type AppendStream = Frames;
 
     async fn append(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Frames>, Status> {
-        self.admit_peer(&request)?;
+        let caller = peer_id(&self.admit_peer(&request)?)?;
         // A broken stream ends; the leader notices on its side and opens another.
         let frames = request
             .into_inner()
             .take_while(|frame| std::future::ready(frame.is_ok()))
             .filter_map(async |frame| frame.ok());
-        Ok(Response::new(self.node.append(frames).map(|answer| answer.map_err(Status::from)).boxed()))
+        Ok(Response::new(self.node.append(caller, frames).map(|answer| answer.map_err(Status::from)).boxed()))
     }
 
     async fn vote(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
-        self.admit_peer(&request)?;
-        Ok(Response::new(self.node.vote(&request.into_inner().body).await?))
+        let caller = peer_id(&self.admit_peer(&request)?)?;
+        Ok(Response::new(self.node.vote(caller, &request.into_inner().body).await?))
     }
 
     async fn pre_vote(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
-        self.admit_peer(&request)?;
-        Ok(Response::new(self.node.pre_vote(&request.into_inner().body).await?))
+        let caller = peer_id(&self.admit_peer(&request)?)?;
+        Ok(Response::new(self.node.pre_vote(caller, &request.into_inner().body).await?))
     }
 
     async fn transfer_leader(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
-        self.admit_peer(&request)?;
-        Ok(Response::new(self.node.transfer_leader(&request.into_inner().body).await?))
+        let caller = peer_id(&self.admit_peer(&request)?)?;
+        Ok(Response::new(self.node.transfer_leader(caller, &request.into_inner().body).await?))
     }
 
     async fn install_snapshot(
         &self,
         request: Request<Streaming<SnapshotChunk>>,
     ) -> Result<Response<Envelope>, Status> {
-        self.admit_peer(&request)?;
-        Ok(Response::new(self.node.install_snapshot(request.into_inner()).await?))
+        let caller = peer_id(&self.admit_peer(&request)?)?;
+        Ok(Response::new(self.node.install_snapshot(caller, request.into_inner()).await?))
     }
 
     async fn propose(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
@@ -107,7 +108,7 @@ impl PeerService for Context {
     ) -> Result<Response<ProveCustodyResponse>, Status> {
         self.admit_peer(&request)?;
         let request = request.into_inner();
-        let (outcome, proof, detail) = self.prove(request.key_id.parse()?, &request.nonce);
+        let (outcome, proof, detail) = self.prove(request.key_id.parse()?, &request.nonce).await;
         Ok(Response::new(ProveCustodyResponse {
             outcome: outcome.to_owned(),
             proof: proof.into(),
@@ -115,4 +116,9 @@ impl PeerService for Context {
             detail,
         }))
     }
+}
+
+/// The node behind a call, as its certificate says.
+fn peer_id(caller: &Caller) -> Result<NodeId, Status> {
+    caller.identity.node_id().ok_or_else(|| Status::permission_denied("only nodes may use the peer service"))
 }

@@ -40,12 +40,14 @@ impl RecoveryService for Context {
         }
         self.node.wait_applied(request.min_index).await?;
         self.node.cluster()?.ok_or(NodeError::NoCluster)?;
-        let view = self.node.view()?;
-        let found = tokio::task::block_in_place(|| lookup::find(&view, &query))?;
+        // Taken before the rows are read: what is shown is at least as fresh as it says.
+        let freshness = wire::freshness(&self.node, if quorum { "quorum" } else { "local" });
+        let node = self.node.clone();
+        let found = blocking(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
         Ok(Response::new(FindResponse {
             keys: found.keys.into_iter().map(wire::key).collect(),
             truncated: found.truncated,
-            freshness: Some(wire::freshness(&self.node, if quorum { "quorum" } else { "local" })),
+            freshness: Some(freshness),
         }))
     }
 
@@ -72,10 +74,10 @@ impl RecoveryService for Context {
         let key_id: KeyId = request.into_inner().key_id.parse()?;
         let index = self.node.read_index().await.map_err(status::shared)?;
         self.node.wait_applied(index).await?;
-        let secret = match self.open(key_id) {
+        let secret = match self.open(key_id).await {
             Ok(Some((_, secret))) => Some(secret),
             Ok(None) => return Err(Status::not_found(format!("no key {key_id}"))),
-            // This node is the one that cannot: it says so in its own line, and cannot judge the others' proofs.
+            // This node is the one that cannot: it says so in its own line, and does not judge the others' proofs.
             Err(NodeError::Keyring(_)) => None,
             Err(error) => return Err(error.into()),
         };
@@ -91,8 +93,10 @@ impl Context {
     /// Opens a key whose reveal is on record, from this replica.
     async fn show(&self, revealed: &Revealed) -> Result<RecoverResponse, Status> {
         self.node.wait_applied(revealed.position.index).await?;
+        let freshness = wire::freshness(&self.node, "quorum");
         let (key, secret) = self
-            .open(revealed.key_id)?
+            .open(revealed.key_id)
+            .await?
             .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
         Ok(RecoverResponse {
             secret: secret.expose().to_vec(),
@@ -103,37 +107,44 @@ impl Context {
             state: key.state.to_string(),
             escrowed_at_ms: key.escrowed_at.0,
             audit_sequence: revealed.audit_sequence,
-            freshness: Some(wire::freshness(&self.node, "quorum")),
+            freshness: Some(freshness),
         })
     }
 
     /// A key of this replica and its plaintext.
-    fn open(&self, key_id: KeyId) -> Result<Option<(KeyRecord, Secret)>, NodeError> {
-        let Some(key) = lookup::key(&self.node.view()?, key_id)? else { return Ok(None) };
-        let context = SealContext {
-            machine: &key.machine,
-            volume: &key.volume,
-            key_id: key.id,
-            kind: key.kind,
-            part: Part::Secret,
-        };
-        let secret = self.node.keyring()?.open_sealed(&context, &key.sealed)?;
-        Ok(Some((key, secret)))
+    async fn open(&self, key_id: KeyId) -> Result<Option<(KeyRecord, Secret)>, NodeError> {
+        let node = self.node.clone();
+        blocking(move || {
+            let Some(key) = lookup::key(&node.view()?, key_id)? else { return Ok(None) };
+            let context = SealContext {
+                machine: &key.machine,
+                volume: &key.volume,
+                key_id: key.id,
+                kind: key.kind,
+                part: Part::Secret,
+            };
+            let secret = node.keyring()?.open_sealed(&context, &key.sealed)?;
+            Ok(Some((key, secret)))
+        })
+        .await
     }
 
     /// This node's answer to a challenge: outcome, proof, words.
-    pub(super) fn prove(&self, key_id: KeyId, nonce: &[u8]) -> (&'static str, Vec<u8>, String) {
-        match self.open(key_id) {
-            Ok(Some((_, secret))) => match self.node.keyring() {
-                Ok(keyring) => (
-                    "proven",
-                    keyring.prove_custody(nonce, self.node.options().id, key_id, &secret).to_vec(),
-                    String::new(),
-                ),
-                Err(error) => ("cannot-open", Vec::new(), crate::error::chain(&error)),
-            },
-            Ok(None) => ("absent", Vec::new(), format!("no key {key_id} at index {}", self.node.applied())),
-            Err(error) => ("cannot-open", Vec::new(), crate::error::chain(&error)),
+    pub(super) async fn prove(&self, key_id: KeyId, nonce: &[u8]) -> (&'static str, Vec<u8>, String) {
+        let cannot = |error: &NodeError| ("cannot-open", Vec::new(), crate::error::chain(error));
+        let secret = match self.open(key_id).await {
+            Ok(Some((_, secret))) => secret,
+            Ok(None) => {
+                return ("absent", Vec::new(), format!("no key {key_id} at index {}", self.node.applied()));
+            }
+            Err(error) => return cannot(&error),
+        };
+        match self.node.keyring() {
+            Ok(keyring) => {
+                let proof = keyring.prove_custody(nonce, self.node.options().id, key_id, &secret);
+                ("proven", proof.to_vec(), String::new())
+            }
+            Err(error) => cannot(&error),
         }
     }
 
@@ -146,7 +157,7 @@ impl Context {
         secret: Option<&Secret>,
     ) -> CustodyAnswer {
         let (outcome, proof, detail, applied) = if id == self.node.options().id {
-            let (outcome, proof, detail) = self.prove(key_id, nonce);
+            let (outcome, proof, detail) = self.prove(key_id, nonce).await;
             (outcome.to_owned(), proof, detail, self.node.applied())
         } else {
             match self.ask_for_proof(id, key_id, nonce).await {
@@ -155,25 +166,35 @@ impl Context {
             }
         };
         let mut answer = CustodyAnswer { node: id, outcome, detail, applied };
-        if answer.outcome == "proven" && !self.proof_holds(id, key_id, nonce, secret, &proof) {
-            answer.outcome = "mismatch".to_owned();
-            answer.detail =
-                format!("its proof does not fit the secret node {} holds", self.node.options().id);
+        if answer.outcome == "proven" {
+            self.judge(&mut answer, key_id, nonce, secret, &proof);
         }
         answer
     }
 
-    fn proof_holds(
+    /// Holds a proof against the secret this node has; without one it can say nothing about it.
+    fn judge(
         &self,
-        id: NodeId,
+        answer: &mut CustodyAnswer,
         key_id: KeyId,
         nonce: &[u8],
         secret: Option<&Secret>,
         proof: &[u8],
-    ) -> bool {
+    ) {
+        let own = self.node.options().id;
         match (self.node.keyring(), secret) {
-            (Ok(keyring), Some(secret)) => keyring.verify_custody(proof, nonce, id, key_id, secret),
-            _ => false,
+            (Ok(keyring), Some(secret))
+                if keyring.verify_custody(proof, nonce, answer.node, key_id, secret) => {}
+            (Ok(_), Some(_)) => {
+                answer.outcome = "mismatch".to_owned();
+                answer.detail = format!("its proof does not fit the secret node {own} holds");
+            }
+            _ => {
+                answer.outcome = "unjudged".to_owned();
+                answer.detail = format!(
+                    "it sent a proof, but node {own}, which was asked, cannot open the key to check it"
+                );
+            }
         }
     }
 
@@ -183,7 +204,7 @@ impl Context {
         key_id: KeyId,
         nonce: &[u8],
     ) -> Result<crate::proto::peer::ProveCustodyResponse, String> {
-        let mut client = self.node.forwarding_client(id).ok_or("no longer a member")?;
+        let mut client = self.node.member_client(id).ok_or("no longer a member")?;
         let request = crate::proto::peer::ProveCustodyRequest {
             key_id: key_id.to_string(),
             nonce: nonce.to_vec().into(),
@@ -194,6 +215,14 @@ impl Context {
             Err(_) => Err(format!("no answer within {} s", CUSTODY_TIMEOUT.as_secs())),
         }
     }
+}
+
+/// Runs what reads the store, or opens the keyring, where it holds up nobody else.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
+) -> Result<T, NodeError> {
+    let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());
+    tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }
 
 impl From<SealError> for Status {

@@ -8,9 +8,9 @@ use tonic::{Code, Status};
 use crate::error::chain;
 use crate::escrow::command::Refusal;
 use crate::escrow::ids::Invalid;
-use crate::escrow::lookup::LookupError;
 use crate::escrow::state::StateError;
 use crate::raft::NodeError;
+use crate::raft::leader::NOT_BEGUN_KEY;
 
 /// Metadata key of the field at fault.
 pub const FIELD_KEY: &str = "strongroom-field";
@@ -20,29 +20,35 @@ pub const HINT_KEY: &str = "strongroom-hint";
 impl From<NodeError> for Status {
     fn from(error: NodeError) -> Self {
         let code = match &error {
+            NodeError::Invalid(invalid) => return invalid.clone().into(),
             NodeError::Refused(refusal) => return refusal.clone().into(),
             NodeError::Admission(_) => Code::FailedPrecondition,
+            NodeError::Decode(_) | NodeError::TooLarge { .. } => Code::InvalidArgument,
+            NodeError::Imposter { .. } => Code::PermissionDenied,
             NodeError::Behind { .. }
             | NodeError::NoCluster
             | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)
+            | NodeError::Transfer(_)
+            | NodeError::Unconfirmed(_)
             | NodeError::Overloaded { .. }
             | NodeError::Fatal(_) => Code::Unavailable,
-            NodeError::Decode(_) | NodeError::Keyring(_) | NodeError::State(_) | NodeError::Store(_) => {
-                Code::Internal
-            }
+            NodeError::Keyring(_) | NodeError::State(_) | NodeError::Store(_) => Code::Internal,
         };
         if code == Code::Internal {
             tracing::error!(error = chain(&error), "a request failed");
         }
         let status = Self::new(code, chain(&error));
         match &error {
-            NodeError::NoQuorum(_) => with(
+            NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
+            NodeError::NoQuorum(_) | NodeError::NotLeader(_) | NodeError::Overloaded { .. } => {
+                with(status, NOT_BEGUN_KEY, "true")
+            }
+            NodeError::Unconfirmed(_) => with(
                 status,
                 HINT_KEY,
                 "the outcome is unknown; repeating the request with the same id is safe",
             ),
-            NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
             _ => status,
         }
     }
@@ -74,15 +80,6 @@ impl From<Refusal> for Status {
 impl From<Invalid> for Status {
     fn from(invalid: Invalid) -> Self {
         with(Self::invalid_argument(invalid.to_string()), FIELD_KEY, &invalid.field)
-    }
-}
-
-impl From<LookupError> for Status {
-    fn from(error: LookupError) -> Self {
-        match error {
-            LookupError::Invalid(invalid) => invalid.into(),
-            LookupError::State(error) => NodeError::State(error).into(),
-        }
     }
 }
 

@@ -1,0 +1,311 @@
+//! Asking the leader: committing commands and confirming reads, wherever it is.
+//!
+//! Whoever leads is found anew for each attempt, and an attempt is given up as soon as another leader is known, so that
+//! one that has fallen silent costs no more than the election. Repeating is safe: a command is known by its request id,
+//! and a read changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use tokio::sync::SemaphorePermit;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tonic::{Code, Status};
+
+use crate::escrow::command::Command;
+use crate::escrow::ids::NodeId;
+use crate::escrow::records::LogPosition;
+use crate::proto::peer::{Envelope, ReadIndexRequest};
+use crate::store::format;
+
+use super::error::NodeError;
+use super::node::{Committed, Node};
+use super::read_index::ReadIndex;
+use super::types::EncodedCommand;
+
+/// Longest a proposal waits for a quorum, an election included, before its caller is told that none answered. Shorter
+/// than a client's attempt, so that the caller hears this answer and not silence.
+pub const PROPOSE_TIMEOUT: Duration = Duration::from_millis(2_800);
+/// Longest a quorum read waits for its confirmation.
+pub const READ_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// Metadata key of a leader's answer: nothing was begun, so the outcome is known.
+pub const NOT_BEGUN_KEY: &str = "strongroom-not-begun";
+/// Largest encoded command: a keyring is the largest thing in one.
+pub const COMMAND_MAX_BYTES: usize = 2 * 1024 * 1024;
+/// Memory of the commands under way at one node, in KiB; past it callers are told to try again.
+pub const PROPOSALS_MAX_KIB: usize = 64 * 1024;
+/// A leader that has not heard of a quorum for this many heartbeats appends nothing until it does.
+const QUORUM_FRESH_HEARTBEATS: u64 = 3;
+/// Between two attempts at a leader that is not there yet, unless news of one comes first.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What is asked of the leader.
+trait Question: Sync {
+    /// What it answers.
+    type Answer;
+
+    /// Asks `leader`, which may be this node.
+    fn ask(
+        &self,
+        node: &Node,
+        leader: NodeId,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Attempt<Self::Answer>, NodeError>> + Send;
+}
+
+/// Commit this encoded command.
+struct Commit<'a>(&'a [u8]);
+
+impl Question for Commit<'_> {
+    type Answer = Committed;
+
+    async fn ask(
+        &self,
+        node: &Node,
+        leader: NodeId,
+        deadline: Instant,
+    ) -> Result<Attempt<Committed>, NodeError> {
+        if leader != node.options().id {
+            return Ok(node.forward(leader, self.0, deadline).await);
+        }
+        match node.commit(self.0.to_vec()).await {
+            Ok(committed) => Ok(Attempt::Done(committed)),
+            Err(NodeError::NotLeader(_) | NodeError::NoQuorum(_)) => Ok(Attempt::NotBegun),
+            Err(NodeError::Unconfirmed(_)) => Ok(Attempt::Unknown),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Confirm that you lead, and say up to where.
+struct Confirm;
+
+impl Question for Confirm {
+    type Answer = u64;
+
+    async fn ask(&self, node: &Node, leader: NodeId, _: Instant) -> Result<Attempt<u64>, NodeError> {
+        if leader == node.options().id {
+            return Ok(node.read_index_as_leader().await.map_or(Attempt::NotBegun, Attempt::Done));
+        }
+        let Some(mut client) = node.member_client(leader) else { return Ok(Attempt::NotBegun) };
+        Ok(match client.read_index(ReadIndexRequest {}).await {
+            Ok(answer) => Attempt::Done(answer.into_inner().index),
+            Err(status) => refused_or(status, Attempt::NotBegun),
+        })
+    }
+}
+
+/// What came of one attempt.
+enum Attempt<T> {
+    /// The leader's answer.
+    Done(T),
+    /// The leader said no for a reason that will not pass by itself.
+    Refused(Status),
+    /// There is reason to look for the leader again, and nothing was begun.
+    NotBegun,
+    /// As above, but it may have been done.
+    Unknown,
+}
+
+impl Node {
+    /// Commits a command, here or through the leader, and answers what apply answered there. An election under way
+    /// is waited for.
+    ///
+    /// # Errors
+    /// [`NodeError::NoQuorum`] after [`PROPOSE_TIMEOUT`] if nothing was begun, [`NodeError::Unconfirmed`] if the command
+    /// may still take effect: repeating it with its request id is safe. [`NodeError::Overloaded`]: nothing was begun.
+    pub async fn propose(&self, command: &Command) -> Result<Committed, NodeError> {
+        self.propose_within(command, PROPOSE_TIMEOUT).await
+    }
+
+    /// As [`Node::propose`], waiting at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Node::propose`].
+    pub async fn propose_within(&self, command: &Command, limit: Duration) -> Result<Committed, NodeError> {
+        let body = format::encode(command);
+        let _permit = self.proposal_permit(body.len())?;
+        self.at_the_leader(limit, Commit(&body)).await
+    }
+
+    async fn forward(&self, leader: NodeId, body: &[u8], deadline: Instant) -> Attempt<Committed> {
+        let Some(mut client) = self.member_client(leader) else { return Attempt::NotBegun };
+        let mut request = tonic::Request::new(Envelope { body: body.to_vec().into(), quorum_age_ms: None });
+        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        match client.propose(request).await.map(|answer| format::decode(&answer.into_inner().body)) {
+            Ok(Ok(committed)) => Attempt::Done(committed),
+            Ok(Err(error)) => Attempt::Refused(Status::internal(error.to_string())),
+            Err(status) => refused_or(status, Attempt::Unknown),
+        }
+    }
+
+    /// Commits an encoded command as the leader, for a peer that forwards it.
+    ///
+    /// # Errors
+    /// [`NodeError::Decode`] or [`NodeError::TooLarge`] for what no replica could apply: such an entry would stop all of
+    /// them. [`NodeError::NotLeader`] if this node does not lead, [`NodeError::NoQuorum`] if it leads but has lost touch
+    /// with the majority: nothing was written then. [`NodeError::Unconfirmed`] if that is not known.
+    pub async fn commit_forwarded(&self, body: Vec<u8>) -> Result<Committed, NodeError> {
+        if body.len() > COMMAND_MAX_BYTES {
+            return Err(NodeError::TooLarge { bytes: body.len() });
+        }
+        format::decode::<Command>(&body)?;
+        let _permit = self.proposal_permit(body.len())?;
+        match timeout(PROPOSE_TIMEOUT, self.commit(body)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(NodeError::Unconfirmed(PROPOSE_TIMEOUT)),
+        }
+    }
+
+    async fn commit(&self, body: Vec<u8>) -> Result<Committed, NodeError> {
+        // A leader cut off from the majority would append what nobody may ever confirm. Better to hold the command
+        // back, with nothing stored, than to leave the caller with an unknown outcome. openraft does the same when its
+        // lease has run out; this is sooner.
+        let fresh = Duration::from_millis(QUORUM_FRESH_HEARTBEATS * self.options().heartbeat_ms);
+        if self.inner.quorum.age().is_none_or(|age| age > fresh) {
+            return Err(NodeError::NoQuorum(fresh));
+        }
+        let written =
+            self.inner.raft.client_write(EncodedCommand(body)).await.map_err(|error| match error {
+                RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+                    NodeError::NotLeader(to.leader_id)
+                }
+                RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => NodeError::Unconfirmed(fresh),
+                other => NodeError::Fatal(other.to_string()),
+            })?;
+        let position =
+            LogPosition { term: written.log_id.committed_leader_id().term, index: written.log_id.index };
+        let unanswered = || NodeError::Fatal("a command was applied without an answer".to_owned());
+        Ok(Committed { position, reply: written.data.0.ok_or_else(unanswered)? })
+    }
+
+    /// An index such that a replica which has applied it has everything acknowledged before this call.
+    ///
+    /// # Errors
+    /// [`NodeError::NoQuorum`] after [`READ_TIMEOUT`].
+    pub async fn read_index(&self) -> Result<u64, Arc<NodeError>> {
+        confirmed(self.inner.reads.get()).await
+    }
+
+    /// As [`Node::read_index`], but only if this node leads; for peers that ask it.
+    ///
+    /// # Errors
+    /// [`NodeError::NotLeader`] if it does not.
+    pub async fn read_index_as_leader(&self) -> Result<u64, Arc<NodeError>> {
+        confirmed(self.inner.leader_reads.get()).await
+    }
+
+    /// Starts the two batches of readers: those of this node, and those of peers that take it for the leader.
+    pub(super) fn start_reads(&self) {
+        // Weak: the batches' tasks must not keep the node alive that owns them.
+        let weak = Arc::downgrade(&self.inner);
+        let node = move || {
+            let stopping = || NodeError::Fatal("the node is stopping".to_owned());
+            weak.upgrade().map(|inner| Self { inner }).ok_or_else(stopping)
+        };
+        let leader_reads = ReadIndex::new({
+            let node = node.clone();
+            move || {
+                let node = node();
+                async move { node?.confirm_leadership().await }
+            }
+        });
+        let reads = ReadIndex::new(move || {
+            let node = node();
+            async move { node?.at_the_leader(READ_TIMEOUT, Confirm).await }
+        });
+        // Set once, here: a second value could only come from a second start.
+        let _ = self.inner.leader_reads.set(leader_reads);
+        let _ = self.inner.reads.set(reads);
+    }
+
+    async fn confirm_leadership(&self) -> Result<u64, NodeError> {
+        match self.inner.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read, _)) => Ok(read.index()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
+                Err(NodeError::NotLeader(to.leader_id))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(NodeError::NoQuorum(READ_TIMEOUT))
+            }
+            Err(RaftError::Fatal(fatal)) => Err(NodeError::Fatal(fatal.to_string())),
+        }
+    }
+
+    /// Repeats `question` at whoever leads until it is answered, `limit` has passed or this node has stopped.
+    async fn at_the_leader<T>(
+        &self,
+        limit: Duration,
+        question: impl Question<Answer = T>,
+    ) -> Result<T, NodeError> {
+        let deadline = Instant::now() + limit;
+        let mut metrics = self.inner.raft.server_metrics();
+        let (mut begun, mut refused) = (false, None);
+        loop {
+            let leader = metrics.borrow_and_update().current_leader;
+            if let Some(leader) = leader {
+                let outcome = tokio::select! {
+                    outcome = question.ask(self, leader, deadline) => outcome?,
+                    () = self.deposed(leader) => Attempt::Unknown,
+                    () = sleep_until(deadline) => Attempt::Unknown,
+                };
+                match outcome {
+                    Attempt::Done(answer) => return Ok(answer),
+                    Attempt::NotBegun => {}
+                    Attempt::Refused(status) => refused = Some(status),
+                    Attempt::Unknown => begun = true,
+                }
+            }
+            // News of another leader cuts the wait short; either way the next attempt looks again.
+            let wait = deadline.min(Instant::now() + RETRY_INTERVAL);
+            if let Ok(Err(_)) = timeout_at(wait, metrics.changed()).await {
+                return Err(NodeError::Fatal("the consensus core has ended".to_owned()));
+            }
+            if Instant::now() >= deadline {
+                if let Some(status) = refused {
+                    tracing::warn!(%status, "the leader refuses what this node forwards");
+                }
+                return Err(if begun { NodeError::Unconfirmed(limit) } else { NodeError::NoQuorum(limit) });
+            }
+        }
+    }
+
+    /// Resolves once this node knows of another leader than `leader`, or of none. Never for itself: what it has begun
+    /// is answered by its own core.
+    async fn deposed(&self, leader: NodeId) {
+        let mut metrics = self.inner.raft.server_metrics();
+        while leader == self.options().id || metrics.borrow_and_update().current_leader == Some(leader) {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn proposal_permit(&self, bytes: usize) -> Result<SemaphorePermit<'_>, NodeError> {
+        let overloaded = || NodeError::Overloaded { what: "requests", limit: PROPOSALS_MAX_KIB };
+        let kib = u32::try_from(bytes / 1024 + 1).map_err(|_| overloaded())?;
+        self.inner.proposals.try_acquire_many(kib).map_err(|_| overloaded())
+    }
+}
+
+async fn confirmed(reads: Option<&ReadIndex>) -> Result<u64, Arc<NodeError>> {
+    let reads = reads.ok_or_else(|| NodeError::Fatal("the node has not started".to_owned()))?;
+    // A reader that arrives during a round that fails would wait for two.
+    timeout(READ_TIMEOUT, reads.confirm()).await.map_err(|_| NodeError::NoQuorum(READ_TIMEOUT))?
+}
+
+/// A refusal that will not pass by itself, or `otherwise`.
+fn refused_or<T>(status: Status, otherwise: Attempt<T>) -> Attempt<T> {
+    match status.code() {
+        Code::FailedPrecondition | Code::Internal | Code::InvalidArgument | Code::PermissionDenied => {
+            Attempt::Refused(status)
+        }
+        _ if status.metadata().contains_key(NOT_BEGUN_KEY) => Attempt::NotBegun,
+        _ => {
+            tracing::debug!(%status, "asking the leader");
+            otherwise
+        }
+    }
+}
