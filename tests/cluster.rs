@@ -271,3 +271,54 @@ async fn every_voter_proves_custody_of_an_acknowledged_key() {
         failure(&test.strongroom("auditor", &ALL, &["custody", "00000000-0000-4000-8000-000000000001"]));
     assert_eq!(code, 3);
 }
+
+/// A wiped voter that came back under its id could vote twice: the others refuse it, and go on without it (design §10).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_voter_that_comes_back_under_its_id_is_refused() {
+    let mut test = three_nodes().await;
+    test.client("importer", &ALL).escrow(&deposit(1)).await.expect("kept");
+    let leader = test.leader().await;
+    let wiped = ALL.into_iter().find(|id| *id != leader).expect("three nodes");
+    test.cluster.kill(wiped).await.expect("killed");
+    let plan = test.cluster.layout().node(wiped).expect("a node").clone();
+    std::fs::remove_dir_all(plan.data_path()).expect("its disk is replaced");
+    test.cluster.start(wiped).await.expect("the process runs");
+
+    // It is asked to follow all the time; that it still has nothing after the others went on is the refusal.
+    let others: Vec<_> = ALL.into_iter().filter(|id| *id != wiped).collect();
+    for n in 2..20 {
+        test.client("importer", &others).escrow(&deposit(n)).await.expect("two of three go on");
+    }
+    let client = test.client("operator", &[wiped]);
+    let status = client.status().await.expect("it answers for itself");
+    assert_eq!(status.cluster, "", "it belongs to no cluster");
+    let log = std::fs::read_to_string(test.cluster.layout().node(leader).expect("a node").log_path()).expect("its log");
+    assert!(log.contains("its disk was replaced or wiped"), "the leader's log says why");
+
+    let add = test.strongroom("operator", &others, &["member", "add", &plan.peer_address()]);
+    let (code, error) = failure(&add);
+    assert_eq!(code, 5, "{error}");
+    assert!(error["message"].as_str().expect("a message").contains("never used twice"), "{error}");
+}
+
+/// A rolling restart under load: each node hands over, drains and comes back, and no request fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_restarted_one_by_one_keeps_serving_and_agrees() {
+    let mut test = three_nodes().await;
+    let load = Load::start(&test, 3);
+    for node in ALL {
+        load.progress(20).await;
+        assert!(test.cluster.stop(node).await.expect("stopped"), "it ends by itself");
+        test.cluster.start(node).await.expect("comes back");
+        let all_back = |status: &strongroom::proto::StatusResponse| {
+            status.leader.is_some() && status.nodes.iter().all(|node| node.reachable && node.applied > 0)
+        };
+        test.cluster.wait_for("the node's return", SOON, &ALL, all_back).await.expect("back");
+    }
+    let (acknowledged, failed) = load.finish().await;
+    assert_eq!(failed, 0, "of {} escrows", acknowledged.len());
+    test.cluster.wait_settled(&ALL).await.expect("equal digests");
+    for node in ALL {
+        assert_all_readable(&test, node, &acknowledged).await;
+    }
+}
