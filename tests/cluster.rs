@@ -292,7 +292,8 @@ async fn a_wiped_voter_that_comes_back_under_its_id_is_refused() {
     let client = test.client("operator", &[wiped]);
     let status = client.status().await.expect("it answers for itself");
     assert_eq!(status.cluster, "", "it belongs to no cluster");
-    let log = std::fs::read_to_string(test.cluster.layout().node(leader).expect("a node").log_path()).expect("its log");
+    let log = std::fs::read_to_string(test.cluster.layout().node(leader).expect("a node").log_path())
+        .expect("its log");
     assert!(log.contains("its disk was replaced or wiped"), "the leader's log says why");
 
     let add = test.strongroom("operator", &others, &["member", "add", &plan.peer_address()]);

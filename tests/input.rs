@@ -1,5 +1,5 @@
-//! Bad input to every command and every RPC: a clear error that names the field, the exit code or status of the
-//! contract, and nothing changed by it (P11).
+//! The edges of a node: bad input to every command and every RPC gets a clear error that names the field, the exit
+//! code or status of the contract, and changes nothing (P11); and what a node says of itself.
 
 mod common;
 
@@ -199,6 +199,58 @@ fn assert_field(answer: Result<(), Status>, field: &str) {
     assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
     let named = status.metadata().get("strongroom-field").and_then(|value| value.to_str().ok());
     assert_eq!(named, Some(field), "{status}");
+}
+
+/// gRPC health and reflection, for balancers and people with grpcurl; and the admin port, which needs no certificate.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_tells_its_health_and_its_services() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let test = three_nodes().await;
+    let channel = channel(&test, "auditor").await;
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+    let service = "strongroom.v1.RecoveryService".to_owned();
+    let answer = health.check(tonic_health::pb::HealthCheckRequest { service }).await.expect("healthy");
+    assert_eq!(answer.into_inner().status, ServingStatus::Serving as i32);
+
+    let mut reflection =
+        tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(channel);
+    let list = tonic_reflection::pb::v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut answers =
+        reflection.server_reflection_info(tokio_stream::iter([list])).await.expect("answers").into_inner();
+    let answer = answers.message().await.expect("an answer").expect("one").message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+    let services: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    for service in ["ClusterService", "EscrowService", "RecoveryService"] {
+        assert!(services.contains(&format!("strongroom.v1.{service}")), "{services:?}");
+    }
+    assert!(
+        !services.iter().any(|service| service.contains("PeerService")),
+        "nobody explores the peer service"
+    );
+
+    let admin = test.cluster.layout().node(1).expect("a node").admin_address();
+    for (path, says) in
+        [("/livez", "200 OK"), ("/readyz", "200 OK"), ("/metrics", "strongroom_raft_applied_index")]
+    {
+        let page = get(&admin, path);
+        assert!(page.contains(says), "{path}: {page}");
+    }
+}
+
+/// A page of the admin port.
+fn get(address: &str, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).expect("the admin port is open");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("answered");
+    page
 }
 
 async fn channel(test: &TestCluster, profile: &str) -> Channel {
