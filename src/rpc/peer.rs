@@ -5,6 +5,8 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::escrow::command::Command;
+use crate::escrow::ids::NodeId;
 use crate::escrow::records::Source;
 use crate::proto::MemberProgress;
 use crate::proto::peer::peer_service_server::PeerService;
@@ -13,8 +15,9 @@ use crate::proto::peer::{
     ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use crate::raft::NodeError;
+use crate::store::format;
 
-use super::guard::Caller;
+use super::guard::{Caller, PeerCaller};
 use super::{Context, status};
 
 type Frames = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
@@ -33,12 +36,9 @@ impl PeerService for Context {
     type AppendStream = Frames;
 
     async fn append(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Frames>, Status> {
-        self.admit_peer(&request)?;
-        // A broken stream ends; the leader notices on its side and opens another.
-        let frames = request
-            .into_inner()
-            .take_while(|frame| std::future::ready(frame.is_ok()))
-            .filter_map(async |frame| frame.ok());
+        let caller = self.admit_peer(&request)?;
+        let context = self.clone();
+        let frames = while_admitted(request.into_inner(), move || context.still_admits(&caller));
         Ok(Response::new(self.node.append(frames).map(|answer| answer.map_err(Status::from)).boxed()))
     }
 
@@ -54,6 +54,10 @@ impl PeerService for Context {
 
     async fn transfer_leader(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
         self.admit_peer(&request)?;
+        if self.is_draining() {
+            // Said at once, so that a leader that is stopping too does not wait for this node to take over.
+            return Err(Status::failed_precondition("this node is stopping and takes no leadership over"));
+        }
         Ok(Response::new(self.node.transfer_leader(&request.into_inner().body).await?))
     }
 
@@ -66,19 +70,20 @@ impl PeerService for Context {
     }
 
     async fn propose(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
-        self.admit_peer(&request)?;
-        let committed = self.node.commit_forwarded(request.into_inner().body.to_vec()).await?;
-        Ok(Response::new(Envelope {
-            body: crate::store::format::encode(&committed).into(),
-            quorum_age_ms: None,
-        }))
+        let caller = self.admit_member(&request)?;
+        let body = request.into_inner().body;
+        let command: Command = format::decode(&body)
+            .map_err(|error| Status::invalid_argument(format!("the command does not decode: {error}")))?;
+        check_source(&caller, command.source.node)?;
+        let committed = self.node.commit_forwarded(body.to_vec()).await?;
+        Ok(Response::new(Envelope { body: format::encode(&committed).into(), quorum_age_ms: None }))
     }
 
     async fn read_index(
         &self,
         request: Request<ReadIndexRequest>,
     ) -> Result<Response<ReadIndexResponse>, Status> {
-        self.admit_peer(&request)?;
+        self.admit_member(&request)?;
         let index = self.node.read_index_as_leader().await.map_err(status::shared)?;
         Ok(Response::new(ReadIndexResponse { index }))
     }
@@ -89,8 +94,9 @@ impl PeerService for Context {
         &self,
         request: Request<AddMemberRequest>,
     ) -> Result<Response<ProgressStream>, Status> {
-        self.admit_peer(&request)?;
+        let caller = self.admit_member(&request)?;
         let request = request.into_inner();
+        check_source(&caller, request.source_node)?;
         if self.node.leader() != Some(self.node.options().id) {
             return Err(NodeError::NotLeader(self.node.leader()).into());
         }
@@ -105,7 +111,7 @@ impl PeerService for Context {
         &self,
         request: Request<ProveCustodyRequest>,
     ) -> Result<Response<ProveCustodyResponse>, Status> {
-        self.admit_peer(&request)?;
+        self.admit_member(&request)?;
         let request = request.into_inner();
         let (outcome, proof, detail) = self.prove(request.key_id.parse()?, &request.nonce);
         Ok(Response::new(ProveCustodyResponse {
@@ -115,4 +121,36 @@ impl PeerService for Context {
             detail,
         }))
     }
+}
+
+/// Who passes a request on names itself as the node it came in through: the audit trail rests on that.
+fn check_source(caller: &PeerCaller, source: NodeId) -> Result<(), Status> {
+    if source == caller.id {
+        return Ok(());
+    }
+    tracing::warn!(node = caller.id, source, "a node named another as the source of a request");
+    Err(Status::permission_denied(format!("node {} may not speak for node {source}", caller.id)))
+}
+
+/// The frames of a stream until it breaks or `admitted` refuses: a stream lives as long as a leadership, so its
+/// certificate may expire or be revoked under way. Whoever sends notices the end and opens another, which is judged
+/// anew.
+fn while_admitted<S, A>(frames: S, admitted: A) -> impl Stream<Item = Envelope> + Send + 'static
+where
+    S: Stream<Item = Result<Envelope, Status>> + Send + 'static,
+    A: Fn() -> Result<(), Status> + Send + 'static,
+{
+    frames
+        .map(move |frame| {
+            let frame = frame.ok()?;
+            match admitted() {
+                Ok(()) => Some(frame),
+                Err(status) => {
+                    tracing::warn!(%status, "an append stream is ended");
+                    None
+                }
+            }
+        })
+        .take_while(|frame| std::future::ready(frame.is_some()))
+        .filter_map(std::future::ready)
 }
