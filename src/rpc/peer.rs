@@ -154,3 +154,48 @@ where
         .take_while(|frame| std::future::ready(frame.is_some()))
         .filter_map(std::future::ready)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+    use crate::escrow::ids::Role;
+    use crate::tls::ca::{IssueRequest, Selector};
+    use crate::tls::tests::TestCa;
+    use crate::tls::{ExpectedPeer, Tls};
+
+    #[tokio::test]
+    async fn a_revocation_ends_a_stream_that_is_already_open() {
+        let ca = TestCa::new("acme");
+        let (mut paths, _) = ca.profile(IssueRequest::new(Role::Node, "1"));
+        paths.crl = Some(ca.authority.revocation_list_path());
+        let node = Tls::load(paths).unwrap();
+        let (leader, issued) = ca.profile(IssueRequest::new(Role::Node, "2"));
+        let leader = Tls::load(leader).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connect = async {
+            let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            leader.connect(tcp, ExpectedPeer::Node(1)).await.unwrap()
+        };
+        let accept = async { node.accept(listener.accept().await.unwrap().0).await.unwrap() };
+        let (_connected, (_accepted, certificate)) = tokio::join!(connect, accept);
+
+        let (sender, frames) = mpsc::channel(1);
+        let judge = node.clone();
+        let mut taken = Box::pin(while_admitted(ReceiverStream::new(frames), move || {
+            judge.check(&certificate).map_err(|error| Status::permission_denied(error.to_string()))
+        }));
+        sender.send(Ok(Envelope::default())).await.unwrap();
+        assert!(taken.next().await.is_some(), "a frame of a good certificate is taken");
+        ca.authority.revoke(&Selector::Serial(issued.record.serial)).unwrap();
+        assert!(node.reload().unwrap());
+        sender.send(Ok(Envelope::default())).await.unwrap();
+        let next = tokio::time::timeout(Duration::from_secs(20), taken.next()).await;
+        assert!(next.expect("the stream ends by itself").is_none(), "no frame is taken after the revocation");
+    }
+}
