@@ -8,7 +8,7 @@ use crate::escrow::ids::{Identity, NodeId};
 use crate::escrow::policy::{self, Operation};
 use crate::escrow::records::Source;
 use crate::raft::peers::{CLUSTER_HEADER, STORAGE_HEADER};
-use crate::tls::PeerCertificate;
+use crate::tls::{PeerCertificate, Tls};
 
 use super::Context;
 
@@ -36,6 +36,16 @@ pub struct PeerCaller {
     /// Which, as its certificate proved. Whether it is a member is another question: see [`Context::admit_member`].
     pub id: NodeId,
     certificate: PeerCertificate,
+}
+
+impl PeerCaller {
+    /// Whether it may go on: a stream outlives the moment in which it was admitted.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if its certificate has expired or been revoked since.
+    pub fn check(&self, tls: &Tls) -> Result<(), Status> {
+        tls.check(&self.certificate).map_err(|error| Status::permission_denied(error.to_string()))
+    }
 }
 
 impl Context {
@@ -90,14 +100,6 @@ impl Context {
             )));
         }
         Ok(caller)
-    }
-
-    /// Whether a caller that was admitted may go on: a stream outlives the certificate it was opened with.
-    ///
-    /// # Errors
-    /// `PERMISSION_DENIED` if the certificate has expired or been revoked since.
-    pub fn still_admits(&self, caller: &PeerCaller) -> Result<(), Status> {
-        self.tls.check(&caller.certificate).map_err(|error| Status::permission_denied(error.to_string()))
     }
 
     fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {

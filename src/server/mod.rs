@@ -37,6 +37,11 @@ const CERTIFICATE_POLL: Duration = Duration::from_secs(2);
 /// Longest a stopping node waits for requests under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Longest a stopped node waits for the last of its tasks: what they wait for answers or fails within this.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Between two looks at whether they are gone.
+const RELEASE_POLL: Duration = Duration::from_millis(5);
+
 /// Why a node does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -233,6 +238,7 @@ impl Server {
         };
         tracing::info!("stopping");
         served.stop(&context, failed.is_some()).await;
+        released(&context.node).await;
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 }
@@ -266,6 +272,19 @@ impl Served {
         // A leader's append stream never ends by itself, and there is nobody any more to answer it.
         peer.cut().await;
         admin.cut().await;
+    }
+}
+
+/// Waits until nobody but the caller holds `node`: tasks that were under way when it stopped let go one after the
+/// other, and until then the directory is locked.
+async fn released(node: &Node) {
+    let last = async {
+        while node.holders() > 1 {
+            tokio::time::sleep(RELEASE_POLL).await;
+        }
+    };
+    if tokio::time::timeout(RELEASE_TIMEOUT, last).await.is_err() {
+        tracing::warn!("the node is still in use after {} s", RELEASE_TIMEOUT.as_secs());
     }
 }
 
