@@ -9,6 +9,9 @@ const SERVICES: [&str; 4] = [
     "strongroom/v1/recovery.proto",
 ];
 
+/// Messages that carry plaintext: what shows them is written by hand, in `src/proto.rs`.
+const SECRET_MESSAGES: [&str; 2] = [".strongroom.v1.EscrowRequest", ".strongroom.v1.RecoverResponse"];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(SERVICES, ["proto"])?;
@@ -16,6 +19,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The public services describe themselves to gRPC reflection; the peer service is nobody's to explore.
     let public = protox::compile(SERVICES.iter().filter(|file| !file.ends_with("peer.proto")), ["proto"])?;
     std::fs::write(out.join("public.bin"), prost::Message::encode_to_vec(&public))?;
-    tonic_prost_build::configure().bytes(".strongroom.v1.peer").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".strongroom.v1.peer")
+        .skip_debug(SECRET_MESSAGES)
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -159,5 +159,6 @@ async fn peers_only(access: &Access) {
     let peers = strongroom::raft::peers::Peers::new(tls, std::sync::Arc::default());
     let mut client = peers.stranger(&node.peer_address(), strongroom::tls::ExpectedPeer::Node(1));
     let status = client.describe(strongroom::proto::peer::DescribeRequest {}).await.expect_err("not a node");
-    assert_eq!(status.code(), tonic::Code::PermissionDenied, "{status}");
+    // The connection is closed before it has asked anything: the error is of this end's making.
+    assert!(std::error::Error::source(&status).is_some(), "{status}");
 }

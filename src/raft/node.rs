@@ -418,4 +418,9 @@ impl Node {
             }
         });
     }
+
+    /// How many hold this node, this one included: its directory is free when the last of them lets go.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.inner)
+    }
 }

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 
 use tonic::{Request, Status};
 
-use crate::escrow::ids::{Identity, Role};
+use crate::escrow::ids::{Identity, NodeId};
 use crate::escrow::policy::{self, Operation};
 use crate::escrow::records::Source;
 use crate::raft::peers::{CLUSTER_HEADER, STORAGE_HEADER};
-use crate::tls::PeerCertificate;
+use crate::tls::{PeerCertificate, Tls};
 
 use super::Context;
 
@@ -30,6 +30,24 @@ pub struct Caller {
     pub source: Source,
 }
 
+/// A node that calls on the peer port.
+#[derive(Debug, Clone)]
+pub struct PeerCaller {
+    /// Which, as its certificate proved. Whether it is a member is another question: see [`Context::admit_member`].
+    pub id: NodeId,
+    certificate: PeerCertificate,
+}
+
+impl PeerCaller {
+    /// Whether it may go on: a stream outlives the moment in which it was admitted.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if its certificate has expired or been revoked since.
+    pub fn check(&self, tls: &Tls) -> Result<(), Status> {
+        tls.check(&self.certificate).map_err(|error| Status::permission_denied(error.to_string()))
+    }
+}
+
 impl Context {
     /// The caller of `request`, if it may do `operation` at all.
     ///
@@ -38,7 +56,7 @@ impl Context {
     /// `UNAVAILABLE` if this node is stopping.
     pub fn admit<T>(&self, request: &Request<T>, operation: Operation) -> Result<Caller, Status> {
         let caller = self.caller(request)?;
-        if self.draining.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.is_draining() {
             return Err(Status::unavailable("this node is stopping; use another"));
         }
         let role = caller.identity.role;
@@ -49,35 +67,56 @@ impl Context {
         Ok(caller)
     }
 
-    /// Whether `request` comes from a node and is meant for this one.
+    /// The caller of `request`, if it is a node and means this one.
     ///
     /// # Errors
     /// `PERMISSION_DENIED` for anyone but a node; `FAILED_PRECONDITION` if it is addressed to another node's data
     /// directory or another cluster.
-    pub fn admit_peer<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let caller = self.caller(request)?;
-        if caller.identity.role != Role::Node {
-            tracing::warn!(by = %caller.identity, "denied on the peer port");
+    pub fn admit_peer<T>(&self, request: &Request<T>) -> Result<PeerCaller, Status> {
+        let certificate = self.certificate(request)?.clone();
+        let Some(id) = certificate.identity.node_id() else {
+            tracing::warn!(by = %certificate.identity, "denied on the peer port");
             return Err(Status::permission_denied("only nodes may use the peer service"));
-        }
+        };
         let header = |name| request.metadata().get(name).and_then(|value| value.to_str().ok());
         self.node
             .check_addressee(header(CLUSTER_HEADER), header(STORAGE_HEADER))
             .map_err(Status::failed_precondition)?;
+        Ok(PeerCaller { id, certificate })
+    }
+
+    /// As [`Context::admit_peer`], if the node is also a member as this one knows it: what only the leader answers
+    /// is judged by the membership that counts.
+    ///
+    /// # Errors
+    /// As [`Context::admit_peer`]; `PERMISSION_DENIED` for a node that was removed or not added yet.
+    pub fn admit_member<T>(&self, request: &Request<T>) -> Result<PeerCaller, Status> {
+        let caller = self.admit_peer(request)?;
+        if !self.node.members().contains_key(&caller.id) {
+            tracing::warn!(node = caller.id, "a node that is no member was denied");
+            return Err(Status::permission_denied(format!(
+                "node {} is not a member of this cluster: it was removed, or not added yet; a removed node comes back only under a new id and with an empty data directory",
+                caller.id
+            )));
+        }
         Ok(caller)
     }
 
     fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let connection = request
-            .extensions()
-            .get::<Connection>()
-            .ok_or_else(|| Status::unauthenticated("no client certificate"))?;
-        self.tls
-            .check(&connection.certificate)
-            .map_err(|error| Status::permission_denied(error.to_string()))?;
-        Ok(Caller {
-            identity: connection.certificate.identity.clone(),
-            source: Source { node: self.node.options().id, address: connection.address.to_string() },
-        })
+        let identity = self.certificate(request)?.identity.clone();
+        let address = connection(request)?.address.to_string();
+        Ok(Caller { identity, source: Source { node: self.node.options().id, address } })
     }
+
+    /// The certificate behind `request`, if it is still good.
+    fn certificate<'a, T>(&self, request: &'a Request<T>) -> Result<&'a PeerCertificate, Status> {
+        let certificate = &connection(request)?.certificate;
+        self.tls.check(certificate).map_err(|error| Status::permission_denied(error.to_string()))?;
+        Ok(certificate)
+    }
+}
+
+fn connection<T>(request: &Request<T>) -> Result<&Connection, Status> {
+    let connection = request.extensions().get::<Connection>();
+    connection.ok_or_else(|| Status::unauthenticated("no client certificate"))
 }

@@ -12,6 +12,7 @@ pub mod status;
 pub mod wire;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::escrow::ids::Timestamp;
@@ -31,7 +32,14 @@ pub struct Context {
     /// Longest a reveal waits for a quorum.
     pub reveal_timeout: Duration,
     /// Set when the node is stopping: new requests are sent to other nodes.
-    pub draining: Arc<std::sync::atomic::AtomicBool>,
+    pub draining: Arc<AtomicBool>,
+}
+
+impl Context {
+    /// Whether this node is stopping.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
 }
 
 /// This process's clock, as it goes into commands.

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::escrow::command::Command;
 use crate::escrow::ids::NodeId;
 use crate::escrow::records::Source;
 use crate::proto::MemberProgress;
@@ -14,8 +15,9 @@ use crate::proto::peer::{
     ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use crate::raft::NodeError;
+use crate::store::format;
 
-use super::guard::Caller;
+use super::guard::{Caller, PeerCaller};
 use super::{Context, status};
 
 type Frames = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
@@ -34,27 +36,30 @@ impl PeerService for Context {
     type AppendStream = Frames;
 
     async fn append(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Frames>, Status> {
-        let caller = peer_id(&self.admit_peer(&request)?)?;
-        // A broken stream ends; the leader notices on its side and opens another.
-        let frames = request
-            .into_inner()
-            .take_while(|frame| std::future::ready(frame.is_ok()))
-            .filter_map(async |frame| frame.ok());
-        Ok(Response::new(self.node.append(caller, frames).map(|answer| answer.map_err(Status::from)).boxed()))
+        let caller = self.admit_peer(&request)?;
+        let id = caller.id;
+        // The credentials alone: a stream that ends late must not keep the node.
+        let tls = self.tls.clone();
+        let frames = while_admitted(request.into_inner(), move || caller.check(&tls));
+        Ok(Response::new(self.node.append(id, frames).map(|answer| answer.map_err(Status::from)).boxed()))
     }
 
     async fn vote(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
-        let caller = peer_id(&self.admit_peer(&request)?)?;
+        let caller = self.admit_peer(&request)?.id;
         Ok(Response::new(self.node.vote(caller, &request.into_inner().body).await?))
     }
 
     async fn pre_vote(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
-        let caller = peer_id(&self.admit_peer(&request)?)?;
+        let caller = self.admit_peer(&request)?.id;
         Ok(Response::new(self.node.pre_vote(caller, &request.into_inner().body).await?))
     }
 
     async fn transfer_leader(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
-        let caller = peer_id(&self.admit_peer(&request)?)?;
+        let caller = self.admit_peer(&request)?.id;
+        if self.is_draining() {
+            // Said at once, so that a leader that is stopping too does not wait for this node to take over.
+            return Err(Status::failed_precondition("this node is stopping and takes no leadership over"));
+        }
         Ok(Response::new(self.node.transfer_leader(caller, &request.into_inner().body).await?))
     }
 
@@ -62,24 +67,25 @@ impl PeerService for Context {
         &self,
         request: Request<Streaming<SnapshotChunk>>,
     ) -> Result<Response<Envelope>, Status> {
-        let caller = peer_id(&self.admit_peer(&request)?)?;
+        let caller = self.admit_peer(&request)?.id;
         Ok(Response::new(self.node.install_snapshot(caller, request.into_inner()).await?))
     }
 
     async fn propose(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
-        self.admit_peer(&request)?;
-        let committed = self.node.commit_forwarded(request.into_inner().body.to_vec()).await?;
-        Ok(Response::new(Envelope {
-            body: crate::store::format::encode(&committed).into(),
-            quorum_age_ms: None,
-        }))
+        let caller = self.admit_member(&request)?;
+        let body = request.into_inner().body;
+        let command: Command = format::decode(&body)
+            .map_err(|error| Status::invalid_argument(format!("the command does not decode: {error}")))?;
+        check_source(&caller, command.source.node)?;
+        let committed = self.node.commit_forwarded(body.to_vec()).await?;
+        Ok(Response::new(Envelope { body: format::encode(&committed).into(), quorum_age_ms: None }))
     }
 
     async fn read_index(
         &self,
         request: Request<ReadIndexRequest>,
     ) -> Result<Response<ReadIndexResponse>, Status> {
-        self.admit_peer(&request)?;
+        self.admit_member(&request)?;
         let index = self.node.read_index_as_leader().await.map_err(status::shared)?;
         Ok(Response::new(ReadIndexResponse { index }))
     }
@@ -90,8 +96,9 @@ impl PeerService for Context {
         &self,
         request: Request<AddMemberRequest>,
     ) -> Result<Response<ProgressStream>, Status> {
-        self.admit_peer(&request)?;
+        let caller = self.admit_member(&request)?;
         let request = request.into_inner();
+        check_source(&caller, request.source_node)?;
         if self.node.leader() != Some(self.node.options().id) {
             return Err(NodeError::NotLeader(self.node.leader()).into());
         }
@@ -106,7 +113,7 @@ impl PeerService for Context {
         &self,
         request: Request<ProveCustodyRequest>,
     ) -> Result<Response<ProveCustodyResponse>, Status> {
-        self.admit_peer(&request)?;
+        self.admit_member(&request)?;
         let request = request.into_inner();
         let (outcome, proof, detail) = self.prove(request.key_id.parse()?, &request.nonce).await;
         Ok(Response::new(ProveCustodyResponse {
@@ -118,7 +125,79 @@ impl PeerService for Context {
     }
 }
 
-/// The node behind a call, as its certificate says.
-fn peer_id(caller: &Caller) -> Result<NodeId, Status> {
-    caller.identity.node_id().ok_or_else(|| Status::permission_denied("only nodes may use the peer service"))
+/// Who passes a request on names itself as the node it came in through: the audit trail rests on that.
+fn check_source(caller: &PeerCaller, source: NodeId) -> Result<(), Status> {
+    if source == caller.id {
+        return Ok(());
+    }
+    tracing::warn!(node = caller.id, source, "a node named another as the source of a request");
+    Err(Status::permission_denied(format!("node {} may not speak for node {source}", caller.id)))
+}
+
+/// The frames of a stream until it breaks or `admitted` refuses: a stream lives as long as a leadership, so its
+/// certificate may expire or be revoked under way. Whoever sends notices the end and opens another, which is judged
+/// anew.
+fn while_admitted<S, A>(frames: S, admitted: A) -> impl Stream<Item = Envelope> + Send + 'static
+where
+    S: Stream<Item = Result<Envelope, Status>> + Send + 'static,
+    A: Fn() -> Result<(), Status> + Send + 'static,
+{
+    frames
+        .map(move |frame| {
+            let frame = frame.ok()?;
+            match admitted() {
+                Ok(()) => Some(frame),
+                Err(status) => {
+                    tracing::warn!(%status, "an append stream is ended");
+                    None
+                }
+            }
+        })
+        .take_while(|frame| std::future::ready(frame.is_some()))
+        .filter_map(std::future::ready)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+    use crate::escrow::ids::Role;
+    use crate::tls::ca::{IssueRequest, Selector};
+    use crate::tls::tests::TestCa;
+    use crate::tls::{ExpectedPeer, Tls};
+
+    #[tokio::test]
+    async fn a_revocation_ends_a_stream_that_is_already_open() {
+        let ca = TestCa::new("acme");
+        let (mut paths, _) = ca.profile(IssueRequest::new(Role::Node, "1"));
+        paths.crl = Some(ca.authority.revocation_list_path());
+        let node = Tls::load(paths).unwrap();
+        let (leader, issued) = ca.profile(IssueRequest::new(Role::Node, "2"));
+        let leader = Tls::load(leader).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connect = async {
+            let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            leader.connect(tcp, ExpectedPeer::Node(1)).await.unwrap()
+        };
+        let accept = async { node.accept(listener.accept().await.unwrap().0).await.unwrap() };
+        let (_connected, (_accepted, certificate)) = tokio::join!(connect, accept);
+
+        let (sender, frames) = mpsc::channel(1);
+        let judge = node.clone();
+        let mut taken = Box::pin(while_admitted(ReceiverStream::new(frames), move || {
+            judge.check(&certificate).map_err(|error| Status::permission_denied(error.to_string()))
+        }));
+        sender.send(Ok(Envelope::default())).await.unwrap();
+        assert!(taken.next().await.is_some(), "a frame of a good certificate is taken");
+        ca.authority.revoke(&Selector::Serial(issued.record.serial)).unwrap();
+        assert!(node.reload().unwrap());
+        sender.send(Ok(Envelope::default())).await.unwrap();
+        let next = tokio::time::timeout(Duration::from_secs(20), taken.next()).await;
+        assert!(next.expect("the stream ends by itself").is_none(), "no frame is taken after the revocation");
+    }
 }
