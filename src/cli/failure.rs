@@ -130,6 +130,15 @@ impl From<LocalClusterError> for Failure {
             LocalClusterError::Client(error) => error.into(),
             LocalClusterError::Invalid(invalid) => invalid.into(),
             LocalClusterError::Tls(error) => error.into(),
+            LocalClusterError::Directory { .. } => Self::new(Exit::Invalid, error.to_string()),
+            LocalClusterError::Foreign(_) => Self::new(Exit::Invalid, error.to_string())
+                .with_hint("name a new or empty directory, or one that an earlier run made"),
+            LocalClusterError::InUse(_) => Self::new(Exit::Conflict, error.to_string())
+                .with_hint("use that one, stop it, or name another directory"),
+            LocalClusterError::PortTaken(_) => Self::new(Exit::Failed, error.to_string()).with_hint(
+                "perhaps a node that was started by hand still runs: stop it; a new cluster takes free ports if \
+                 no --base-port is given",
+            ),
             other => Self::new(Exit::Failed, chain(&other)),
         }
     }
