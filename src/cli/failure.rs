@@ -1,6 +1,7 @@
 //! What a command fails with, and the one place where errors become exit codes.
 
 use std::fmt;
+use std::io;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -148,12 +149,24 @@ impl From<TlsError> for Failure {
     fn from(error: TlsError) -> Self {
         let exit = match &error {
             TlsError::Exists { .. } | TlsError::NotRenewable(_) => Exit::Conflict,
-            TlsError::Invalid(_) => Exit::Invalid,
+            TlsError::File { source, .. } if is_of_the_path(source) => Exit::Invalid,
+            TlsError::Invalid(_) | TlsError::Unusable { .. } => Exit::Invalid,
             TlsError::NotIssued(_) => Exit::NotFound,
             _ => Exit::Failed,
         };
         Self::new(exit, chain(&error))
     }
+}
+
+/// Whether it is the path that was given, and not the disk, that is at fault.
+fn is_of_the_path(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        AlreadyExists, InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+    };
+    matches!(
+        error.kind(),
+        AlreadyExists | InvalidFilename | IsADirectory | NotADirectory | NotFound | PermissionDenied
+    )
 }
 
 impl From<Invalid> for Failure {

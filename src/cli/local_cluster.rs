@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-pub use self::layout::{AGENT_MACHINE, ClusterPlan, Layout, NodePlan, Ports};
+pub use self::layout::{AGENT_MACHINE, ClusterPlan, Layout, NODES_MAX, NodePlan, Ports};
 
 use self::process::NodeProcess;
 use crate::client::{Client, ClientError, ClientOptions, EndpointAddress, Preference};

@@ -16,7 +16,7 @@ pub(super) async fn run(global: &Global, printer: Printer) -> Result<(), Failure
 }
 
 /// How many committed entries a node has still to apply; `None` if it could not be asked.
-pub(super) fn lag(status: &StatusResponse, node: &NodeStatus) -> Option<u64> {
+fn lag(status: &StatusResponse, node: &NodeStatus) -> Option<u64> {
     let committed = status.nodes.iter().map(|node| node.committed).max().unwrap_or(0);
     node.reachable.then(|| committed.saturating_sub(node.applied))
 }
@@ -87,8 +87,8 @@ fn text_of(status: &StatusResponse) -> String {
     )
 }
 
-/// The members as a table.
-pub(super) fn nodes_text(status: &StatusResponse) -> String {
+/// The nodes as a table.
+fn nodes_text(status: &StatusResponse) -> String {
     let header = ["NODE", "ROLE", "ZONE", "APPLIED", "LAG", "DIGEST", "API"];
     let dash = || "-".to_owned();
     let rows = status

@@ -15,7 +15,7 @@ use crate::tls::ca::{Authority, FileNames, IssueRequest};
 /// The machine that the profile `agent-PC-0001` speaks for.
 pub const AGENT_MACHINE: &str = "PC-0001";
 /// Most nodes of a local cluster.
-const NODES_MAX: u64 = 7;
+pub const NODES_MAX: u64 = 7;
 /// From one node's ports to the next one's.
 const PORTS_PER_NODE: u16 = 10;
 /// Where free ports are looked for: below those that Linux gives to outgoing connections, so that a node that is
