@@ -75,18 +75,20 @@ struct Global {
         long,
         global = true,
         env = "STRONGROOM_ENDPOINTS",
+        hide_env_values = true,
         value_delimiter = ',',
         value_name = "HOST:PORT"
     )]
     endpoints: Vec<EndpointAddress>,
     /// Directory with ca.crt, client.crt and client.key: who you are.
-    #[arg(long, global = true, env = "STRONGROOM_PROFILE", value_name = "DIR")]
+    #[arg(long, global = true, env = "STRONGROOM_PROFILE", hide_env_values = true, value_name = "DIR")]
     profile: Option<PathBuf>,
     /// How to print results and errors.
     #[arg(
         long,
         global = true,
         env = "STRONGROOM_OUTPUT",
+        hide_env_values = true,
         value_enum,
         default_value_t,
         value_name = "FORMAT"
@@ -99,7 +101,7 @@ struct Global {
     )]
     timeout: u64,
     /// Your own site or zone: its nodes are asked first.
-    #[arg(long, global = true, env = "STRONGROOM_ZONE", value_name = "ZONE")]
+    #[arg(long, global = true, env = "STRONGROOM_ZONE", hide_env_values = true, value_name = "ZONE")]
     zone: Option<String>,
 }
 

@@ -106,7 +106,8 @@ impl ReceiptFile {
             return Err(invalid(&"it is a directory"));
         }
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // The name of the temporary file would only confuse.
+        fs::metadata(dir).map_err(|error| invalid(&error))?;
+        // The kind of the error alone: the name of the temporary file would only confuse.
         let file = NamedTempFile::new_in(dir).map_err(|error| invalid(&io::Error::from(error.kind())))?;
         Ok(Self { path: path.to_owned(), file })
     }
