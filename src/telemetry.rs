@@ -18,7 +18,7 @@ pub const LOG_VARIABLE: &str = "STRONGROOM_LOG";
 
 /// Libraries that say at `info` what interests their own developers. [`LOG_VARIABLE`] can ask for more of each by
 /// its name; a level without a name leaves them as they are.
-const QUIET: &str = "h2=warn,hyper=warn,openraft=warn,raft_log=warn,sled=warn";
+const QUIET: &str = "chunked_wal=warn,h2=warn,hyper=warn,openraft=warn,raft_log=warn,sled=warn";
 
 /// Why logs could not be set up.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
 
+use super::{Failure, Printer};
 use crate::escrow::ids::{ClusterName, Identity, Invalid, Role};
 use crate::tls::ca::{Authority, FileNames, IssueRequest, Issued, Selector, Validity};
 use crate::tls::{TlsError, certificates_in};
@@ -128,6 +129,49 @@ pub struct ShowArgs {
     /// Certificate file (PEM)
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+}
+
+pub(super) fn run(command: CertCommand, printer: Printer) -> Result<(), Failure> {
+    let flags = command.paths();
+    let report = execute(command).map_err(|error| {
+        let named = path_in(&error).and_then(|path| flags.iter().find(|(_, given)| path.starts_with(given)));
+        let flag = named.map(|(flag, _)| *flag);
+        let failure = Failure::from(error);
+        match flag {
+            Some(flag) => Failure { message: format!("{flag}: {}", failure.message), ..failure },
+            None => failure,
+        }
+    })?;
+    printer.result(&report, || report.to_string())
+}
+
+impl CertCommand {
+    /// The paths that were given, each with the name of its flag, the more special ones first.
+    fn paths(&self) -> Vec<(&'static str, PathBuf)> {
+        let (file, out, dir) = match self {
+            Self::Ca(args) => (None, None, Some(&args.dir)),
+            Self::Issue(args) => (None, Some(&args.out), Some(&args.dir)),
+            Self::Renew(args) => (args.file.as_ref(), args.out.as_ref(), Some(&args.dir)),
+            Self::Revoke(args) => (args.file.as_ref(), None, Some(&args.dir)),
+            Self::List(args) => (None, None, Some(&args.dir)),
+            Self::Show(args) => (Some(&args.file), None, None),
+        };
+        let named = [("file", file), ("out", out), ("dir", dir)];
+        named.into_iter().filter_map(|(flag, path)| Some((flag, path?.clone()))).collect()
+    }
+}
+
+/// Which file an error is about.
+fn path_in(error: &TlsError) -> Option<&Path> {
+    match error {
+        TlsError::Exists { path }
+        | TlsError::File { path, .. }
+        | TlsError::Index { path, .. }
+        | TlsError::KeyExposed { path, .. }
+        | TlsError::Own { path, .. }
+        | TlsError::Unusable { path, .. } => Some(path),
+        _ => None,
+    }
 }
 
 /// Does what the command says. Prints nothing.

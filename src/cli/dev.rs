@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::local_cluster::{AGENT_MACHINE, ClusterPlan, LocalCluster};
+use super::local_cluster::{AGENT_MACHINE, ClusterPlan, LocalCluster, NODES_MAX};
 use super::output::{line, table};
 use super::{Exit, Failure, Printer};
 use crate::escrow::ids::ClusterName;
@@ -17,8 +17,8 @@ pub(super) struct DevCommand {
     /// The directory to keep it in; one that is there already comes back as it was.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// How many nodes a new cluster has.
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    /// How many nodes a new cluster has, 1 to 7.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=NODES_MAX))]
     nodes: u64,
     /// Port of the first node's API; its peer and admin ports follow, the next node's are ten further on. Free
     /// ports if not given.
@@ -127,8 +127,8 @@ fn introduction(cluster: &LocalCluster) -> String {
          strongroom status\n\n\
          Profiles in {}: operator, officer, helpdesk, helpdesk-advanced,\n\
          auditor, importer, agent-{AGENT_MACHINE}\n\n\
-         A node that is killed stays down until it is started again by hand.\n\
-         Ctrl-C stops the cluster.",
+         A node that is killed stays down; this terminal then says how to start it again.\n\
+         Ctrl-C stops the cluster. A node that you started yourself is yours to stop.",
         layout.cluster,
         endpoints.join(","),
         layout.profile("operator").display(),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::receipt::ReceiptFile;
 use super::{Exit, Failure, Global, Printer, input, receipt};
 use crate::client::Deposit;
 use crate::escrow::ids::{KeyId, MachineId, UserName, VolumeId};
@@ -41,16 +42,15 @@ pub(super) struct EscrowCommand {
 impl EscrowCommand {
     pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
         let client = global.client()?;
-        let receipt_out = self.receipt_out.clone();
+        let receipt_out = self.receipt_out.as_deref().map(ReceiptFile::prepare).transpose()?;
         let deposit = self.deposit()?;
         let receipt = client.escrow(&deposit).await?;
         printer.result(&receipt, || receipt::text(&receipt))?;
-        if let Some(path) = receipt_out {
-            receipt::write(&receipt, &path).map_err(|error| {
-                Failure::new(
-                    Exit::Failed,
-                    format!("the key is kept, but its receipt could not be written: {error}"),
-                )
+        if let Some(file) = receipt_out {
+            file.write(&receipt).map_err(|error| {
+                let message =
+                    format!("receipt_out: the key is kept, but its receipt could not be written: {error}");
+                Failure::new(Exit::Failed, message)
             })?;
         }
         Ok(())

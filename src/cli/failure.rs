@@ -1,6 +1,7 @@
 //! What a command fails with, and the one place where errors become exit codes.
 
 use std::fmt;
+use std::io;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -130,6 +131,15 @@ impl From<LocalClusterError> for Failure {
             LocalClusterError::Client(error) => error.into(),
             LocalClusterError::Invalid(invalid) => invalid.into(),
             LocalClusterError::Tls(error) => error.into(),
+            LocalClusterError::Directory { .. } => Self::new(Exit::Invalid, error.to_string()),
+            LocalClusterError::Foreign(_) => Self::new(Exit::Invalid, error.to_string())
+                .with_hint("name a new or empty directory, or one that an earlier run made"),
+            LocalClusterError::InUse(_) => Self::new(Exit::Conflict, error.to_string())
+                .with_hint("use that one, stop it, or name another directory"),
+            LocalClusterError::PortTaken(_) => Self::new(Exit::Failed, error.to_string()).with_hint(
+                "perhaps a node that was started by hand still runs: stop it; a new cluster takes free ports if \
+                 no --base-port is given",
+            ),
             other => Self::new(Exit::Failed, chain(&other)),
         }
     }
@@ -139,12 +149,24 @@ impl From<TlsError> for Failure {
     fn from(error: TlsError) -> Self {
         let exit = match &error {
             TlsError::Exists { .. } | TlsError::NotRenewable(_) => Exit::Conflict,
-            TlsError::Invalid(_) => Exit::Invalid,
+            TlsError::File { source, .. } if is_of_the_path(source) => Exit::Invalid,
+            TlsError::Invalid(_) | TlsError::Unusable { .. } => Exit::Invalid,
             TlsError::NotIssued(_) => Exit::NotFound,
             _ => Exit::Failed,
         };
         Self::new(exit, chain(&error))
     }
+}
+
+/// Whether it is the path that was given, and not the disk, that is at fault.
+fn is_of_the_path(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        AlreadyExists, InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+    };
+    matches!(
+        error.kind(),
+        AlreadyExists | InvalidFilename | IsADirectory | NotADirectory | NotFound | PermissionDenied
+    )
 }
 
 impl From<Invalid> for Failure {

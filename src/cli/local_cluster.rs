@@ -8,6 +8,7 @@
 mod layout;
 mod process;
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-pub use self::layout::{AGENT_MACHINE, ClusterPlan, Layout, NodePlan, Ports};
+pub use self::layout::{AGENT_MACHINE, ClusterPlan, Layout, NODES_MAX, NodePlan, Ports};
 
 use self::process::NodeProcess;
 use crate::client::{Client, ClientError, ClientOptions, EndpointAddress, Preference};
@@ -43,6 +44,14 @@ pub enum LocalClusterError {
     /// A node answered with an error.
     #[error("{0}")]
     Client(#[from] ClientError),
+    /// The directory the caller named cannot be used.
+    #[error("dir: {}: {source}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A file or directory could not be used.
     #[error("{}: {source}", path.display())]
     File {
@@ -51,6 +60,12 @@ pub enum LocalClusterError {
         /// Why not.
         source: io::Error,
     },
+    /// The directory the caller named has something in it that is no local cluster. Nothing was changed.
+    #[error("dir: {} is neither empty nor a local cluster", .0.display())]
+    Foreign(PathBuf),
+    /// Another process runs the cluster in this directory.
+    #[error("dir: the cluster in {} is run by another process", .0.display())]
+    InUse(PathBuf),
     /// The layout cannot be as it was asked for.
     #[error("{0}")]
     Invalid(#[from] Invalid),
@@ -85,6 +100,9 @@ pub enum LocalClusterError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// Somebody else listens where a node should.
+    #[error("port {0} of the loopback interface is taken by another process")]
+    PortTaken(u16),
     /// Certificates could not be made or used.
     #[error("{0}")]
     Tls(#[from] TlsError),
@@ -95,6 +113,8 @@ pub struct LocalCluster {
     layout: Layout,
     program: PathBuf,
     nodes: Vec<Option<NodeProcess>>,
+    /// Held as long as this value lives: two that run the same nodes would fight over their ports and files.
+    _lock: File,
 }
 
 /// `cluster.json`: what scripts need to drive the cluster.
@@ -138,9 +158,9 @@ impl LocalCluster {
         plan: &ClusterPlan,
         program: PathBuf,
     ) -> Result<Self, LocalClusterError> {
-        let layout = Layout::open_or_create(dir, plan)?;
+        let (layout, lock) = Layout::open_or_create(dir, plan)?;
         let nodes = layout.nodes.iter().map(|_| None).collect();
-        Ok(Self { layout, program, nodes })
+        Ok(Self { layout, program, nodes, _lock: lock })
     }
 
     /// Where everything is.
@@ -155,6 +175,7 @@ impl LocalCluster {
     /// [`LocalClusterError`]: the first thing that did not work.
     pub async fn form(&mut self) -> Result<(), LocalClusterError> {
         let ids: Vec<NodeId> = self.layout.nodes.iter().map(|node| node.id).collect();
+        self.layout.nodes.iter().try_for_each(|node| node.ports.check_free())?;
         let marker = self.layout.initialized_marker();
         if !marker.exists() {
             // An `init` that was cut short left nothing anybody was told about.
@@ -182,9 +203,12 @@ impl LocalCluster {
     /// Starts a node and waits until it answers on its admin port.
     ///
     /// # Errors
+    /// [`LocalClusterError::PortTaken`] if it runs already, or somebody else is in its place,
     /// [`LocalClusterError::NodeEnded`] if it ends instead, [`LocalClusterError::Late`] if it does neither.
     pub async fn start(&mut self, id: NodeId) -> Result<(), LocalClusterError> {
         let plan = self.layout.node(id)?.clone();
+        // Whoever listens there would be taken for the node.
+        plan.ports.check_free()?;
         let process = NodeProcess::spawn(&self.program, &plan)?;
         let slot = self.slot(id)?;
         let process = slot.insert(process);

@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{Exit, Failure, Global, Printer, status};
+use super::output::table;
+use super::{Exit, Failure, Global, Printer};
 use crate::client::{Client, EndpointAddress};
 use crate::proto::{MemberProgress, StatusResponse};
 
@@ -72,15 +73,40 @@ fn list(status: &StatusResponse, printer: Printer) -> Result<(), Failure> {
             })
         })
         .collect();
-    printer.result(&json!({ "members": members, "leader": status.leader }), || status::nodes_text(status))
+    printer.result(&json!({ "members": members, "leader": status.leader }), || members_text(status))
+}
+
+fn members_text(status: &StatusResponse) -> String {
+    let rows = status.nodes.iter().map(|node| {
+        let votes = if node.voter { "yes" } else { "no" };
+        let zone = if node.zone.is_empty() { "-" } else { &node.zone };
+        let text = [&node.role, votes, zone, &node.peer_address, &node.api_address];
+        std::iter::once(node.id.to_string()).chain(text.map(str::to_owned)).collect()
+    });
+    table(&["NODE", "ROLE", "VOTES", "ZONE", "PEER", "API"], &[0], rows.collect())
 }
 
 /// What adding the node would do, from what the cluster says of itself. Nothing is changed.
 fn plan(add: &AddCommand, status: &StatusResponse, printer: Printer) -> Result<(), Failure> {
     let before = voters(status);
-    if let Some(member) = status.nodes.iter().find(|node| node.peer_address == add.peer_address) {
-        let message = format!("{} is node {} of this cluster already", add.peer_address, member.id);
-        return Err(Failure::new(Exit::Conflict, message));
+    let member = status.nodes.iter().find(|node| node.peer_address == add.peer_address);
+    if let Some(member) = member.filter(|member| member.voter || add.learner) {
+        let role = if member.voter { "voter" } else { "learner" };
+        let document = json!({
+            "dry_run": true,
+            "peer": add.peer_address,
+            "role": role,
+            "voters_before": before,
+            "voters_after": before.len(),
+            "failure_tolerance_before": status.failure_tolerance,
+            "failure_tolerance_after": status.failure_tolerance,
+        });
+        return printer.result(&document, || {
+            format!(
+                "{} is node {} already, a {role}: there is nothing to change",
+                add.peer_address, member.id
+            )
+        });
     }
     if status.leader.is_none() {
         return Err(Failure::new(Exit::Unavailable, "the cluster has no leader to make the change"));
@@ -101,8 +127,8 @@ fn plan(add: &AddCommand, status: &StatusResponse, printer: Printer) -> Result<(
     });
     printer.result(&document, || {
         format!(
-            "would add {} as a {role}: voters {} of which {reachable} are reachable, then {count} voters; \
-             failures tolerated {}, then {tolerance}\nnothing was changed",
+            "would add {} as a {role}\nvoters now: {}, of which {reachable} can be reached; then: {count}\n\
+             failures tolerated now: {}; then: {tolerance}\nnothing was changed, and the node was not asked",
             add.peer_address,
             ids(&before),
             status.failure_tolerance,
@@ -174,15 +200,34 @@ mod tests {
     use crate::proto::NodeStatus;
 
     #[test]
-    fn a_dry_run_refuses_what_the_change_would_refuse() {
+    fn a_dry_run_says_what_the_change_would_come_to() {
         let node = NodeStatus { id: 1, peer_address: "n1:7421".into(), voter: true, ..NodeStatus::default() };
-        let status = StatusResponse { leader: Some(1), nodes: vec![node], ..StatusResponse::default() };
+        let learner = NodeStatus { id: 2, peer_address: "n2:7421".into(), ..NodeStatus::default() };
+        let status =
+            StatusResponse { leader: Some(1), nodes: vec![node, learner], ..StatusResponse::default() };
+        let leaderless = StatusResponse { leader: None, ..status.clone() };
         let exit = |peer: &str, status: &StatusResponse| {
             let add = AddCommand { peer_address: peer.into(), learner: false, dry_run: true };
             plan(&add, status, Printer::new(Format::Json)).err().map(|failure| failure.exit)
         };
-        assert_eq!(exit("n1:7421", &status), Some(Exit::Conflict));
-        assert_eq!(exit("n2:7421", &status), None);
-        assert_eq!(exit("n2:7421", &StatusResponse { leader: None, ..status }), Some(Exit::Unavailable));
+        assert_eq!(exit("n3:7421", &status), None);
+        assert_eq!(exit("n3:7421", &leaderless), Some(Exit::Unavailable));
+        assert_eq!(exit("n2:7421", &leaderless), Some(Exit::Unavailable), "a learner would become a voter");
+        assert_eq!(exit("n1:7421", &leaderless), None, "adding a voter again changes nothing");
+    }
+
+    #[test]
+    fn the_table_of_members_fits_in_80_columns_and_shows_the_addresses_of_both_ports() {
+        let node = NodeStatus {
+            id: 1,
+            role: "unreachable".into(),
+            zone: "west-1".into(),
+            api_address: "192.168.100.1:7420".into(),
+            peer_address: "192.168.100.1:7421".into(),
+            ..NodeStatus::default()
+        };
+        let text = members_text(&StatusResponse { nodes: vec![node], ..StatusResponse::default() });
+        assert!(text.contains("192.168.100.1:7421  192.168.100.1:7420"), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 }

@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use self::failure::{Exit, Failure};
 pub use self::output::{Format, Printer};
@@ -44,7 +44,7 @@ const TIMEOUT_MAX_SECONDS: u64 = 3_600;
 
 /// A replicated escrow for disk-encryption recovery keys.
 #[derive(Debug, Parser)]
-#[command(name = "strongroom", version, about, long_about = LONG_ABOUT, after_long_help = EXIT_CODES)]
+#[command(name = "strongroom", version, long_about = LONG_ABOUT, after_long_help = EXIT_CODES)]
 #[command(disable_help_subcommand = true)]
 pub struct Cli {
     #[command(flatten)]
@@ -75,18 +75,20 @@ struct Global {
         long,
         global = true,
         env = "STRONGROOM_ENDPOINTS",
+        hide_env_values = true,
         value_delimiter = ',',
         value_name = "HOST:PORT"
     )]
     endpoints: Vec<EndpointAddress>,
     /// Directory with ca.crt, client.crt and client.key: who you are.
-    #[arg(long, global = true, env = "STRONGROOM_PROFILE", value_name = "DIR")]
+    #[arg(long, global = true, env = "STRONGROOM_PROFILE", hide_env_values = true, value_name = "DIR")]
     profile: Option<PathBuf>,
     /// How to print results and errors.
     #[arg(
         long,
         global = true,
         env = "STRONGROOM_OUTPUT",
+        hide_env_values = true,
         value_enum,
         default_value_t,
         value_name = "FORMAT"
@@ -99,7 +101,7 @@ struct Global {
     )]
     timeout: u64,
     /// Your own site or zone: its nodes are asked first.
-    #[arg(long, global = true, env = "STRONGROOM_ZONE", value_name = "ZONE")]
+    #[arg(long, global = true, env = "STRONGROOM_ZONE", hide_env_values = true, value_name = "ZONE")]
     zone: Option<String>,
 }
 
@@ -143,7 +145,8 @@ enum Command {
 /// Runs the command in `arguments` (the program's own name first) and says how the process should end.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let cli = match Cli::try_parse_from(&arguments) {
+    let parsed = command().try_get_matches_from(&arguments).and_then(|found| Cli::from_arg_matches(&found));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return usage(error, format_in(&arguments)),
     };
@@ -166,7 +169,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
     runtime.block_on(async {
         match command {
             Command::Bench(bench) => bench.run(&global, printer).await,
-            Command::Cert { command } => certify(command, printer),
+            Command::Cert { command } => cert::run(command, printer),
             Command::Completions(completions) => completions.run(),
             Command::Custody(custody) => custody.run(&global, printer).await,
             Command::Demo(demo) => demo.run(printer).await,
@@ -221,11 +224,6 @@ impl Global {
             )
         })
     }
-}
-
-fn certify(command: cert::CertCommand, printer: Printer) -> Result<(), Failure> {
-    let report = cert::execute(command)?;
-    printer.result(&report, || report.to_string())
 }
 
 /// Reports that the arguments do not parse; or prints the help that was asked for.
@@ -283,9 +281,32 @@ fn format_in(arguments: &[OsString]) -> Format {
     if asked.as_deref() == Some("json") { Format::Json } else { Format::Table }
 }
 
-/// The whole command, for the manual page and completions.
+/// The whole command. What a command does not use is not in its help, though it takes it: the flags of every
+/// command may stand before its name.
 fn command() -> clap::Command {
-    Cli::command()
+    let mut command = Cli::command();
+    // Only now do the commands have the flags that every command takes.
+    command.build();
+    command.mut_subcommands(|subcommand| match subcommand.get_name() {
+        "cert" | "completions" | "demo" | "dev" | "init" | "man" | "receipt" | "server" => {
+            offline(subcommand)
+        }
+        _ => subcommand,
+    })
+}
+
+/// A command that asks no node.
+fn offline(command: clap::Command) -> clap::Command {
+    let verifies = command.get_name() == "verify";
+    let prints_text_only = matches!(command.get_name(), "completions" | "dev" | "man" | "server");
+    command
+        .mut_args(|argument| match argument.get_id().as_str() {
+            "endpoints" | "timeout" | "zone" => argument.hide(true),
+            "profile" if !verifies => argument.hide(true),
+            "output" if prints_text_only => argument.hide(true),
+            _ => argument,
+        })
+        .mut_subcommands(offline)
 }
 
 #[cfg(test)]

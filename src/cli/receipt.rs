@@ -1,18 +1,20 @@
 //! `strongroom receipt`: receipts for people and for files, and their check, which needs no node.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+use tempfile::NamedTempFile;
 
 use super::output::facts;
 use super::{Exit, Failure, Global, Printer};
 use crate::error::chain;
 use crate::seal::receipt::{Receipt, ReceiptError};
-use crate::tls::TrustAnchors;
 use crate::tls::ca::CA_CERTIFICATE_FILE;
+use crate::tls::{TlsError, TrustAnchors};
 
 /// Most bytes of a receipt file: a receipt with a long certificate chain is a tenth of that.
 const RECEIPT_MAX_BYTES: u64 = 256 * 1024;
@@ -61,8 +63,15 @@ impl ReceiptCommand {
 
 impl From<ReceiptError> for Failure {
     fn from(error: ReceiptError) -> Self {
-        Self::new(Exit::Failed, chain(&error))
-            .with_hint("check that the certificate authority is the one of the cluster that gave the receipt")
+        match &error {
+            ReceiptError::Unverified(TlsError::Signature(_)) => {
+                Self::new(Exit::Failed, "the receipt does not verify: it is not what its node signed")
+                    .with_hint("somebody changed it, or the file is damaged: it proves nothing")
+            }
+            _ => Self::new(Exit::Failed, chain(&error)).with_hint(
+                "check that the certificate authority is the one of the cluster that gave the receipt",
+            ),
+        }
     }
 }
 
@@ -78,19 +87,43 @@ fn read(path: &Path) -> Result<Receipt, Failure> {
     serde_json::from_slice(&json).map_err(|error| invalid(format!("not a receipt: {error}")))
 }
 
-/// Writes a receipt to a file, whole or not at all.
-///
-/// # Errors
-/// [`io::Error`] of the file system.
-pub(super) fn write(receipt: &Receipt, path: &Path) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    serde_json::to_writer_pretty(&mut file, receipt)?;
-    io::Write::write_all(&mut file, b"\n")?;
-    // A device may encrypt its disk on the strength of this file: without the sync, a power cut leaves it empty.
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+/// A file that a receipt will be written to, whole or not at all.
+pub(super) struct ReceiptFile {
+    path: PathBuf,
+    file: NamedTempFile,
+}
+
+impl ReceiptFile {
+    /// Makes sure that there can be a receipt at `path`, before there is one.
+    ///
+    /// # Errors
+    /// [`Exit::Invalid`] if there cannot.
+    pub(super) fn prepare(path: &Path) -> Result<Self, Failure> {
+        let invalid = |what: &dyn Display| {
+            Failure::new(Exit::Invalid, format!("receipt_out: {}: {what}", path.display()))
+        };
+        if path.is_dir() {
+            return Err(invalid(&"it is a directory"));
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::metadata(dir).map_err(|error| invalid(&error))?;
+        // The kind of the error alone: the name of the temporary file would only confuse.
+        let file = NamedTempFile::new_in(dir).map_err(|error| invalid(&io::Error::from(error.kind())))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Writes the receipt.
+    ///
+    /// # Errors
+    /// [`io::Error`] of the file system.
+    pub(super) fn write(mut self, receipt: &Receipt) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut self.file, receipt)?;
+        io::Write::write_all(&mut self.file, b"\n")?;
+        // A device may encrypt its disk on the strength of this file: without the sync, a power cut leaves it empty.
+        self.file.as_file().sync_all()?;
+        self.file.persist(&self.path).map_err(|error| error.error)?;
+        Ok(())
+    }
 }
 
 /// A receipt for people.
@@ -103,7 +136,7 @@ pub(super) fn text(receipt: &Receipt) -> String {
         ("state", kept.to_owned()),
         ("at", receipt.at.to_string()),
         ("entry", format!("{} of term {}", receipt.index, receipt.term)),
-        ("print", receipt.fingerprint.to_string()),
+        ("fingerprint", receipt.fingerprint.to_string()),
         ("cluster", receipt.cluster.to_string()),
         ("signed by", receipt.node.to_string()),
     ])

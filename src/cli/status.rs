@@ -16,7 +16,7 @@ pub(super) async fn run(global: &Global, printer: Printer) -> Result<(), Failure
 }
 
 /// How many committed entries a node has still to apply; `None` if it could not be asked.
-pub(super) fn lag(status: &StatusResponse, node: &NodeStatus) -> Option<u64> {
+fn lag(status: &StatusResponse, node: &NodeStatus) -> Option<u64> {
     let committed = status.nodes.iter().map(|node| node.committed).max().unwrap_or(0);
     node.reachable.then(|| committed.saturating_sub(node.applied))
 }
@@ -75,20 +75,33 @@ fn text_of(status: &StatusResponse) -> String {
         );
     }
     let leader = status.leader.map_or("no leader".to_owned(), |leader| format!("leader is node {leader}"));
-    let failures = if status.failure_tolerance == 1 { "failure" } else { "failures" };
     format!(
-        "cluster {} ({})\n{leader} in term {}; tolerates {} {failures}; answered by node {}\n\n{}",
+        "cluster {} ({})\n{leader} in term {}, as node {} sees it\n{}\n\n{}",
         status.cluster_name,
         status.cluster,
         status.term,
-        status.failure_tolerance,
         status.answered_by,
+        tolerance(status),
         nodes_text(status),
     )
 }
 
-/// The members as a table.
-pub(super) fn nodes_text(status: &StatusResponse) -> String {
+/// How many voters may still be lost, those that are unreachable now counted as lost.
+fn tolerance(status: &StatusResponse) -> String {
+    let voters = status.nodes.iter().filter(|node| node.voter);
+    let (all, away) = (voters.clone().count(), voters.filter(|node| !node.reachable).count());
+    let left = usize::try_from(status.failure_tolerance).unwrap_or(usize::MAX).checked_sub(away);
+    match (left, away) {
+        (None, _) => format!("no quorum, {away} of {all} voters away"),
+        (Some(1), 0) => "tolerates 1 failure".to_owned(),
+        (Some(left), 0) => format!("tolerates {left} failures"),
+        (Some(0), _) => format!("{away} of {all} voters away, tolerates no more"),
+        (Some(left), _) => format!("{away} of {all} voters away, tolerates {left} more"),
+    }
+}
+
+/// The nodes as a table.
+fn nodes_text(status: &StatusResponse) -> String {
     let header = ["NODE", "ROLE", "ZONE", "APPLIED", "LAG", "DIGEST", "API"];
     let dash = || "-".to_owned();
     let rows = status
@@ -156,7 +169,6 @@ mod tests {
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{}: {line}", line.chars().count());
         }
-        assert!(text.contains("tolerates 1 failure;"), "{text}");
     }
 
     #[test]
@@ -169,6 +181,17 @@ mod tests {
         assert_eq!(json["leader"], 1);
         let leaderless = StatusResponse { leader: None, ..status() };
         assert_eq!(json_of(&leaderless)["leader"], Value::Null);
+    }
+
+    #[test]
+    fn nodes_that_are_away_count_as_failures() {
+        let (up, away) = (|id| node(id, "follower", 7), |id| node(id, "unreachable", 0));
+        let told = |nodes| tolerance(&StatusResponse { nodes, ..status() });
+        assert_eq!(told(vec![up(1), up(2), up(3)]), "tolerates 1 failure");
+        assert_eq!(told(vec![up(1), up(2), away(3)]), "1 of 3 voters away, tolerates no more");
+        assert_eq!(told(vec![up(1), away(2), away(3)]), "no quorum, 2 of 3 voters away");
+        let learner = NodeStatus { voter: false, ..away(4) };
+        assert_eq!(told(vec![up(1), up(2), up(3), learner]), "tolerates 1 failure");
     }
 
     #[test]

@@ -46,9 +46,9 @@ enum Outcome<T> {
     /// Another answer is not to be had anywhere.
     Definite(ClientError),
     /// Not now, or not here: the next endpoint may answer.
-    Next(String),
+    Next { what: String, reached: bool },
     /// Nothing was heard: the next endpoint may answer.
-    Silent(Duration),
+    Silent { waited: Duration, reached: bool },
     /// One end did not accept the other's certificate. Another endpoint may, waiting does not help.
     Refused { reason: String, source: Box<dyn Error + Send + Sync> },
 }
@@ -68,10 +68,10 @@ impl Pool {
         let started = Instant::now();
         let deadline = started + self.options.timeout;
         self.survey_once(deadline).await;
-        let mut troubles = Vec::new();
+        let mut tried = Tried::default();
         let mut backoff = BACKOFF_FIRST;
         loop {
-            let refused = match self.round(&operation, deadline, &mut troubles).await {
+            let refused = match self.round(&operation, deadline, &mut tried).await {
                 Ok(answer) => return Ok(answer),
                 Err(RoundEnd::Definite(error)) => return Err(error),
                 Err(RoundEnd::Tried { refused }) => refused,
@@ -82,7 +82,13 @@ impl Pool {
             }
             let next_round = Instant::now() + jittered(backoff);
             if next_round >= deadline {
-                return Err(ClientError::Unavailable { waited: started.elapsed(), troubles });
+                let Tried { troubles, rounds, reached } = tried;
+                return Err(ClientError::Unavailable {
+                    waited: started.elapsed(),
+                    rounds,
+                    reached,
+                    troubles,
+                });
             }
             sleep_until(next_round).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -94,12 +100,13 @@ impl Pool {
         &self,
         operation: &F,
         deadline: Instant,
-        troubles: &mut Vec<Trouble>,
+        tried: &mut Tried,
     ) -> Result<T, RoundEnd>
     where
         F: Fn(Channel, Duration) -> Answering,
         Answering: Future<Output = Result<Response<T>, Status>>,
     {
+        tried.rounds += 1;
         let mut refused = None;
         let ranked = self.ranked();
         for (endpoint, left) in ranked.iter().zip((1..=ranked.len()).rev()) {
@@ -115,13 +122,19 @@ impl Pool {
                     return Ok(answer);
                 }
                 Outcome::Definite(error) => return Err(RoundEnd::Definite(error)),
-                Outcome::Next(what) => what,
-                Outcome::Silent(_) if knows(troubles, endpoint.address()) => {
-                    // Silence says less than what was heard before, or than the longer silence of an earlier round.
-                    endpoint.failed(Instant::now());
-                    continue;
+                Outcome::Next { what, reached } => {
+                    tried.reached |= reached;
+                    what
                 }
-                Outcome::Silent(waited) => format!("no answer within {:.1} s", waited.as_secs_f64()),
+                Outcome::Silent { waited, reached } => {
+                    tried.reached |= reached;
+                    if tried.knows(endpoint.address()) {
+                        // Silence says less than what was heard before, or than the longer silence of an earlier round.
+                        endpoint.failed(Instant::now());
+                        continue;
+                    }
+                    format!("no answer within {:.1} s", waited.as_secs_f64())
+                }
                 Outcome::Refused { reason, source } => {
                     let what = reason.clone();
                     let endpoint = endpoint.address().to_owned();
@@ -130,7 +143,7 @@ impl Pool {
                 }
             };
             endpoint.failed(Instant::now());
-            note(troubles, endpoint.address(), what);
+            tried.note(endpoint.address(), what);
         }
         Err(RoundEnd::Tried { refused })
     }
@@ -150,7 +163,7 @@ impl Pool {
         let established = match tokio::time::timeout_at(give_up, self.connection(endpoint)).await {
             Ok(Ok(established)) => established,
             Ok(Err(error)) => return Outcome::of_dialling(error),
-            Err(_) => return Outcome::Silent(budget),
+            Err(_) => return Outcome::Silent { waited: budget, reached: false },
         };
         match tokio::time::timeout_at(give_up, operation(established.channel, budget)).await {
             Ok(Ok(response)) => Outcome::Answered(response.into_inner()),
@@ -163,7 +176,7 @@ impl Pool {
             // The connection may be dead without knowing it: the next call dials anew.
             Err(_) => {
                 endpoint.drop_connection(established.number).await;
-                Outcome::Silent(budget)
+                Outcome::Silent { waited: budget, reached: true }
             }
         }
     }
@@ -231,6 +244,29 @@ impl Pool {
     }
 }
 
+/// What was tried so far, to be told if nothing comes of it.
+#[derive(Default)]
+struct Tried {
+    /// The last trouble of each endpoint.
+    troubles: Vec<Trouble>,
+    rounds: u32,
+    /// Whether there was a connection to any of them.
+    reached: bool,
+}
+
+impl Tried {
+    fn knows(&self, endpoint: &str) -> bool {
+        self.troubles.iter().any(|trouble| trouble.endpoint == endpoint)
+    }
+
+    fn note(&mut self, endpoint: &str, what: String) {
+        match self.troubles.iter_mut().find(|trouble| trouble.endpoint == endpoint) {
+            Some(trouble) => trouble.what = what,
+            None => self.troubles.push(Trouble::new(endpoint, what)),
+        }
+    }
+}
+
 /// How a round ended without an answer.
 enum RoundEnd {
     Definite(ClientError),
@@ -241,7 +277,7 @@ impl<T> Outcome<T> {
     fn of_dialling(error: DialError) -> Self {
         match refusal(&error) {
             Some(reason) => Self::Refused { reason, source: Box::new(error) },
-            None => Self::Next(error.to_string()),
+            None => Self::Next { what: error.to_string(), reached: false },
         }
     }
 
@@ -249,9 +285,13 @@ impl<T> Outcome<T> {
         match status.source() {
             Some(source) => match refusal(source) {
                 Some(reason) => Self::Refused { reason, source: Box::new(status) },
-                None => Self::Next(format!("the connection broke: {}", innermost(source))),
+                None => {
+                    Self::Next { what: format!("the connection broke: {}", innermost(source)), reached: true }
+                }
             },
-            None if is_temporary(status.code()) => Self::Next(status.message().to_owned()),
+            None if is_temporary(status.code()) => {
+                Self::Next { what: status.message().to_owned(), reached: true }
+            }
             None => Self::Definite(ClientError::from_status(status, endpoint)),
         }
     }
@@ -260,18 +300,6 @@ impl<T> Outcome<T> {
 /// Whether a status is about the connection and not from the node: only one made on this side has a source.
 fn made_here(status: &Status) -> bool {
     status.source().is_some()
-}
-
-fn knows(troubles: &[Trouble], endpoint: &str) -> bool {
-    troubles.iter().any(|trouble| trouble.endpoint == endpoint)
-}
-
-/// Keeps the last trouble of each endpoint.
-fn note(troubles: &mut Vec<Trouble>, endpoint: &str, what: String) {
-    match troubles.iter_mut().find(|trouble| trouble.endpoint == endpoint) {
-        Some(trouble) => trouble.what = what,
-        None => troubles.push(Trouble::new(endpoint, what)),
-    }
 }
 
 fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {

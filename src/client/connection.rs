@@ -28,7 +28,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
     /// The node is not there, or not answering.
-    #[error("{0}")]
+    #[error("{}", without_number(.0))]
     Away(#[source] io::Error),
     /// HTTP/2 did not begin.
     #[error("HTTP/2 did not begin: {0}")]
@@ -39,6 +39,12 @@ pub(super) enum DialError {
     /// One end refused the other, or TLS failed.
     #[error("{0}")]
     Tls(#[source] TlsError),
+}
+
+/// What the system said, without its number for it.
+fn without_number(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error ").map_or(text.clone(), |(words, _)| words.to_owned())
 }
 
 /// Connects to `address` as the identity in `tls`.

@@ -53,10 +53,14 @@ pub enum ClientError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No node, or no quorum, in time. Nobody's fault that is known here: try again.
-    #[error("no node gave an answer within {:.1} s{}", waited.as_secs_f64(), List(troubles))]
+    #[error("no node gave an answer within {:.1} s, asked {}{}", waited.as_secs_f64(), Times(*rounds), List(troubles))]
     Unavailable {
         /// How long was tried.
         waited: Duration,
+        /// How often each endpoint was asked, at most.
+        rounds: u32,
+        /// Whether there was a connection to any of them.
+        reached: bool,
         /// What became of the last attempt at each endpoint.
         troubles: Vec<Trouble>,
     },
@@ -68,7 +72,7 @@ impl ClientError {
         let code = status.code();
         if is_temporary(code) {
             let troubles = vec![Trouble::new(endpoint, status.message())];
-            return Self::Unavailable { waited: Duration::ZERO, troubles };
+            return Self::Unavailable { waited: Duration::ZERO, rounds: 1, reached: true, troubles };
         }
         let answer = Answer::new(status, endpoint);
         match code {
@@ -83,6 +87,9 @@ impl ClientError {
     /// What the caller may do about it, if the node said so or it follows from the error.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Failed(answer) if answer.hint.is_none() && answer.status.code() == Code::Unimplemented => {
+                Some("check that this is the address of a node's API, not its port for other nodes".into())
+            }
             Self::Conflict(answer)
             | Self::Denied(answer)
             | Self::Failed(answer)
@@ -94,6 +101,9 @@ impl ClientError {
             }
             Self::Refused { .. } => {
                 Some("look at the profile's certificate with `strongroom cert show`".into())
+            }
+            Self::Unavailable { reached: false, .. } => {
+                Some("check that these are the addresses of the nodes' APIs, and that the nodes run".into())
             }
             Self::Unavailable { .. } => {
                 Some("doing the same again is safe; `strongroom status` shows which nodes are up".into())
@@ -168,6 +178,18 @@ impl Trouble {
     }
 }
 
+/// How often something was done, in words.
+struct Times(u32);
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("once"),
+            times => write!(f, "{times} times"),
+        }
+    }
+}
+
 /// Troubles as the tail of a sentence.
 struct List<'a>(&'a [Trouble]);
 
@@ -236,10 +258,14 @@ mod tests {
     #[test]
     fn unavailable_says_what_happened_at_each_endpoint() {
         let troubles = vec![Trouble::new("a:1", "connection refused"), Trouble::new("b:1", "no quorum")];
-        let error = ClientError::Unavailable { waited: Duration::from_millis(2_040), troubles };
+        let waited = Duration::from_millis(2_040);
+        let error = ClientError::Unavailable { waited, rounds: 3, reached: true, troubles };
         assert_eq!(
             error.to_string(),
-            "no node gave an answer within 2.0 s: a:1: connection refused; b:1: no quorum"
+            "no node gave an answer within 2.0 s, asked 3 times: a:1: connection refused; b:1: no quorum"
         );
+        assert!(error.hint().unwrap().contains("doing the same again is safe"));
+        let unreached = ClientError::Unavailable { waited, rounds: 1, reached: false, troubles: Vec::new() };
+        assert!(unreached.hint().unwrap().contains("addresses"));
     }
 }

@@ -244,6 +244,8 @@ impl MembershipChange {
             Ok(message) => message.map_err(|status| ClientError::from_status(status, "the cluster")),
             Err(_) => Err(ClientError::Unavailable {
                 waited: PROGRESS_TIMEOUT,
+                rounds: 1,
+                reached: true,
                 troubles: vec![Trouble::new(
                     "the cluster",
                     "no progress of the membership change was reported",

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::cli::output::table;
 use crate::escrow::ids::Identity;
 use crate::tls::ca::index::IndexRecord;
 use crate::tls::{CertificateFacts, calendar, unix_now};
@@ -98,9 +99,12 @@ impl fmt::Display for CertReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Certificates { certificates, revocation_list } => {
-                write!(f, "{}", table(certificates))?;
+                match certificates.as_slice() {
+                    [] => f.write_str("no certificates")?,
+                    certificates => f.write_str(&text_of(certificates))?,
+                }
                 match revocation_list {
-                    Some(path) => write!(f, "\nrevocation list: {}", path.display()),
+                    Some(path) => write!(f, "\n\nrevocation list: {}", path.display()),
                     None => Ok(()),
                 }
             }
@@ -115,13 +119,41 @@ impl fmt::Display for CertReport {
     }
 }
 
-fn table(certificates: &[CertificateLine]) -> comfy_table::Table {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["IDENTITY", "STATE", "VALID FROM", "VALID UNTIL", "SERIAL", "NAMES"]);
-    for line in certificates {
-        let names = line.names.join(", ");
-        table.add_row([&line.identity, line.state, &line.not_before, &line.not_after, &line.serial, &names]);
+/// Two lines a certificate and a third one for its names, so that a whole serial number fits in 80 columns.
+fn text_of(certificates: &[CertificateLine]) -> String {
+    let header = ["IDENTITY, SERIAL, NAMES", "STATE", "VALID FROM, UNTIL"];
+    let rows = certificates.iter().map(|line| {
+        let CertificateLine { identity, serial, not_before, not_after, state, names, .. } = line;
+        let names: String = names.iter().map(|name| format!("\n  {name}")).collect();
+        vec![
+            format!("{identity}\n  {serial}{names}"),
+            (*state).to_owned(),
+            format!("{not_before}\n{not_after}"),
+        ]
+    });
+    table(&header, &[], rows.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_certificates_fits_in_80_columns_and_shows_whole_serial_numbers() {
+        let line = CertificateLine {
+            identity: "spiffe://acme/helpdesk-advanced/bob".into(),
+            serial: "56646563dc6fcacbf5e10b18511e02d55f75187c".into(),
+            not_before: "2026-11-22T04:56:39Z".into(),
+            not_after: "2027-02-20T05:01:39Z".into(),
+            state: "not yet valid",
+            revoked_at: None,
+            names: vec!["strongroom-1.acme.example".into(), "192.0.2.1".into()],
+        };
+        let text = text_of(&[line.clone(), line]);
+        assert!(text.contains("56646563dc6fcacbf5e10b18511e02d55f75187c"), "{text}");
+        assert!(text.contains("  192.0.2.1"), "{text}");
+        for line in text.lines() {
+            assert!(line.len() <= 80, "{}: {line}", line.len());
+        }
     }
-    table
 }

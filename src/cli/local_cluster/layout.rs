@@ -1,7 +1,7 @@
 //! The directory of a local cluster: what is in it and how it is made.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use crate::tls::ca::{Authority, FileNames, IssueRequest};
 /// The machine that the profile `agent-PC-0001` speaks for.
 pub const AGENT_MACHINE: &str = "PC-0001";
 /// Most nodes of a local cluster.
-const NODES_MAX: u64 = 7;
+pub const NODES_MAX: u64 = 7;
 /// From one node's ports to the next one's.
 const PORTS_PER_NODE: u16 = 10;
 /// Where free ports are looked for: below those that Linux gives to outgoing connections, so that a node that is
@@ -30,6 +30,9 @@ const PROFILES: [Role; 6] =
 /// Holds the plan; there once the directory is complete.
 const PLAN_FILE: &str = "plan.json";
 const CLUSTER_FILE: &str = "cluster.json";
+/// Made first, and locked by whoever runs the cluster. Says as well that the directory is one of ours: only then
+/// may what is in it be made anew.
+const LOCK_FILE: &str = "dev.lock";
 
 /// What a new local cluster should be like.
 #[derive(Debug, Clone)]
@@ -122,14 +125,17 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout that is in `dir`, or a new one after `plan`.
-    pub(super) fn open_or_create(dir: &Path, plan: &ClusterPlan) -> Result<Self, LocalClusterError> {
-        fs::create_dir_all(dir).map_err(|source| file_error(dir, source))?;
-        // Paths go into configuration files and are used from elsewhere.
-        let dir = dir.canonicalize().map_err(|source| file_error(dir, source))?;
+    /// The layout that is in `dir`, or a new one after `plan`; and the lock that keeps others from running it too.
+    pub(super) fn open_or_create(dir: &Path, plan: &ClusterPlan) -> Result<(Self, File), LocalClusterError> {
+        let (dir, lock) = claim(dir)?;
         let path = dir.join(PLAN_FILE);
         if !path.exists() {
-            let saved = SavedPlan { cluster: plan.name.clone(), nodes: choose_ports(plan)? };
+            let ports = choose_ports(plan)?;
+            if plan.base_port.is_some() {
+                // Later they would be in the plan, and no other base port would be listened to.
+                ports.iter().try_for_each(Ports::check_free)?;
+            }
+            let saved = SavedPlan { cluster: plan.name.clone(), nodes: ports };
             let layout = Self::of(&dir, &saved);
             layout.create(plan)?;
             let json = serde_json::to_vec_pretty(&saved)
@@ -140,7 +146,7 @@ impl Layout {
         let json = fs::read(&path).map_err(|source| file_error(&path, source))?;
         let saved: SavedPlan =
             serde_json::from_slice(&json).map_err(|source| LocalClusterError::Plan { path, source })?;
-        Ok(Self::of(&dir, &saved))
+        Ok((Self::of(&dir, &saved), lock))
     }
 
     fn of(dir: &Path, saved: &SavedPlan) -> Self {
@@ -277,8 +283,9 @@ fn choose_ports(plan: &ClusterPlan) -> Result<Vec<Ports>, LocalClusterError> {
     for attempt in 0..PORT_ATTEMPTS {
         let offset = (start + attempt * usize::from(PORTS_PER_NODE)) % range;
         let base = u16::try_from(offset).ok().and_then(|offset| PORTS_FROM.checked_add(offset));
-        if let Some(ports) =
-            base.and_then(|base| ports_from(base, plan.nodes)).filter(|ports| are_free(ports))
+        if let Some(ports) = base
+            .and_then(|base| ports_from(base, plan.nodes))
+            .filter(|ports| ports.iter().all(|ports| ports.check_free().is_ok()))
         {
             return Ok(ports);
         }
@@ -295,12 +302,47 @@ fn ports_from(base: u16, nodes: u64) -> Option<Vec<Ports>> {
     (0..nodes).map(node).collect()
 }
 
-fn are_free(ports: &[Ports]) -> bool {
-    let mut all = ports.iter().flat_map(|Ports { api, peer, admin }| [*api, *peer, *admin]);
-    all.all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+/// Makes `dir` if it is not there and locks it; as a path that can be used from elsewhere, such as configuration files.
+///
+/// # Errors
+/// [`LocalClusterError::Directory`] if it cannot be had, [`LocalClusterError::Foreign`] if it has something else in
+/// it, [`LocalClusterError::InUse`] if another process runs the cluster in it.
+fn claim(dir: &Path) -> Result<(PathBuf, File), LocalClusterError> {
+    let unusable = |source| LocalClusterError::Directory { path: dir.to_owned(), source };
+    match fs::create_dir_all(dir) {
+        // What is there is something else than a directory.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(unusable(io::ErrorKind::NotADirectory.into()));
+        }
+        made => made.map_err(unusable)?,
+    }
+    let path = dir.canonicalize().map_err(unusable)?;
+    let is_ours = path.join(LOCK_FILE).exists();
+    if !is_ours && fs::read_dir(&path).map_err(unusable)?.next().is_some() {
+        return Err(LocalClusterError::Foreign(dir.to_owned()));
+    }
+    let lock = File::options().create(true).append(true).open(path.join(LOCK_FILE)).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok((path, lock)),
+        Err(TryLockError::WouldBlock) => Err(LocalClusterError::InUse(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(unusable(source)),
+    }
 }
 
-pub(super) fn file_error(path: &Path, source: std::io::Error) -> LocalClusterError {
+impl Ports {
+    /// Fails if somebody listens on one of them.
+    pub(super) fn check_free(&self) -> Result<(), LocalClusterError> {
+        let Self { api, peer, admin } = *self;
+        let taken = [api, peer, admin].into_iter().find(|port| !is_free(*port));
+        taken.map_or(Ok(()), |port| Err(LocalClusterError::PortTaken(port)))
+    }
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+pub(super) fn file_error(path: &Path, source: io::Error) -> LocalClusterError {
     LocalClusterError::File { path: path.to_owned(), source }
 }
 
@@ -351,9 +393,10 @@ mod tests {
     #[test]
     fn a_directory_reopens_with_the_same_ports_and_certificates() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Layout::open_or_create(dir.path(), &plan(3, None)).unwrap();
+        let (first, lock) = Layout::open_or_create(dir.path(), &plan(3, None)).unwrap();
         let key = fs::read(first.profile("operator").join("client.key")).unwrap();
-        let second = Layout::open_or_create(dir.path(), &plan(1, Some(7_420))).unwrap();
+        drop(lock);
+        let (second, _lock) = Layout::open_or_create(dir.path(), &plan(1, Some(7_420))).unwrap();
         assert_eq!(first.nodes, second.nodes);
         assert_eq!(key, fs::read(second.profile("operator").join("client.key")).unwrap());
         for profile in ["officer", "helpdesk", "helpdesk-advanced", "auditor", "importer", "agent-PC-0001"] {
@@ -364,7 +407,7 @@ mod tests {
     #[test]
     fn every_node_gets_a_configuration_that_a_server_accepts() {
         let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::open_or_create(dir.path(), &plan(3, None)).unwrap();
+        let (layout, _lock) = Layout::open_or_create(dir.path(), &plan(3, None)).unwrap();
         for node in &layout.nodes {
             let config = Config::load(&node.config_path()).unwrap();
             assert_eq!((config.node_id, config.advertise.peer), (node.id, node.peer_address()));
@@ -376,8 +419,40 @@ mod tests {
     #[test]
     fn a_half_made_directory_is_made_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Layout::open_or_create(dir.path(), &plan(1, None)).unwrap();
+        let (first, lock) = Layout::open_or_create(dir.path(), &plan(1, None)).unwrap();
         fs::remove_file(first.dir.join(PLAN_FILE)).unwrap();
+        drop(lock);
         Layout::open_or_create(dir.path(), &plan(2, None)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_with_something_else_in_it_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("ca")).unwrap();
+        fs::write(dir.path().join("ca/ca.key"), "of somebody else").unwrap();
+        let opened = Layout::open_or_create(dir.path(), &plan(1, None));
+        assert!(matches!(opened, Err(LocalClusterError::Foreign(_))));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(dir.path().join("ca/ca.key")).unwrap(), "of somebody else");
+    }
+
+    #[test]
+    fn a_cluster_is_run_by_one_process_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, lock) = Layout::open_or_create(dir.path(), &plan(1, None)).unwrap();
+        let again = || Layout::open_or_create(dir.path(), &plan(1, None));
+        assert!(matches!(again(), Err(LocalClusterError::InUse(_))));
+        drop(lock);
+        again().unwrap();
+    }
+
+    #[test]
+    fn a_base_port_that_is_taken_is_refused_and_not_planned_with() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let dir = tempfile::tempdir().unwrap();
+        let opened = Layout::open_or_create(dir.path(), &plan(1, Some(port)));
+        assert!(matches!(opened, Err(LocalClusterError::PortTaken(taken)) if taken == port));
+        Layout::open_or_create(dir.path(), &plan(1, None)).unwrap();
     }
 }
