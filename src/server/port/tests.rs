@@ -102,6 +102,23 @@ async fn a_client_is_sent_away_from_the_peer_port_before_it_asks_anything() {
     assert_ne!(node.read_u8().await.ok(), None, "a node is answered");
 }
 
+/// The server's SETTINGS come first (RFC 9113 §3.4); 0x4 is SETTINGS_INITIAL_WINDOW_SIZE (§6.5.2).
+#[tokio::test]
+async fn a_peer_may_send_more_ahead_than_the_protocol_lets_it_by_default() {
+    let ca = TestCa::new("acme");
+    let served = serve(Entry::Nodes(ca.tls(Role::Node, "1")), bounds(2), hello()).await;
+    let mut node = served.connect(&ca.tls(Role::Node, "2")).await;
+    node.write_all(HTTP2_BEGINS).await.unwrap();
+    let mut head = [0; 9];
+    node.read_exact(&mut head).await.unwrap();
+    assert_eq!(head[3], 4, "SETTINGS");
+    let mut settings = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+    node.read_exact(&mut settings).await.unwrap();
+    let mut wanted = vec![0, 4];
+    wanted.extend(PEER_STREAM_WINDOW_BYTES.to_be_bytes());
+    assert!(settings.chunks(6).any(|setting| setting == wanted), "{settings:?}");
+}
+
 #[tokio::test]
 async fn a_connection_that_asks_nothing_is_closed_and_gives_its_place_back() {
     let ca = TestCa::new("acme");
