@@ -158,9 +158,11 @@ async fn no_identity_takes_more_than_its_share_of_the_places() {
 async fn handshakes_that_do_not_end_take_no_place_and_delay_others_for_their_deadline_only() {
     let ca = TestCa::new("acme");
     let tls = ca.tls(Role::Node, "1").with_handshake_timeout(Duration::from_millis(500));
-    let served = serve(Entry::Clients(tls), Bounds { handshakes: 2, ..bounds(2) }, hello()).await;
+    let served = serve(Entry::Clients(tls), Bounds { handshakes: 2, ..bounds(4) }, hello()).await;
     let client = ca.tls(Role::Auditor, "alice");
     let mut before = served.let_in(&client).await.expect("let in");
+    let more = [served.let_in(&client).await, served.let_in(&client).await];
+    assert!(more.iter().all(Option::is_some), "a handshake that is done makes room for the next");
     let mut silent = Vec::new();
     for _ in 0..4 {
         silent.push(TcpStream::connect(served.address).await.unwrap());
