@@ -126,6 +126,8 @@ fn refused(why: String) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use axum::body::Body;
     use axum::routing::any;
     use tonic::Code;
@@ -160,7 +162,8 @@ mod tests {
         let under_way = [tokio::spawn(escrow()), tokio::spawn(escrow())];
         entered.acquire_many(2).await.unwrap().forget();
 
-        let third = escrow().await.unwrap();
+        let third = tokio::time::timeout(Duration::from_secs(20), escrow()).await;
+        let third = third.expect("refused at once, not queued").unwrap();
         assert_eq!(code(&third), Some(Code::Unavailable));
         let message = Status::from_header_map(third.headers()).unwrap().message().to_owned();
         assert!(message.contains("2 requests"), "{message}");

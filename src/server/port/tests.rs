@@ -102,6 +102,23 @@ async fn a_client_is_sent_away_from_the_peer_port_before_it_asks_anything() {
     assert_ne!(node.read_u8().await.ok(), None, "a node is answered");
 }
 
+/// The server's SETTINGS come first (RFC 9113 §3.4); 0x4 is SETTINGS_INITIAL_WINDOW_SIZE (§6.5.2).
+#[tokio::test]
+async fn a_peer_may_send_more_ahead_than_the_protocol_lets_it_by_default() {
+    let ca = TestCa::new("acme");
+    let served = serve(Entry::Nodes(ca.tls(Role::Node, "1")), bounds(2), hello()).await;
+    let mut node = served.connect(&ca.tls(Role::Node, "2")).await;
+    node.write_all(HTTP2_BEGINS).await.unwrap();
+    let mut head = [0; 9];
+    node.read_exact(&mut head).await.unwrap();
+    assert_eq!(head[3], 4, "SETTINGS");
+    let mut settings = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+    node.read_exact(&mut settings).await.unwrap();
+    let mut wanted = vec![0, 4];
+    wanted.extend(PEER_STREAM_WINDOW_BYTES.to_be_bytes());
+    assert!(settings.chunks(6).any(|setting| setting == wanted), "{settings:?}");
+}
+
 #[tokio::test]
 async fn a_connection_that_asks_nothing_is_closed_and_gives_its_place_back() {
     let ca = TestCa::new("acme");
@@ -141,9 +158,11 @@ async fn no_identity_takes_more_than_its_share_of_the_places() {
 async fn handshakes_that_do_not_end_take_no_place_and_delay_others_for_their_deadline_only() {
     let ca = TestCa::new("acme");
     let tls = ca.tls(Role::Node, "1").with_handshake_timeout(Duration::from_millis(500));
-    let served = serve(Entry::Clients(tls), Bounds { handshakes: 2, ..bounds(2) }, hello()).await;
+    let served = serve(Entry::Clients(tls), Bounds { handshakes: 2, ..bounds(4) }, hello()).await;
     let client = ca.tls(Role::Auditor, "alice");
     let mut before = served.let_in(&client).await.expect("let in");
+    let more = [served.let_in(&client).await, served.let_in(&client).await];
+    assert!(more.iter().all(Option::is_some), "a handshake that is done makes room for the next");
     let mut silent = Vec::new();
     for _ in 0..4 {
         silent.push(TcpStream::connect(served.address).await.unwrap());
