@@ -36,7 +36,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`directory`] | the data directory, its identity and lock; durable file operations |
-//! | [`format`] | bytes with a version; the only file that names bincode |
+//! | [`mod@format`] | bytes with a version; the only file that names bincode |
 //! | [`log`] | the Raft log, over raft-log |
 //! | [`machine`] | the state: apply, view, snapshot, install |
 //! | `shared`, `overlay`, `base`, `keeper` | its parts |
