@@ -171,6 +171,9 @@ impl Pool {
                 if made_here(&status) {
                     endpoint.drop_connection(established.number).await;
                 }
+                if is_timeout(&status) {
+                    return Outcome::Silent { waited: budget, reached: true };
+                }
                 Outcome::of_status(status, endpoint.address())
             }
             // The connection may be dead without knowing it: the next call dials anew.
@@ -300,6 +303,11 @@ impl<T> Outcome<T> {
 /// Whether a status is about the connection and not from the node: only one made on this side has a source.
 fn made_here(status: &Status) -> bool {
     status.source().is_some()
+}
+
+/// Whether this side stopped waiting: the request carries its deadline, and the channel may see its end before we do.
+fn is_timeout(status: &Status) -> bool {
+    status.source().is_some_and(|source| innermost(source).is::<tonic::TimeoutExpired>())
 }
 
 fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
