@@ -59,6 +59,11 @@ impl Pool {
         Self { tls, endpoints, options, surveyed: OnceCell::new(), connections: AtomicU64::new(0) }
     }
 
+    /// How many endpoints there are.
+    pub(super) fn endpoints(&self) -> usize {
+        self.endpoints.len()
+    }
+
     /// Tries `operation` on one endpoint after the other until one gives a definite answer or time is up.
     pub(super) async fn call<T, F, Answering>(&self, operation: F) -> Result<T, ClientError>
     where
