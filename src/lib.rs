@@ -17,7 +17,7 @@
 //! | [`seal`] | the keyring, sealing and opening of secrets, receipts |
 //! | [`tls`] | identities, certificates, reload, the built-in CA |
 //! | [`escrow`] | the pure domain: no async, no I/O, no clock, no randomness |
-//! | [`config`], [`error`], [`secret`], [`telemetry`] | leaves |
+//! | [`config`], [`error`], [`proto`], [`secret`], [`telemetry`] | leaves; [`proto`] is generated |
 //!
 //! A write travels [`rpc`] → [`raft`] → [`store`] → [`escrow::apply`], and the reply comes back the same way.
 

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::server::{load, server_failure};
 use super::{Exit, Failure, Printer};
-use crate::seal::offline_identity;
-use crate::server;
+use crate::seal::{SealError, offline_identity};
+use crate::server::{self, ServerError};
 
 /// Create a new cluster on its first node.
 #[derive(Debug, Args)]
@@ -43,7 +43,12 @@ impl InitCommand {
                 if let Some(path) = &self.offline_identity_out {
                     let _ = std::fs::remove_file(path);
                 }
-                return Err(server_failure(&error));
+                return Err(match &error {
+                    ServerError::Seal(cause @ SealError::Recipient { .. }) => {
+                        Failure::new(Exit::Invalid, format!("offline_recipient: {cause}"))
+                    }
+                    _ => server_failure(&error),
+                });
             }
         };
         let report = json!({ "cluster": cluster, "cluster_name": config.cluster, "node": config.node_id });

@@ -59,6 +59,11 @@ impl Pool {
         Self { tls, endpoints, options, surveyed: OnceCell::new(), connections: AtomicU64::new(0) }
     }
 
+    /// How many endpoints there are.
+    pub(super) fn endpoints(&self) -> usize {
+        self.endpoints.len()
+    }
+
     /// Tries `operation` on one endpoint after the other until one gives a definite answer or time is up.
     pub(super) async fn call<T, F, Answering>(&self, operation: F) -> Result<T, ClientError>
     where
@@ -170,6 +175,9 @@ impl Pool {
             Ok(Err(status)) => {
                 if made_here(&status) {
                     endpoint.drop_connection(established.number).await;
+                }
+                if is_timeout(&status) {
+                    return Outcome::Silent { waited: budget, reached: true };
                 }
                 Outcome::of_status(status, endpoint.address())
             }
@@ -300,6 +308,11 @@ impl<T> Outcome<T> {
 /// Whether a status is about the connection and not from the node: only one made on this side has a source.
 fn made_here(status: &Status) -> bool {
     status.source().is_some()
+}
+
+/// Whether this side stopped waiting: the request carries its deadline, and the channel may see its end before we do.
+fn is_timeout(status: &Status) -> bool {
+    status.source().is_some_and(|source| innermost(source).is::<tonic::TimeoutExpired>())
 }
 
 fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {

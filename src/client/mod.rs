@@ -16,10 +16,10 @@ mod endpoint;
 mod error;
 mod receipt;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tonic::{Request, Streaming};
+use tonic::{Request, Status, Streaming};
 use uuid::Uuid;
 
 pub use self::attempts::ATTEMPT_TIMEOUT;
@@ -195,16 +195,34 @@ impl Client {
             .await
     }
 
-    /// The cluster as the answering node sees it.
+    /// The cluster as the answering node sees it. A node that belongs to no cluster is only listened to if no other
+    /// one answers.
     ///
     /// # Errors
     /// Any [`ClientError`].
     pub async fn status(&self) -> Result<proto::StatusResponse, ClientError> {
-        self.pool
-            .call(|channel, budget| async move {
-                ClusterServiceClient::new(channel).status(bounded(proto::StatusRequest {}, budget)).await
+        let outsider = Mutex::new(None);
+        let others = self.pool.endpoints() > 1;
+        let answer = self
+            .pool
+            .call(|channel, budget| {
+                let outsider = &outsider;
+                async move {
+                    let request = bounded(proto::StatusRequest {}, budget);
+                    let response = ClusterServiceClient::new(channel).status(request).await?;
+                    if others && response.get_ref().cluster.is_empty() {
+                        *outsider.lock().unwrap_or_else(PoisonError::into_inner) =
+                            Some(response.into_inner());
+                        return Err(Status::unavailable("this node belongs to no cluster yet"));
+                    }
+                    Ok(response)
+                }
             })
-            .await
+            .await;
+        match (answer, outsider.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+            (Err(ClientError::Unavailable { .. }), Some(outsider)) => Ok(outsider),
+            (answer, _) => answer,
+        }
     }
 
     /// Adds the node whose peer service is at `peer_address`, as a voter or, if asked, as a learner.

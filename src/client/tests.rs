@@ -96,7 +96,9 @@ impl ClusterService for Script {
         _: Request<proto::StatusRequest>,
     ) -> Result<Response<proto::StatusResponse>, Status> {
         let nodes = self.members.lock().unwrap().clone();
-        let status = proto::StatusResponse { answered_by: 1, nodes, ..Default::default() };
+        // Without members it belongs to no cluster.
+        let cluster = if nodes.is_empty() { String::new() } else { CLUSTER.to_owned() };
+        let status = proto::StatusResponse { cluster, answered_by: 1, nodes, ..Default::default() };
         Ok(Response::new(status))
     }
 
@@ -280,6 +282,20 @@ async fn a_node_that_hangs_costs_a_call_one_attempt() {
     let good = Node::start(ca.tls(Role::Node, "1"), vec![]).await;
     ca.client(&[&silent, &good], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap();
     assert_eq!(good.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_node_outside_the_cluster_speaks_for_it_only_if_no_other_does() {
+    let ca = Ca::new();
+    let outsider = Node::start(ca.tls(Role::Node, "1"), vec![]).await;
+    let member = Node::start(ca.tls(Role::Node, "2"), vec![]).await;
+    member.members.lock().unwrap().push(proto::NodeStatus::default());
+    let status = ca.client(&[&outsider, &member], in_order(CALL_TIMEOUT)).status().await.unwrap();
+    assert_eq!(status.cluster, CLUSTER);
+
+    let gone = Node::gone().await;
+    let status = ca.client(&[&gone, &outsider], in_order(Duration::from_secs(1))).status().await.unwrap();
+    assert!(status.cluster.is_empty() && status.answered_by == 1);
 }
 
 #[tokio::test]
