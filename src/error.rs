@@ -17,6 +17,18 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// What a peer answered, or why it could not be asked, without the shape that tonic gives it.
+pub fn status(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    if let Some(source) = status.source() {
+        let cause = chain(source);
+        if !text.contains(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::chain;

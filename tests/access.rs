@@ -105,8 +105,8 @@ fn other_authorities(access: &Access) {
     for cluster in ["test", "elsewhere"] {
         let name = cluster.parse().expect("a cluster name");
         let authority = Authority::create(&dir.join(format!("ca-of-{cluster}")), name, None).expect("a CA");
-        let profile = dir.join(format!("mallory-of-{cluster}"));
-        let issued = authority.issue(IssueRequest::new(Role::HelpdeskAdvanced, "mallory")).expect("issued");
+        let profile = dir.join(format!("stranger-of-{cluster}"));
+        let issued = authority.issue(IssueRequest::new(Role::HelpdeskAdvanced, "stranger")).expect("issued");
         authority.write_profile(&profile, &issued).expect("written");
         // By itself it does not trust the nodes …
         assert_denied(&access.recover_as(&profile, &[]), "not issued by a CA that is trusted here");

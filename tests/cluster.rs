@@ -295,6 +295,8 @@ async fn a_wiped_voter_that_comes_back_under_its_id_is_refused() {
     let log = std::fs::read_to_string(test.cluster.layout().node(leader).expect("a node").log_path())
         .expect("its log");
     assert!(log.contains("its disk was replaced or wiped"), "the leader's log says why");
+    let log = std::fs::read_to_string(plan.log_path()).expect("its log");
+    assert!(log.contains("its disk was replaced or wiped"), "its own log says why");
 
     let add = test.strongroom("operator", &others, &["member", "add", &plan.peer_address()]);
     let (code, error) = failure(&add);

@@ -39,7 +39,7 @@ const CASES: &[Case<'_>] = &[
         "key",
     ),
     (
-        &["escrow", "--machine", "PC-1", "--volume", "C:", "--kind", "generic", "--user", "bob"],
+        &["escrow", "--machine", "PC-1", "--volume", "C:", "--kind", "generic", "--user", "user1"],
         "importer",
         "x",
         2,
@@ -67,13 +67,13 @@ const CASES: &[Case<'_>] = &[
     (&["find", "--key-id", "1234567"], "auditor", "", 2, "key"),
     (&["find", "--key-id", "not-hexadecimal"], "auditor", "", 2, "key"),
     (&["find", "--machine", "a b"], "auditor", "", 2, "machine"),
-    (&["find", "--user", "bob"], "auditor", "", 2, "user"),
+    (&["find", "--user", "user1"], "auditor", "", 2, "user"),
     (&["find", "--machine", "PC-1", "--consistency", "eventual"], "auditor", "", 2, "consistency"),
     (&["recover", "7", "--reason", "locked out"], "helpdesk-advanced", "", 2, "key"),
     (&["recover", UNKNOWN_KEY, "--reason", "   "], "helpdesk-advanced", "", 2, "reason"),
     (&["recover", UNKNOWN_KEY], "helpdesk-advanced", "", 2, "--reason"),
     (
-        &["recover", UNKNOWN_KEY, "--reason", "locked out", "--user", "bob"],
+        &["recover", UNKNOWN_KEY, "--reason", "locked out", "--user", "user1"],
         "helpdesk-advanced",
         "",
         2,
@@ -182,7 +182,7 @@ async fn bad_requests(test: &TestCluster) {
         ("key_id", RecoverRequest { key_id: String::new(), ..good.clone() }),
         ("reason", RecoverRequest { reason: " ".to_owned(), ..good.clone() }),
         ("reason", RecoverRequest { reason: "x".repeat(1_001), ..good.clone() }),
-        ("user", RecoverRequest { user: "bob".to_owned(), ..good }),
+        ("user", RecoverRequest { user: "user1".to_owned(), ..good }),
     ] {
         assert_field(recovery.recover(request).await.map(drop), field);
     }

@@ -110,7 +110,7 @@ fn command_from(node: NodeId) -> Envelope {
     let command = Command {
         request: RequestId(Uuid::new_v4()),
         at: Timestamp(1),
-        by: "spiffe://test/helpdesk-advanced/alice".parse().expect("an identity"),
+        by: "spiffe://test/helpdesk-advanced/desk".parse().expect("an identity"),
         source: Source { node, address: "192.0.2.1:1".to_owned() },
         action: Action::Reveal(Reveal {
             key_id: KeyId(Uuid::new_v4()),

@@ -28,7 +28,7 @@ const NODES: [NodeId; 3] = [1, 2, 3];
 /// Longest time from the loss of the leader to the next key that is kept.
 const FAILOVER_MAX: Duration = Duration::from_secs(10);
 /// The user whose keys they are.
-const USER: &str = r"CORP\alice";
+const USER: &str = r"CORP\user1";
 
 /// Show the main job in one go.
 #[derive(Debug, Args)]
@@ -248,7 +248,7 @@ impl Demo {
     /// Who may not see a key does not.
     async fn deny(&self) -> Result<String, Broken> {
         let Kept { receipt, .. } = self.first()?;
-        let stranger: UserName = r"CORP\mallory".parse()?;
+        let stranger: UserName = r"CORP\stranger".parse()?;
         let desk = self.cluster.client("helpdesk", &[NODES[2]])?;
         for user in [Some(&stranger), None] {
             let denied = desk.recover(receipt.key_id, "demo", user).await;

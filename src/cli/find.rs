@@ -155,7 +155,7 @@ mod tests {
             escrowed_at_ms: 1_700_000_000_000,
             escrowed_by: "spiffe://demo/importer/i".into(),
             fingerprint: "ab".repeat(32),
-            users: vec![r"CORP\alice".into()],
+            users: vec![r"CORP\user1".into()],
             index: 7,
             rotation_owed_since_ms: Some(1_700_000_000_000),
         };

@@ -35,6 +35,21 @@ impl Operation {
     ];
 }
 
+impl std::fmt::Display for Operation {
+    /// What it is that one may or may not.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::AddMember => "add members",
+            Self::Custody => "ask for custody",
+            Self::Escrow => "escrow keys",
+            Self::Find => "look keys up",
+            Self::Initialize => "initialise a cluster",
+            Self::Recover => "recover keys",
+            Self::Status => "ask for status",
+        })
+    }
+}
+
 /// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{AddMember, Custody, Escrow, Find, Initialize, Recover, Status};

@@ -26,6 +26,9 @@ pub enum NodeError {
     /// A peer sent bytes that do not decode.
     #[error("decoding a peer's message: {0}")]
     Decode(#[from] crate::store::format::FormatError),
+    /// The leader takes nothing from this node: it is no member (any more), or its certificate is revoked.
+    #[error("the cluster refuses this node: {0}")]
+    Excluded(String),
     /// The consensus core of this node has stopped; it must be restarted.
     #[error("this node has stopped taking part: {0}")]
     Fatal(String),

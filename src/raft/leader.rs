@@ -249,11 +249,16 @@ impl Node {
                 let outcome = tokio::select! {
                     outcome = question.ask(self, leader, deadline) => outcome?,
                     () = self.deposed(leader) => Attempt::Unknown,
+                    () = self.inner.stop.cancelled() => return Err(NodeError::Fatal("it is stopping".to_owned())),
                     () = sleep_until(deadline) => Attempt::Unknown,
                 };
                 match outcome {
                     Attempt::Done(answer) => return Ok(answer),
                     Attempt::NotBegun => {}
+                    // A node that was removed, or whose certificate was revoked, is told so and passes it on.
+                    Attempt::Refused(status) if status.code() == Code::PermissionDenied => {
+                        return Err(NodeError::Excluded(status.message().to_owned()));
+                    }
                     Attempt::Refused(status) => refused = Some(status),
                     Attempt::Unknown => begun = true,
                 }

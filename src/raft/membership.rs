@@ -127,7 +127,7 @@ impl Node {
         let answer = timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {})).await;
         let answer =
             answer.map_err(|_| unreachable(format!("no answer within {} s", DESCRIBE_TIMEOUT.as_secs())))?;
-        answer.map(Response::into_inner).map_err(|status| unreachable(crate::error::chain(&status)))
+        answer.map(Response::into_inner).map_err(|status| unreachable(crate::error::status(&status)))
     }
 
     /// Whether a node that says this of itself may join.
@@ -172,12 +172,14 @@ impl Node {
         source: Source,
         now: Timestamp,
     ) -> Result<(), NodeError> {
-        let view = self.view()?;
-        let cluster = lookup::cluster(&view)?.ok_or(NodeError::NoCluster)?;
-        let current = lookup::keyring(&view)?.ok_or(NodeError::NoCluster)?;
+        // The view goes before anything is waited for: one that is kept holds back the store.
+        let (cluster, current, members) = {
+            let view = self.view()?;
+            (lookup::cluster(&view)?, lookup::keyring(&view)?, lookup::nodes(&view)?)
+        };
+        let (cluster, current) = cluster.zip(current).ok_or(NodeError::NoCluster)?;
         let keyring = self.inner.keyring.open(&current)?;
-        let mut recipients: Vec<String> =
-            lookup::nodes(&view)?.into_iter().map(|node| node.recipient).collect();
+        let mut recipients: Vec<String> = members.into_iter().map(|node| node.recipient).collect();
         recipients.extend([candidate.recipient.clone(), cluster.offline_recipient]);
         let node = NodeRecord {
             id: candidate.node,
@@ -216,6 +218,7 @@ impl Node {
     ) -> Result<(), NodeError> {
         let (mut furthest, mut moved_at) = (0, Instant::now());
         loop {
+            self.running()?;
             let metrics = self.metrics();
             let Some(replication) = metrics.replication else {
                 return Err(NodeError::NotLeader(metrics.current_leader));

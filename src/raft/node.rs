@@ -35,8 +35,6 @@ use super::types::{Member, Raft, TypeConfig};
 
 /// Longest a reader waits for this replica to apply the index it needs.
 pub const APPLY_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest a leader that is stopping waits for another to take over.
-const HANDOVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// A leader that has given no sign of a quorum for this many of the longest election timeouts is not called one any
 /// more: an election would have found another by then.
 const LEADER_LOST_ELECTIONS: u64 = 3;
@@ -113,7 +111,7 @@ pub(super) struct Inner {
     pub(super) storage: Storage,
     /// Holds the lock on the data directory for as long as anything may write there.
     _directory: DataDir,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
     pub(super) peers: Peers,
     pub(super) cluster: Arc<OnceLock<ClusterId>>,
     pub(super) keyring: KeyringCache,
@@ -283,9 +281,15 @@ impl Node {
 
     /// The client of a member that is kept for whatever is short.
     pub fn member_client(&self, id: NodeId) -> Option<PeerClient> {
-        let metrics = self.metrics();
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
         let member = metrics.membership_config.get_node(&id)?;
         Some(self.inner.peers.control(id, member))
+    }
+
+    /// Whether `id` is a member, voter or learner, as this node knows it.
+    pub fn is_member(&self, id: NodeId) -> bool {
+        self.inner.raft.metrics().borrow_watched().membership_config.get_node(&id).is_some()
     }
 
     /// What this node knows about itself.
@@ -350,10 +354,11 @@ impl Node {
         self.wait_applied(index).await
     }
 
-    /// Hands the leadership over if this node has it, so that stopping costs the others no election timeout.
+    /// Hands the leadership over if this node has it, so that stopping costs the others no election timeout. Waits for
+    /// the successor no longer than an election would take: by then the others have elected by themselves.
     pub async fn hand_over(&self) {
         let Some(successor) = self.successor() else { return };
-        let id = self.inner.options.id;
+        let (id, limit) = (self.inner.options.id, Duration::from_millis(self.inner.options.election_max_ms));
         tracing::info!(successor, "handing the leadership over");
         if self.inner.raft.trigger().transfer_leader(successor).await.is_err() {
             return;
@@ -361,7 +366,7 @@ impl Node {
         let moved = self
             .inner
             .raft
-            .wait(Some(HANDOVER_TIMEOUT))
+            .wait(Some(limit))
             .metrics(|metrics| metrics.current_leader.is_some_and(|leader| leader != id), "another leader")
             .await;
         if moved.is_err() {

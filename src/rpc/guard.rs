@@ -1,6 +1,7 @@
 //! Who is calling and may they: the one place where identities become permissions.
 
 use std::net::SocketAddr;
+use std::sync::Once;
 
 use tonic::{Request, Status};
 
@@ -62,7 +63,7 @@ impl Context {
         let role = caller.identity.role;
         if !policy::allows(role, operation) {
             tracing::warn!(by = %caller.identity, ?operation, address = %caller.source.address, "denied");
-            return Err(Status::permission_denied(format!("role {role} may not use {operation:?}")));
+            return Err(Status::permission_denied(format!("role {role} may not {operation}")));
         }
         Ok(caller)
     }
@@ -79,9 +80,12 @@ impl Context {
             return Err(Status::permission_denied("only nodes may use the peer service"));
         };
         let header = |name| request.metadata().get(name).and_then(|value| value.to_str().ok());
-        self.node
-            .check_addressee(header(CLUSTER_HEADER), header(STORAGE_HEADER))
-            .map_err(Status::failed_precondition)?;
+        if let Err(why) = self.node.check_addressee(header(CLUSTER_HEADER), header(STORAGE_HEADER)) {
+            // The others ask again and again; this node's own log says once why it is left alone.
+            static SAID: Once = Once::new();
+            SAID.call_once(|| tracing::error!(from = id, "calls of the cluster are refused here: {why}"));
+            return Err(Status::failed_precondition(why));
+        }
         Ok(PeerCaller { id, certificate })
     }
 
@@ -92,7 +96,7 @@ impl Context {
     /// As [`Context::admit_peer`]; `PERMISSION_DENIED` for a node that was removed or not added yet.
     pub fn admit_member<T>(&self, request: &Request<T>) -> Result<PeerCaller, Status> {
         let caller = self.admit_peer(request)?;
-        if !self.node.members().contains_key(&caller.id) {
+        if !self.node.is_member(caller.id) {
             tracing::warn!(node = caller.id, "a node that is no member was denied");
             return Err(Status::permission_denied(format!(
                 "node {} is not a member of this cluster: it was removed, or not added yet; a removed node comes back only under a new id and with an empty data directory",

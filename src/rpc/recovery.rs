@@ -211,7 +211,7 @@ impl Context {
         };
         match tokio::time::timeout(CUSTODY_TIMEOUT, client.prove_custody(request)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(crate::error::chain(&status)),
+            Ok(Err(status)) => Err(crate::error::status(&status)),
             Err(_) => Err(format!("no answer within {} s", CUSTODY_TIMEOUT.as_secs())),
         }
     }

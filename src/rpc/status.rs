@@ -26,6 +26,7 @@ impl From<NodeError> for Status {
             NodeError::Decode(_) | NodeError::TooLarge { .. } => Code::InvalidArgument,
             NodeError::Imposter { .. } => Code::PermissionDenied,
             NodeError::Behind { .. }
+            | NodeError::Excluded(_)
             | NodeError::NoCluster
             | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)

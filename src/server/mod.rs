@@ -260,11 +260,7 @@ impl Served {
         context.draining.store(true, Ordering::Relaxed);
         health.stopping().await;
         if !failed {
-            // Who has not taken over by then is stopping too or cut off: the others have elected by themselves.
-            let limit = Duration::from_millis(context.node.options().election_max_ms);
-            if tokio::time::timeout(limit, context.node.hand_over()).await.is_err() {
-                tracing::warn!("nobody took the leadership over");
-            }
+            context.node.hand_over().await;
         }
         health.end().await;
         api.finish(DRAIN_TIMEOUT).await;

@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn the_table_of_certificates_fits_in_80_columns_and_shows_whole_serial_numbers() {
         let line = CertificateLine {
-            identity: "spiffe://acme/helpdesk-advanced/bob".into(),
+            identity: "spiffe://acme/helpdesk-advanced/desk".into(),
             serial: "56646563dc6fcacbf5e10b18511e02d55f75187c".into(),
             not_before: "2026-11-22T04:56:39Z".into(),
             not_after: "2027-02-20T05:01:39Z".into(),

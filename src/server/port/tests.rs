@@ -90,7 +90,7 @@ async fn closed(stream: &mut Stream) {
 async fn a_client_is_sent_away_from_the_peer_port_before_it_asks_anything() {
     let ca = TestCa::new("acme");
     let served = serve(Entry::Nodes(ca.tls(Role::Node, "1")), bounds(2), hello()).await;
-    for (role, name) in [(Role::Agent, "PC-0001"), (Role::Operator, "alice"), (Role::Importer, "import")] {
+    for (role, name) in [(Role::Agent, "PC-0001"), (Role::Operator, "desk"), (Role::Importer, "import")] {
         let tls = ca.tls(role, name);
         for _ in 0..3 {
             closed(&mut served.connect(&tls).await).await;
@@ -124,7 +124,7 @@ async fn a_connection_that_asks_nothing_is_closed_and_gives_its_place_back() {
     let ca = TestCa::new("acme");
     let bounds = Bounds { first_request: Duration::from_millis(100), ..bounds(8) };
     let served = serve(Entry::Clients(ca.tls(Role::Node, "1")), bounds, hello()).await;
-    let client = ca.tls(Role::Auditor, "alice");
+    let client = ca.tls(Role::Auditor, "desk");
     let mut asked = served.let_in(&client).await.expect("let in");
     // Nothing at all, half a preface, and an HTTP/2 connection without a request.
     for begins in [&b""[..], &HTTP2_BEGINS[..7], HTTP2_BEGINS] {
@@ -159,7 +159,7 @@ async fn handshakes_that_do_not_end_take_no_place_and_delay_others_for_their_dea
     let ca = TestCa::new("acme");
     let tls = ca.tls(Role::Node, "1").with_handshake_timeout(Duration::from_millis(500));
     let served = serve(Entry::Clients(tls), Bounds { handshakes: 2, ..bounds(4) }, hello()).await;
-    let client = ca.tls(Role::Auditor, "alice");
+    let client = ca.tls(Role::Auditor, "desk");
     let mut before = served.let_in(&client).await.expect("let in");
     let more = [served.let_in(&client).await, served.let_in(&client).await];
     assert!(more.iter().all(Option::is_some), "a handshake that is done makes room for the next");
@@ -188,7 +188,7 @@ async fn finishing_answers_what_is_under_way_and_cutting_leaves_nothing_behind()
         )
     };
     let served = serve(Entry::Clients(ca.tls(Role::Node, "1")), bounds(8), router).await;
-    let client = ca.tls(Role::Auditor, "alice");
+    let client = ca.tls(Role::Auditor, "desk");
     let (mut answered, mut idle) = (served.connect(&client).await, served.connect(&client).await);
     let asking = tokio::spawn(async move { ask(&mut answered).await });
     served.wait_for("it is under way", |_| entered.load(Ordering::SeqCst) == 1).await;
@@ -221,7 +221,7 @@ async fn cutting_does_not_wait_for_requests_under_way() {
         )
     };
     let served = serve(Entry::Clients(ca.tls(Role::Node, "1")), bounds(8), router).await;
-    let mut endless = served.connect(&ca.tls(Role::Auditor, "alice")).await;
+    let mut endless = served.connect(&ca.tls(Role::Auditor, "desk")).await;
     endless.write_all(b"GET / HTTP/1.1\r\nhost: node\r\n\r\n").await.unwrap();
     served.wait_for("it is under way", |_| entered.load(Ordering::SeqCst) == 1).await;
     tokio::time::timeout(CUT_TIMEOUT, served.port.cut()).await.expect("at once");

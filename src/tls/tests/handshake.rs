@@ -90,7 +90,7 @@ async fn a_revoked_client_is_refused_and_told_so() {
 #[tokio::test]
 async fn a_client_of_another_ca_is_refused_and_told_so() {
     let (ours, theirs) = (TestCa::new("acme"), TestCa::new("acme"));
-    let (mut paths, _) = theirs.profile(IssueRequest::new(Role::Operator, "eve"));
+    let (mut paths, _) = theirs.profile(IssueRequest::new(Role::Operator, "stranger"));
     // It trusts our nodes; they do not trust it.
     paths.ca = ours.place("both.crt");
     write(&paths.ca, &[ours.ca_pem(), theirs.ca_pem()].concat());
