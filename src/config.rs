@@ -145,8 +145,6 @@ pub struct RaftSettings {
     pub election_max_ms: u64,
     /// Bytes of log since the last snapshot that call for a new one: 1 MiB to 64 GiB, default 64 MiB.
     pub snapshot_log_bytes: u64,
-    /// Entries since the last snapshot without which none is taken: 1 to 100,000,000, default 5,000.
-    pub snapshot_min_entries: u64,
     /// Entries kept before a snapshot, for followers that are a little behind: 1 to 100,000,000, default 5,000.
     pub keep_entries: u64,
 }
@@ -292,7 +290,6 @@ fn raft(reader: &mut Reader<'_>) -> RaftSettings {
         election_min_ms: reader.number("raft.election_min_ms", ELECTION_MS, 400),
         election_max_ms: reader.number("raft.election_max_ms", ELECTION_MS, 800),
         snapshot_log_bytes: reader.number("raft.snapshot_log_bytes", SNAPSHOT_LOG_BYTES, 64 << 20),
-        snapshot_min_entries: reader.number("raft.snapshot_min_entries", LOG_ENTRIES, 5_000),
         keep_entries: reader.number("raft.keep_entries", LOG_ENTRIES, 5_000),
     };
     if reader.accepts("raft") {

@@ -134,10 +134,7 @@ async fn without_a_quorum_an_escrow_ends_with_75_within_its_deadline_and_stores_
 /// P1, P9: a node that was away while the log it needs was purged.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_down_past_the_purge_catches_up_by_snapshot() {
-    let mut test = three_nodes_with(
-        "[raft]\nsnapshot_log_bytes = 1048576\nsnapshot_min_entries = 50\nkeep_entries = 10\n",
-    )
-    .await;
+    let mut test = three_nodes_with("[raft]\nsnapshot_log_bytes = 1048576\nkeep_entries = 10\n").await;
     let leader = test.leader().await;
     let away = ALL.into_iter().find(|id| *id != leader).expect("three nodes");
     let before = deposit(900_000);

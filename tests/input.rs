@@ -94,7 +94,7 @@ const CASES: &[Case<'_>] = &[
         "/nonexistent/config",
     ),
     (&["cert", "issue"], "operator", "", 2, ""),
-    (&["completions", "tcsh"], "operator", "", 2, "tcsh"),
+    (&["completions", "tcsh"], "operator", "", 2, "bash"),
     (&["bench", "escrow", "--clients", "0", "--seconds", "1"], "importer", "", 2, "clients"),
     (&["dev", "--dir", "/nonexistent", "--nodes", "0"], "operator", "", 2, "nodes"),
     (&["frobnicate"], "operator", "", 2, ""),

@@ -39,15 +39,24 @@ impl InitCommand {
         let cluster = match server::initialize(&config, recipient).await {
             Ok(cluster) => cluster,
             Err(error) => {
-                // The identity just made belongs to nothing: leave no key behind that opens nothing.
-                if let Some(path) = &self.offline_identity_out {
-                    let _ = std::fs::remove_file(path);
-                }
-                return Err(match &error {
+                let failure = match &error {
                     ServerError::Seal(cause @ SealError::Recipient { .. }) => {
                         Failure::new(Exit::Invalid, format!("offline_recipient: {cause}"))
                     }
                     _ => server_failure(&error),
+                };
+                return Err(match &self.offline_identity_out {
+                    // The first entry may have been written: then this is the only key that opens everything.
+                    Some(path) if matches!(error, ServerError::Node(_)) => failure.with_hint(format!(
+                        "{} is kept: it may belong to a cluster that was made all the same; start the server to see",
+                        path.display()
+                    )),
+                    Some(path) => {
+                        // It belongs to nothing: leave no key behind that opens nothing.
+                        let _ = std::fs::remove_file(path);
+                        failure
+                    }
+                    None => failure,
                 });
             }
         };

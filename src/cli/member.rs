@@ -97,7 +97,7 @@ fn plan(add: &AddCommand, status: &StatusResponse, printer: Printer) -> Result<(
             "peer": add.peer_address,
             "role": role,
             "voters_before": before,
-            "voters_after": before.len(),
+            "voters_after_count": before.len(),
             "failure_tolerance_before": status.failure_tolerance,
             "failure_tolerance_after": status.failure_tolerance,
         });
@@ -120,7 +120,7 @@ fn plan(add: &AddCommand, status: &StatusResponse, printer: Printer) -> Result<(
         "peer": add.peer_address,
         "role": role,
         "voters_before": before,
-        "voters_after": count,
+        "voters_after_count": count,
         "voters_reachable": reachable,
         "failure_tolerance_before": status.failure_tolerance,
         "failure_tolerance_after": tolerance,

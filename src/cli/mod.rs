@@ -256,6 +256,8 @@ fn usage_message(error: &clap::Error) -> String {
             "an argument was given that belongs to no flag; secrets are read from standard input or a file"
                 .to_owned()
         }
+        ErrorKind::InvalidSubcommand => "there is no such command".to_owned(),
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => refused_value(error),
         _ => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
@@ -263,6 +265,22 @@ fn usage_message(error: &clap::Error) -> String {
             text.split("\n\nFor more information").next().unwrap_or(text).trim_end().to_owned()
         }
     }
+}
+
+/// A value that is not accepted, without the value: it may be a secret that was typed in the wrong place.
+fn refused_value(error: &clap::Error) -> String {
+    let context = |kind| error.get(kind).map(ToString::to_string);
+    let mut text = match context(ContextKind::InvalidArg) {
+        Some(argument) => format!("the value of {argument} is not accepted"),
+        None => "a value is not accepted".to_owned(),
+    };
+    if let Some(cause) = std::error::Error::source(error) {
+        text = format!("{text}: {cause}");
+    }
+    if let Some(values) = context(ContextKind::ValidValue) {
+        text = format!("{text}; one of {values}");
+    }
+    text
 }
 
 /// The format that was asked for, of arguments that do not parse otherwise.

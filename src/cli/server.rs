@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::LevelFilter;
@@ -11,6 +12,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::{Exit, Failure, Printer};
 use crate::config::Config;
 use crate::server::{Server, ServerError};
+use crate::store::StoreError;
 use crate::telemetry;
 
 /// Between two looks at whether the parent is still there.
@@ -32,6 +34,10 @@ impl ServerCommand {
         let config = load(&self.config)?;
         telemetry::init(LevelFilter::INFO)
             .map_err(|error| Failure::new(Exit::Invalid, crate::error::chain(&error)))?;
+        // A core dump would hold the open keyring. Where the system does not let us, it is no reason not to serve.
+        if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+            tracing::warn!(%error, "core dumps stay possible");
+        }
         let stop = CancellationToken::new();
         stop_on_signal(stop.clone())?;
         if let Some(parent) = self.with_parent {
@@ -86,7 +92,7 @@ pub(super) fn load(path: &Path) -> Result<Config, Failure> {
 /// What keeps a node from running, as a failure of the command.
 pub(super) fn server_failure(error: &ServerError) -> Failure {
     let exit = match error {
-        ServerError::AlreadyInitialized(_) => Exit::Conflict,
+        ServerError::AlreadyInitialized(_) | ServerError::Store(StoreError::Locked(_)) => Exit::Conflict,
         ServerError::Identity { .. } | ServerError::Tls(_) => Exit::Invalid,
         ServerError::Listen { .. } | ServerError::Node(_) | ServerError::Seal(_) | ServerError::Store(_) => {
             Exit::Failed

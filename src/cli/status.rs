@@ -30,18 +30,18 @@ fn json_of(status: &StatusResponse) -> Value {
                 "id": node.id,
                 "role": node.role,
                 "zone": node.zone,
-                "applied": node.applied,
-                "committed": node.committed,
-                "last_log": node.last_log,
+                "applied": node.reachable.then_some(node.applied),
+                "committed": node.reachable.then_some(node.committed),
+                "last_log": node.reachable.then_some(node.last_log),
                 "lag": lag(status, node),
-                "digest": node.digest,
+                "digest": known(&node.digest),
                 "api": node.api_address,
                 "peer": node.peer_address,
                 "voter": node.voter,
                 "reachable": node.reachable,
-                "version": node.version,
-                "purged": node.purged,
-                "snapshot": node.snapshot,
+                "version": known(&node.version),
+                "purged": node.reachable.then_some(node.purged),
+                "snapshot": node.reachable.then_some(node.snapshot),
                 "certificate_expires_at": expiry(node),
             })
         })
@@ -52,7 +52,7 @@ fn json_of(status: &StatusResponse) -> Value {
         "leader": status.leader,
         "term": status.term,
         "answered_by": status.answered_by,
-        "failure_tolerance": status.failure_tolerance,
+        "failure_tolerance": tolerated(status),
         "nodes": nodes,
     })
 }
@@ -88,16 +88,26 @@ fn text_of(status: &StatusResponse) -> String {
 
 /// How many voters may still be lost, those that are unreachable now counted as lost.
 fn tolerance(status: &StatusResponse) -> String {
-    let voters = status.nodes.iter().filter(|node| node.voter);
-    let (all, away) = (voters.clone().count(), voters.filter(|node| !node.reachable).count());
-    let left = usize::try_from(status.failure_tolerance).unwrap_or(usize::MAX).checked_sub(away);
-    match (left, away) {
+    let (all, away) = voters(status);
+    match (tolerated(status), away) {
         (None, _) => format!("no quorum, {away} of {all} voters away"),
         (Some(1), 0) => "tolerates 1 failure".to_owned(),
         (Some(left), 0) => format!("tolerates {left} failures"),
         (Some(0), _) => format!("{away} of {all} voters away, tolerates no more"),
         (Some(left), _) => format!("{away} of {all} voters away, tolerates {left} more"),
     }
+}
+
+/// How many more voters may be lost; `None` if too many are already.
+fn tolerated(status: &StatusResponse) -> Option<usize> {
+    let (_, away) = voters(status);
+    usize::try_from(status.failure_tolerance).unwrap_or(usize::MAX).checked_sub(away)
+}
+
+/// How many voters there are, and how many of them cannot be reached.
+fn voters(status: &StatusResponse) -> (usize, usize) {
+    let voters = status.nodes.iter().filter(|node| node.voter);
+    (voters.clone().count(), voters.filter(|node| !node.reachable).count())
 }
 
 /// The nodes as a table.

@@ -67,7 +67,6 @@ fn what_is_not_said_has_its_documented_default() {
             election_min_ms: 400,
             election_max_ms: 800,
             snapshot_log_bytes: 67_108_864,
-            snapshot_min_entries: 5_000,
             keep_entries: 5_000,
         }
     );
@@ -169,7 +168,6 @@ fn every_refusal_names_its_field_and_what_is_expected() {
         ),
         ("raft", "election_max_ms = 120001", "raft.election_max_ms", "to 120000"),
         ("raft", "snapshot_log_bytes = 1048575", "raft.snapshot_log_bytes", "from 1048576"),
-        ("raft", "snapshot_min_entries = 0", "raft.snapshot_min_entries", "from 1"),
         ("raft", "keep_entries = true", "raft.keep_entries", "not true"),
     ];
     for (section, line, field, expected) in cases {

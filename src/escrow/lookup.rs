@@ -4,7 +4,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::audit::ChainHead;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
 use super::records::{AuditRecord, ClusterRecord, KeyRecord, KeyringRecord, MachineRecord, NodeRecord};
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
@@ -254,9 +253,4 @@ pub fn nodes<S: Rows>(rows: &S) -> Result<Vec<NodeRecord>, StateError> {
 /// The audit records after `sequence` (0 for all), in order; at most `limit` and [`AUDIT_PAGE_MAX`] of them.
 pub fn audit<S: Rows>(rows: &S, sequence: u64, limit: usize) -> Result<Vec<AuditRecord>, StateError> {
     rows.rows(&[], Some(&number_key(sequence)), limit.min(AUDIT_PAGE_MAX))
-}
-
-/// The newest audit record's place in the chain.
-pub fn audit_head<S: Rows>(rows: &S) -> Result<ChainHead, StateError> {
-    Ok(heads(rows)?.audit)
 }

@@ -297,8 +297,9 @@ impl Node {
         let metrics = self.metrics();
         Vitals {
             role: match metrics.state {
-                ServerState::Leader => "leader",
-                ServerState::Candidate => "candidate",
+                ServerState::Leader if self.leader_in_contact().is_some() => "leader",
+                // A leader without a quorum is one in its own eyes only.
+                ServerState::Candidate | ServerState::Leader => "candidate",
                 ServerState::Follower => "follower",
                 ServerState::Learner => "learner",
                 ServerState::Shutdown => "stopped",

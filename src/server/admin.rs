@@ -22,7 +22,7 @@ impl Admin for AdminView {
         if let Err(error) = node.running() {
             reasons.push(error.to_string());
         }
-        if node.leader().is_none() {
+        if node.leader_in_contact().is_none() {
             reasons.push("knows no leader".to_owned());
         }
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }

@@ -53,6 +53,8 @@ const PEER_STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const PEER_CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Between two attempts to accept when the process has run out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How rustls puts it that the other side closed before it said anything.
+const LEFT_AT_ONCE: &str = "tls handshake eof";
 /// Longest wait for tasks that were told to end at once.
 const CUT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -202,7 +204,13 @@ impl Shared {
         let (stream, certificate) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%address, error = crate::error::chain(&error), "a connection was refused");
+                let error = crate::error::chain(&error);
+                if error.contains(LEFT_AT_ONCE) {
+                    // A client that measures how near it is, or a port check.
+                    tracing::debug!(%address, error, "a connection was not used");
+                } else {
+                    tracing::warn!(%address, error, "a connection was refused");
+                }
                 return;
             }
         };

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::LocalClusterError;
-use crate::escrow::ids::{ClusterName, Invalid, MachineId, NodeId, Role};
+use crate::escrow::ids::{ClusterName, Invalid, NodeId, Role};
 use crate::tls::ca::{Authority, FileNames, IssueRequest};
 
 /// The machine that the profile `agent-PC-0001` speaks for.
@@ -230,18 +230,6 @@ impl Layout {
             write(&node.config_path(), self.config(node, &plan.extra_config).as_bytes())?;
         }
         Ok(())
-    }
-
-    /// Makes another profile, for an agent of `machine`, and returns its directory.
-    ///
-    /// # Errors
-    /// [`LocalClusterError::Tls`] if it exists or the CA cannot be used.
-    pub fn add_agent_profile(&self, machine: &MachineId) -> Result<PathBuf, LocalClusterError> {
-        let authority = Authority::open(&self.authority())?;
-        let issued = authority.issue(IssueRequest::new(Role::Agent, machine.as_str()))?;
-        let profile = self.profile(&agent_profile(machine.as_str()));
-        authority.write_profile(&profile, &issued)?;
-        Ok(profile)
     }
 
     /// The configuration of one node, as a person would write it.
