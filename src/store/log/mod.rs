@@ -9,7 +9,8 @@
 //!   want, for after a failed fsync nobody knows what is on the disk: the node must open the log again.
 //! - *Opening.* A record cut short, or zeros to the end, at the end of the *last* chunk is a write that was never
 //!   acknowledged, and is cut off. Damage anywhere else fails to open: an acknowledged entry may be gone, and a voter
-//!   that forgets one can lose it for the cluster. Such a node is replaced, not repaired.
+//!   that forgets one can lose it for the cluster. Such a node is replaced, not repaired. That a damaged length does not
+//!   pass for a record cut short is seen to by `wal`.
 //! - *Memory.* Payloads of the open chunk always stay in memory, so the chunk size is also a bound on memory.
 
 mod inner;
