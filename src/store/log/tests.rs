@@ -108,6 +108,52 @@ async fn a_flipped_bit_never_makes_the_log_forget() {
     }
 }
 
+fn inode(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap())
+}
+
+#[tokio::test]
+async fn what_may_never_have_been_synced_is_written_anew_at_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, (1..=205).map(|index| entry(1, index)).collect()).await.unwrap();
+    drop(log);
+    let chunks = chunks(dir.path());
+    let before: Vec<_> = chunks.iter().map(|chunk| (inode(chunk), std::fs::read(chunk).unwrap())).collect();
+    assert!(before.iter().all(|(_, content)| content.len() >= 128));
+    // Chunks that were begun before the process was killed: they hide which is the last one with a record.
+    let begun =
+        ["900_000", "900_001"].map(|offset| dir.path().join(format!("r-00_000_000_000_000_{offset}.wal")));
+    begun.iter().for_each(|path| std::fs::write(path, "").unwrap());
+    let leftover = dir.path().join("r-00_000_000_000_000_000_000.wal.settling");
+    std::fs::write(&leftover, "half of a chunk").unwrap();
+
+    settle(dir.path()).unwrap();
+    let newest = chunks.len() - 2;
+    for (number, (chunk, (inode_before, content))) in chunks.iter().zip(before).enumerate() {
+        assert_eq!(inode(chunk) != inode_before, number >= newest, "chunk {number} of {}", chunks.len());
+        assert_eq!(std::fs::read(chunk).unwrap(), content);
+    }
+    assert!(!leftover.exists());
+
+    begun.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    let last = inode(&chunks[newest + 1]);
+    let log = Log::open(dir.path(), &small()).unwrap();
+    assert_ne!(inode(&chunks[newest + 1]), last);
+    assert_eq!(indexes(&log).await, (1..=205).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_open_log_is_not_taken_away_from_under_its_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, vec![entry(1, 1)]).await.unwrap();
+    assert!(matches!(Log::open(dir.path(), &small()), Err(StoreError::Locked(_))));
+    append(&log, vec![entry(1, 2)]).await.unwrap();
+    drop(log);
+    assert_eq!(indexes(&Log::open(dir.path(), &small()).unwrap()).await, [1, 2]);
+}
+
 #[tokio::test]
 async fn purging_frees_files_and_may_run_past_the_end() {
     let dir = tempfile::tempdir().unwrap();
