@@ -5,8 +5,10 @@
 //!   batch's callbacks. A new chunk file is followed by an fsync of the directory before any of its records can be
 //!   acknowledged, so ours only has to sync the directory above.
 //! - *Errors.* After any failed write or fsync (a full disk, say) the worker stops for good: the batch is told the
-//!   error, everything behind it is dropped (our callback's `Drop` tells it), every later write fails. That is what we
-//!   want, for after a failed fsync nobody knows what is on the disk: the node must open the log again.
+//!   error, everything behind it is dropped (our callback's `Drop` tells it), every later flush fails. That is what we
+//!   want, for after a failed fsync nobody knows what is on the disk: the node must open the log again. An error met
+//!   before the worker, such as a chunk file that cannot be made, does not stop it; so `Inner` refuses every write that
+//!   follows a refused one.
 //! - *Opening.* A record cut short, or zeros to the end, at the end of the *last* chunk is a write that was never
 //!   acknowledged, and is cut off. Damage anywhere else fails to open: an acknowledged entry may be gone, and a voter
 //!   that forgets one can lose it for the cluster. Such a node is replaced, not repaired. That a damaged length does not

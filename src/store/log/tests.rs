@@ -155,6 +155,34 @@ async fn an_open_log_is_not_taken_away_from_under_its_owner() {
 }
 
 #[tokio::test]
+async fn after_a_chunk_that_could_not_be_begun_nothing_is_written() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, away) = (root.path().join("log"), root.path().join("away"));
+    let log = Log::open(&dir, &small()).unwrap();
+    append(&log, vec![entry(1, 1)]).await.unwrap();
+    std::fs::rename(&dir, &away).unwrap();
+    let mut index = 2;
+    while append(&log, vec![entry(1, index)]).await.is_ok() {
+        index += 1;
+        assert!(index < 100, "a chunk was begun in a directory that is not there");
+    }
+    std::fs::rename(&away, &dir).unwrap();
+    for next in [index, index + 1, index + 2] {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let written =
+            log.append(vec![entry(1, next)], move |result| tell.send(result.is_ok()).unwrap()).await;
+        assert!(written.is_err(), "entry {next}");
+        assert!(!told.await.unwrap(), "entry {next}");
+    }
+    assert!(log.save_vote(Vote { term: 2, committed: false, node: 1 }).await.is_err());
+    assert!(log.sync().await.is_err());
+    drop(log);
+    let acknowledged = (1..index).collect::<Vec<_>>();
+    let kept = indexes(&Log::open(&dir, &small()).unwrap()).await;
+    assert!(kept.starts_with(&acknowledged), "{kept:?}");
+}
+
+#[tokio::test]
 async fn purging_frees_files_and_may_run_past_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::open(dir.path(), &small()).unwrap();
