@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
+use futures_util::{Stream, stream};
 use openraft::alias::CommittedLeaderIdOf;
 use openraft::alias::{EntryOf, VoteOf};
 use openraft::entry::EntryPayload;
@@ -44,20 +45,21 @@ impl LogStore {
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
+    /// Reads as it is consumed: what a restart applies is the whole log since the base, more than fits into memory.
+    async fn entries_stream<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<EntryOf<TypeConfig>>> + OptionalSend {
+        let (from, to) = bounds(&range);
+        let batches = Batches { store: self.clone(), read: Vec::new().into_iter(), next: None, from, to };
+        Box::pin(stream::try_unfold(batches, Batches::next))
+    }
+
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
     ) -> io::Result<Vec<EntryOf<TypeConfig>>> {
-        let from = match range.start_bound() {
-            Bound::Included(&index) => index,
-            Bound::Excluded(&index) => index + 1,
-            Bound::Unbounded => 0,
-        };
-        let to = match range.end_bound() {
-            Bound::Included(&index) => index.saturating_add(1),
-            Bound::Excluded(&index) => index,
-            Bound::Unbounded => u64::MAX,
-        };
+        let (from, to) = bounds(&range);
         self.entries(from, to, usize::MAX).await
     }
 
@@ -76,6 +78,50 @@ impl RaftLogReader<TypeConfig> for LogStore {
             committed: vote.committed,
         }))
     }
+}
+
+/// Entries read a batch at a time.
+struct Batches {
+    store: LogStore,
+    read: std::vec::IntoIter<EntryOf<TypeConfig>>,
+    /// The index behind the last entry handed out, once there is one.
+    next: Option<u64>,
+    from: u64,
+    to: u64,
+}
+
+impl Batches {
+    async fn next(mut self) -> io::Result<Option<(EntryOf<TypeConfig>, Self)>> {
+        if self.read.as_slice().is_empty() {
+            let from = self.next.unwrap_or(self.from);
+            if from >= self.to {
+                return Ok(None);
+            }
+            self.read = self.store.entries(from, self.to, READ_MAX_BYTES).await?.into_iter();
+        }
+        let Some(entry) = self.read.next() else { return Ok(None) };
+        let index = entry.log_id.index;
+        // The log may begin behind `from`; but between two batches a purge must not open a gap that is then applied.
+        if let Some(next) = self.next.filter(|&next| next != index) {
+            return Err(io::Error::other(format!("entry {next} was removed while it was read")));
+        }
+        self.next = Some(index + 1);
+        Ok(Some((entry, self)))
+    }
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(&index) => index,
+        Bound::Excluded(&index) => index.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(&index) => index.saturating_add(1),
+        Bound::Excluded(&index) => index,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
 }
 
 impl RaftLogStorage<TypeConfig> for LogStore {
@@ -168,4 +214,57 @@ fn decode_entry(position: LogPosition, record: &[u8]) -> io::Result<EntryOf<Type
 
 fn invalid(what: &str, error: format::FormatError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt, TryStreamExt};
+
+    use super::*;
+    use crate::store::log::LogOptions;
+
+    /// More than two fit into no batch.
+    const ENTRY_BYTES: usize = READ_MAX_BYTES / 5 * 2;
+
+    async fn append(log: &Log, indexes: std::ops::RangeInclusive<u64>) {
+        let record = Payload::Command(&vec![7; ENTRY_BYTES]).encode();
+        let entries = indexes.map(|index| (LogPosition { term: 1, index }, record.clone())).collect();
+        log.append(entries, drop).await.unwrap();
+        log.sync().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn entries_to_apply_are_read_as_they_are_consumed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = LogStore::new(Log::open(dir.path(), &LogOptions::default()).unwrap());
+        append(&store.log, 1..=10).await;
+        let mut reader = store.clone();
+        let mut stream = reader.entries_stream(1..13).await;
+        assert_eq!(stream.next().await.unwrap().unwrap().log_id.index, 1);
+        // Had everything been read at once, these would be missing.
+        append(&store.log, 11..=14).await;
+        let rest: Vec<_> = stream.map_ok(|entry| entry.log_id.index).try_collect().await.unwrap();
+        assert_eq!(rest, (2..13).collect::<Vec<_>>());
+
+        let all = store.entries_stream(..).await.map_ok(|entry| entry.log_id.index);
+        assert_eq!(all.try_collect::<Vec<_>>().await.unwrap(), (1..=14).collect::<Vec<_>>());
+        assert_eq!(store.entries_stream(20..30).await.count().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_never_applied() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = LogStore::new(Log::open(dir.path(), &LogOptions::default()).unwrap());
+        append(&store.log, 1..=10).await;
+        let log = store.log.clone();
+        let mut stream = store.entries_stream(1..11).await;
+        assert_eq!(stream.next().await.unwrap().unwrap().log_id.index, 1);
+        log.purge(LogPosition { term: 1, index: 7 }).await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap().log_id.index, 2);
+        assert!(stream.next().await.unwrap().is_err());
+        assert!(stream.next().await.is_none());
+        drop(stream);
+        let left = store.entries_stream(1..11).await.map_ok(|entry| entry.log_id.index);
+        assert_eq!(left.try_collect::<Vec<_>>().await.unwrap(), [8, 9, 10]);
+    }
 }

@@ -1,7 +1,7 @@
 //! raft-log behind a lock, and which of its calls may block.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
@@ -21,6 +21,8 @@ pub(super) struct Inner {
     /// Flushes asked for and not yet told. Shared with the callbacks, which must not hold the log itself: dropping it
     /// joins the thread they run on.
     pub flushing: Arc<AtomicU64>,
+    /// A write failed. Set and read under the lock of `wal`.
+    failed: AtomicBool,
 }
 
 pub(super) fn next_index(position: Option<LogPosition>) -> u64 {
@@ -49,7 +51,8 @@ pub(super) fn holds(wal: &RaftLog<Wal>, position: LogPosition) -> io::Result<boo
 impl Inner {
     pub fn new(wal: RaftLog<Wal>, chunk_max_bytes: u64) -> Self {
         let chunk_room = AtomicU64::new(chunk_room(&wal, chunk_max_bytes));
-        Self { wal: RwLock::new(wal), chunk_max_bytes, chunk_room, flushing: Arc::default() }
+        let failed = AtomicBool::new(false);
+        Self { wal: RwLock::new(wal), chunk_max_bytes, chunk_room, flushing: Arc::default(), failed }
     }
 
     pub fn read(&self) -> io::Result<RwLockReadGuard<'_, RaftLog<Wal>>> {
@@ -77,8 +80,16 @@ impl Inner {
 
     fn write_now(&self, write: impl FnOnce(&mut RaftLog<Wal>) -> io::Result<()>) -> io::Result<()> {
         let mut wal = self.lock()?;
+        // raft-log goes on after a chunk it could not begin, and half of a failed write may be in its memory: what is
+        // written behind that could be acknowledged without what it follows.
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the log stopped after an earlier error"));
+        }
         let before = wal.on_disk_size();
         let result = write(&mut wal);
+        if result.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
         let written = wal.on_disk_size().saturating_sub(before);
         let room = self.chunk_room.load(Ordering::Relaxed);
         let room = if written < room { room - written } else { chunk_room(&wal, self.chunk_max_bytes) };

@@ -5,14 +5,19 @@
 //!   batch's callbacks. A new chunk file is followed by an fsync of the directory before any of its records can be
 //!   acknowledged, so ours only has to sync the directory above.
 //! - *Errors.* After any failed write or fsync (a full disk, say) the worker stops for good: the batch is told the
-//!   error, everything behind it is dropped (our callback's `Drop` tells it), every later write fails. That is what we
-//!   want, for after a failed fsync nobody knows what is on the disk: the node must open the log again.
+//!   error, everything behind it is dropped (our callback's `Drop` tells it), every later flush fails. That is what we
+//!   want, for after a failed fsync nobody knows what is on the disk: the node must open the log again. An error met
+//!   before the worker, such as a chunk file that cannot be made, does not stop it; so `Inner` refuses every write that
+//!   follows a refused one.
 //! - *Opening.* A record cut short, or zeros to the end, at the end of the *last* chunk is a write that was never
 //!   acknowledged, and is cut off. Damage anywhere else fails to open: an acknowledged entry may be gone, and a voter
-//!   that forgets one can lose it for the cluster. Such a node is replaced, not repaired.
+//!   that forgets one can lose it for the cluster. Such a node is replaced, not repaired. That a damaged length does not
+//!   pass for a record cut short is seen to by `wal`.
+//!   It syncs nothing of what it reads; `settle` does that.
 //! - *Memory.* Payloads of the open chunk always stay in memory, so the chunk size is also a bound on memory.
 
 mod inner;
+mod settle;
 mod wal;
 
 use std::io;
@@ -26,6 +31,7 @@ use raft_log::{Config, RaftLog};
 use tokio::task::spawn_blocking;
 
 use self::inner::{Inner, holds, next_index, state_of};
+use self::settle::settle;
 use self::wal::Record;
 use super::StoreError;
 use super::directory::create_dir;
@@ -105,12 +111,19 @@ pub struct LogState {
 pub struct Log(Arc<Inner>);
 
 impl Log {
-    /// Opens the log in `dir`, or begins an empty one. Blocks: reads all records that are not purged.
+    /// Opens the log in `dir`, or begins an empty one. Blocks: reads all records that are not purged, and writes the
+    /// newest chunks anew, so that all it holds is on the disk.
     ///
     /// # Errors
-    /// [`StoreError::Log`] if it is damaged (see the module), [`StoreError::Io`].
+    /// [`StoreError::Log`] if it is damaged (see the module), [`StoreError::Locked`] if it is open, [`StoreError::Io`].
     pub fn open(dir: &Path, options: &LogOptions) -> Result<Self, StoreError> {
         create_dir(dir).map_err(|error| StoreError::io("creating", dir, error))?;
+        // Without it a write that was never synced, and is found here, would count as durable.
+        settle(dir)?;
+        Self::open_settled(dir, options)
+    }
+
+    fn open_settled(dir: &Path, options: &LogOptions) -> Result<Self, StoreError> {
         let path = dir.to_str().ok_or_else(|| StoreError::Directory {
             path: dir.to_owned(),
             reason: "the path of the log must be UTF-8".to_owned(),

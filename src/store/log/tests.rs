@@ -58,11 +58,7 @@ async fn a_tail_cut_short_is_dropped_and_damage_before_it_refuses_to_open() {
     let log = Log::open(dir.path(), &LogOptions::default()).unwrap();
     append(&log, vec![entry(1, 1), entry(1, 2), entry(1, 3)]).await.unwrap();
     drop(log);
-    let chunk = std::fs::read_dir(dir.path())
-        .unwrap()
-        .map(|file| file.unwrap().path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "wal"))
-        .unwrap();
+    let chunk = chunks(dir.path()).remove(0);
     let bytes = std::fs::read(&chunk).unwrap();
     std::fs::write(&chunk, &bytes[..bytes.len() - 5]).unwrap();
     let log = Log::open(dir.path(), &LogOptions::default()).unwrap();
@@ -76,6 +72,114 @@ async fn a_tail_cut_short_is_dropped_and_damage_before_it_refuses_to_open() {
     damaged[at] ^= 1;
     std::fs::write(&chunk, damaged).unwrap();
     assert!(matches!(Log::open(dir.path(), &LogOptions::default()), Err(StoreError::Log(_))));
+}
+
+fn chunks(dir: &Path) -> Vec<std::path::PathBuf> {
+    let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    let mut chunks: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "wal")).collect();
+    chunks.sort();
+    chunks
+}
+
+#[tokio::test]
+async fn a_flipped_bit_never_makes_the_log_forget() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &LogOptions::default()).unwrap();
+    append(&log, vec![entry(1, 1), entry(1, 2), entry(1, 3)]).await.unwrap();
+    let vote = Vote { term: 7, committed: false, node: 2 };
+    log.save_vote(vote).await.unwrap();
+    append(&log, vec![entry(1, 4)]).await.unwrap();
+    drop(log);
+    let chunk = chunks(dir.path()).remove(0);
+    let whole = std::fs::read(&chunk).unwrap();
+    for bit in 0..whole.len() * 8 {
+        let mut damaged = whole.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&chunk, damaged).unwrap();
+        // It refuses to open, or, where a bit means nothing, holds what was acknowledged.
+        if let Ok(log) = Log::open(dir.path(), &LogOptions::default()) {
+            assert_eq!(
+                (indexes(&log).await, log.vote().unwrap()),
+                (vec![1, 2, 3, 4], Some(vote)),
+                "bit {bit}"
+            );
+        }
+    }
+}
+
+fn inode(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap())
+}
+
+#[tokio::test]
+async fn what_may_never_have_been_synced_is_written_anew_at_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, (1..=205).map(|index| entry(1, index)).collect()).await.unwrap();
+    drop(log);
+    let chunks = chunks(dir.path());
+    let before: Vec<_> = chunks.iter().map(|chunk| (inode(chunk), std::fs::read(chunk).unwrap())).collect();
+    assert!(before.iter().all(|(_, content)| content.len() >= 128));
+    // Chunks that were begun before the process was killed: they hide which is the last one with a record.
+    let begun =
+        ["900_000", "900_001"].map(|offset| dir.path().join(format!("r-00_000_000_000_000_{offset}.wal")));
+    begun.iter().for_each(|path| std::fs::write(path, "").unwrap());
+    let leftover = dir.path().join("r-00_000_000_000_000_000_000.wal.settling");
+    std::fs::write(&leftover, "half of a chunk").unwrap();
+
+    settle(dir.path()).unwrap();
+    let newest = chunks.len() - 2;
+    for (number, (chunk, (inode_before, content))) in chunks.iter().zip(before).enumerate() {
+        assert_eq!(inode(chunk) != inode_before, number >= newest, "chunk {number} of {}", chunks.len());
+        assert_eq!(std::fs::read(chunk).unwrap(), content);
+    }
+    assert!(!leftover.exists());
+
+    begun.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    let last = inode(&chunks[newest + 1]);
+    let log = Log::open(dir.path(), &small()).unwrap();
+    assert_ne!(inode(&chunks[newest + 1]), last);
+    assert_eq!(indexes(&log).await, (1..=205).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_open_log_is_not_taken_away_from_under_its_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, vec![entry(1, 1)]).await.unwrap();
+    assert!(matches!(Log::open(dir.path(), &small()), Err(StoreError::Locked(_))));
+    append(&log, vec![entry(1, 2)]).await.unwrap();
+    drop(log);
+    assert_eq!(indexes(&Log::open(dir.path(), &small()).unwrap()).await, [1, 2]);
+}
+
+#[tokio::test]
+async fn after_a_chunk_that_could_not_be_begun_nothing_is_written() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, away) = (root.path().join("log"), root.path().join("away"));
+    let log = Log::open(&dir, &small()).unwrap();
+    append(&log, vec![entry(1, 1)]).await.unwrap();
+    std::fs::rename(&dir, &away).unwrap();
+    let mut index = 2;
+    while append(&log, vec![entry(1, index)]).await.is_ok() {
+        index += 1;
+        assert!(index < 100, "a chunk was begun in a directory that is not there");
+    }
+    std::fs::rename(&away, &dir).unwrap();
+    for next in [index, index + 1, index + 2] {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let written =
+            log.append(vec![entry(1, next)], move |result| tell.send(result.is_ok()).unwrap()).await;
+        assert!(written.is_err(), "entry {next}");
+        assert!(!told.await.unwrap(), "entry {next}");
+    }
+    assert!(log.save_vote(Vote { term: 2, committed: false, node: 1 }).await.is_err());
+    assert!(log.sync().await.is_err());
+    drop(log);
+    let acknowledged = (1..index).collect::<Vec<_>>();
+    let kept = indexes(&Log::open(&dir, &small()).unwrap()).await;
+    assert!(kept.starts_with(&acknowledged), "{kept:?}");
 }
 
 #[tokio::test]

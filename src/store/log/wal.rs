@@ -63,6 +63,12 @@ impl Drop for OnFlush {
     }
 }
 
+fn read_u32(reader: &mut impl Read) -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    reader.read_exact(&mut bytes)?;
+    Ok(u32::from_be_bytes(bytes))
+}
+
 fn read_u64(reader: &mut impl Read) -> io::Result<u64> {
     let mut bytes = [0; 8];
     reader.read_exact(&mut bytes)?;
@@ -106,6 +112,11 @@ impl Decode for Vote {
     }
 }
 
+/// The length, its complement, the bytes.
+///
+/// raft-log reads the length before the record's checksum, and takes a record that runs past the end of the file for
+/// one that was never acknowledged: without the complement one flipped bit of a length would silently cut off every
+/// entry, and the vote, behind it.
 impl Encode for Record {
     fn encode<W: Write>(&self, mut writer: W) -> io::Result<usize> {
         let length = u32::try_from(self.0.len())
@@ -113,16 +124,19 @@ impl Encode for Record {
             .filter(|_| self.0.len() <= VALUE_MAX_BYTES)
             .ok_or_else(|| invalid(format!("an entry of {} bytes", self.0.len())))?;
         writer.write_all(&length.to_be_bytes())?;
+        writer.write_all(&(!length).to_be_bytes())?;
         writer.write_all(&self.0)?;
-        Ok(4 + self.0.len())
+        Ok(8 + self.0.len())
     }
 }
 
 impl Decode for Record {
     fn decode<R: Read>(mut reader: R) -> io::Result<Self> {
-        let mut length = [0; 4];
-        reader.read_exact(&mut length)?;
-        let length = u32::from_be_bytes(length) as usize;
+        let length = read_u32(&mut reader)?;
+        if read_u32(&mut reader)? != !length {
+            return Err(invalid("the length of an entry is damaged".to_owned()));
+        }
+        let length = length as usize;
         if length > VALUE_MAX_BYTES {
             // The record's checksum comes after it: a damaged length must not make us allocate.
             return Err(invalid(format!("an entry of {length} bytes")));
@@ -172,13 +186,25 @@ mod tests {
             vote
         );
         let record = Record(Bytes::from_static(b"ab"));
-        assert_eq!(hex(&record), "000000026162");
+        assert_eq!(hex(&record), "00000002fffffffd6162");
     }
 
     #[test]
     fn a_forged_length_does_not_make_us_allocate() {
-        assert!(Record::decode(&[0xff, 0xff, 0xff, 0xff, 1][..]).is_err());
-        assert!(Record::decode(&[0, 0, 0, 9, 1][..]).is_err());
+        let kind = |bytes: &[u8]| Record::decode(bytes).unwrap_err().kind();
+        assert_eq!(kind(&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1]), io::ErrorKind::InvalidData);
+        assert_eq!(kind(&[0, 0, 0, 9, 0xff, 0xff, 0xff, 0xf6, 1]), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_damaged_length_is_no_torn_record() {
+        let whole = [0, 0, 0, 2, 0xff, 0xff, 0xff, 0xfd, b'a', b'b'];
+        assert_eq!(Record::decode(&whole[..]).unwrap().0, b"ab"[..]);
+        for bit in 0..64 {
+            let mut damaged = whole;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Record::decode(&damaged[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
     }
 
     #[test]
