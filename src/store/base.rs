@@ -265,7 +265,7 @@ impl BaseDir {
 
     /// Notes that the database is in use, or that it was closed cleanly (after [`BaseDir::sync_files`]).
     pub fn witness(&self, clean: bool) -> Result<(), StoreError> {
-        let path = self.path.join("witness");
+        let path = self.witness_path();
         let write = || {
             let metadata = fs::metadata(self.database(self.number))?;
             let witness = Witness { clean, boot: boot_id(), device: metadata.dev(), inode: metadata.ino() };
@@ -274,10 +274,14 @@ impl BaseDir {
         write().map_err(|error| StoreError::io("writing", &path, error))
     }
 
+    /// Where the note lies that [`BaseDir::witness`] writes.
+    pub fn witness_path(&self) -> PathBuf {
+        self.path.join("witness")
+    }
+
     /// Forgets how the database was left, so that it is read through before it is used again.
     pub fn distrust(&self) {
-        // If even this fails the disk is gone, and with it what could be trusted wrongly.
-        let _ = fs::remove_file(self.path.join("witness"));
+        distrust(&self.witness_path());
     }
 
     /// Syncs every file of the database that is in use: sled does not.
@@ -288,7 +292,7 @@ impl BaseDir {
 
     fn page_cache_survived(&self, database: &Path) -> bool {
         let read = || -> Option<(Witness, fs::Metadata)> {
-            let witness = serde_json::from_slice(&fs::read(self.path.join("witness")).ok()?).ok()?;
+            let witness = serde_json::from_slice(&fs::read(self.witness_path()).ok()?).ok()?;
             Some((witness, fs::metadata(database).ok()?))
         };
         read().is_some_and(|(witness, metadata)| {
@@ -297,6 +301,12 @@ impl BaseDir {
             witness.clean || (same_boot && same_place)
         })
     }
+}
+
+/// See [`BaseDir::distrust`].
+pub(super) fn distrust(witness: &Path) {
+    // If even this fails the disk is gone, and with it what could be trusted wrongly.
+    let _ = fs::remove_file(witness);
 }
 
 fn sync_tree(path: &Path) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! The keeper: the one thread that writes the base. It drains the overlay, takes snapshots and installs them, one
 //! after the other; so while a snapshot reads the base nothing writes it, and applies go on in the overlay.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
@@ -10,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 use super::applied::Applied;
-use super::base::{Base, BaseDir};
+use super::base::{self, Base, BaseDir};
 use super::log::Log;
 use super::overlay::Changes;
 use super::shared::{Shared, Stop};
@@ -28,6 +29,8 @@ const VIEW_LOOKS_MAX: u32 = 10;
 pub(super) enum Task {
     /// Drain all, sync the base and stop.
     Close(oneshot::Sender<Result<(), StoreError>>),
+    /// Something else found the base damaged: it is read through before it is used again.
+    Distrust,
     /// Bring all that is applied by now into the base.
     Drain(oneshot::Sender<Result<(), StoreError>>),
     /// Replace the state.
@@ -119,13 +122,18 @@ fn load(base: &Base, snapshot: Option<&SnapshotFile>) -> Result<(), StoreError> 
     base.flush()
 }
 
-/// If the keeper panics (sled may, over damaged files), nobody must wait for it for ever.
-struct LastWord(Arc<Shared>);
+/// If the keeper panics (sled may, over damaged files), nobody must wait for it for ever, nor use the base again as
+/// it is.
+struct LastWord {
+    shared: Arc<Shared>,
+    witness: PathBuf,
+}
 
 impl Drop for LastWord {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.stop(Stop::Failed("the keeper of the base panicked".to_owned()));
+            base::distrust(&self.witness);
+            self.shared.stop(Stop::Failed("the keeper of the base panicked".to_owned()));
         }
     }
 }
@@ -137,11 +145,12 @@ impl Keeper {
     }
 
     fn run(mut self, tasks: &Receiver<Task>) {
-        let _last_word = LastWord(self.shared.clone());
+        let _last_word = LastWord { shared: self.shared.clone(), witness: self.dir.witness_path() };
         let mut flushed = true;
         loop {
             match tasks.recv_timeout(self.drain_every) {
                 Ok(Task::Close(done)) => return self.close(done),
+                Ok(Task::Distrust) => self.dir.distrust(),
                 Ok(Task::Drain(done)) => {
                     let drained = self.drain().map(drop);
                     self.answer(done, drained);
@@ -267,15 +276,25 @@ impl Keeper {
         Ok(file)
     }
 
-    /// Drains, syncs and lets go of the base before it answers, so that the directory is free by then.
+    /// Drains, syncs and lets go of the base before it answers, so that the directory is free by then. After a failure
+    /// it only lets go: vouched for here, a base known to be damaged would be trusted at every start to come.
     fn close(self, done: oneshot::Sender<Result<(), StoreError>>) {
-        let closed = self.drain().and_then(|_| self.base.flush());
+        let closed = match self.shared.failure() {
+            Some(_) => Ok(()),
+            None => self.drain().and_then(|_| self.base.flush()),
+        };
         self.look_at(&closed);
         let Self { base, dir, shared, .. } = self;
         shared.stop(Stop::Closed);
         drop(base);
         // sled is closed now, unless a view still holds it: then it writes nothing, but its files are not all synced.
-        let closed = closed.and_then(|()| dir.sync_files()).and_then(|()| dir.witness(true));
+        let closed = match shared.failure() {
+            Some(reason) => {
+                dir.distrust();
+                closed.and(Err(StoreError::Stopped(reason)))
+            }
+            None => closed.and_then(|()| dir.sync_files()).and_then(|()| dir.witness(true)),
+        };
         drop(done.send(closed));
     }
 }

@@ -19,7 +19,7 @@ use super::digest::Digest;
 use super::format::{self, Payload};
 use super::keeper::{Keeper, Task, open_base};
 use super::log::Log;
-use super::shared::Shared;
+use super::shared::{Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
 use super::view::{Transaction, View};
 use crate::escrow::apply;
@@ -160,6 +160,22 @@ impl Machine {
     /// [`StoreError::State`] if the storage fails; [`StoreError::Stopped`] if it failed before.
     pub fn apply(&self, position: LogPosition, payload: Payload<'_>) -> Result<Option<Reply>, StoreError> {
         let _one_at_a_time = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let _last_word = LastWord(self);
+        let applied = self.apply_next(position, payload);
+        if let Err(error @ (StoreError::State(_) | StoreError::Base(_) | StoreError::Damaged(_))) = &applied {
+            self.distrust(error.to_string());
+        }
+        applied
+    }
+
+    /// Without this an orderly stop would vouch for a base that could not be read.
+    fn distrust(&self, reason: String) {
+        self.0.shared.stop(Stop::Failed(reason));
+        // If the keeper is gone, it has seen to the base.
+        drop(self.send(Task::Distrust));
+    }
+
+    fn apply_next(&self, position: LogPosition, payload: Payload<'_>) -> Result<Option<Reply>, StoreError> {
         let mut applied = self.0.shared.wait_for_room()?;
         if Some(position) <= applied.position || position.index < applied.index() {
             let reason = format!("it comes after index {}", applied.index());
@@ -226,10 +242,16 @@ impl Machine {
     /// dropping the machine) is replayed from the log at the next start.
     ///
     /// # Errors
+    /// [`StoreError::Stopped`] if it failed before: the base is read through when it is opened again.
     /// [`StoreError::Base`], [`StoreError::Busy`], [`StoreError::Io`].
     pub async fn close(&self) -> Result<(), StoreError> {
         match self.ask(Task::Close).await {
-            Err(StoreError::Closed) => Ok(()),
+            // The keeper is gone: it was closed before, or it panicked.
+            Err(StoreError::Closed) => match self.0.shared.stopped() {
+                Some(Stop::Closed) => Ok(()),
+                Some(Stop::Failed(reason)) => Err(StoreError::Stopped(reason)),
+                None => Err(StoreError::Stopped("the keeper of the base is gone".to_owned())),
+            },
             closed => closed,
         }
     }
@@ -264,6 +286,17 @@ impl Machine {
         let (done, answer) = oneshot::channel();
         self.send(task(done))?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+/// sled may panic over damaged files, in the thread that applies as well.
+struct LastWord<'a>(&'a Machine);
+
+impl Drop for LastWord<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.distrust("applying an entry panicked".to_owned());
+        }
     }
 }
 

@@ -120,6 +120,19 @@ impl Shared {
         self.room.notify_all();
     }
 
+    /// Why nothing is applied any more, if so.
+    pub fn stopped(&self) -> Option<Stop> {
+        self.lock().stop.clone()
+    }
+
+    /// What failed, if something did.
+    pub fn failure(&self) -> Option<String> {
+        match self.stopped() {
+            Some(Stop::Failed(reason)) => Some(reason),
+            Some(Stop::Closed) | None => None,
+        }
+    }
+
     pub fn overlay_len(&self) -> usize {
         self.lock().overlay.len()
     }

@@ -7,7 +7,7 @@ use strongroom::escrow::records::LogPosition;
 use strongroom::raft::storage::StorageOptions;
 use strongroom::store::StoreError;
 use strongroom::store::format::Payload;
-use strongroom::store::machine::MachineOptions;
+use strongroom::store::machine::{Machine, MachineOptions};
 
 use super::sample;
 use super::support::{Node, assert_same, crash_copy, files, small, undrained};
@@ -192,10 +192,44 @@ async fn rows_changed_behind_our_back_are_found_by_a_scrub_and_healed_by_reopeni
         machine.apply(LogPosition { term: 1, index: 1_000 }, Payload::Blank).err()
     });
     assert!(matches!(applied.await.unwrap(), Some(StoreError::Stopped(_))));
+    // Nor does an orderly stop vouch for it.
+    assert!(matches!(node.storage.close().await, Err(StoreError::Stopped(_))));
     drop(node);
     let node = Node::open(dir.path(), manual()).await.unwrap();
     assert_same(&node.storage, &expected);
     node.storage.machine.scrub().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_applying_cannot_read_is_healed_by_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 20).await;
+    node.storage.close().await.unwrap();
+    let (expected, next) = (node.expected.clone(), node.next);
+    drop(node);
+    {
+        let database = databases(&dir.path().join("base"))[0].parent().unwrap().to_owned();
+        let database = sled::open(database).unwrap();
+        // Table 0 says where the base stands; all others are rows.
+        for row in database.range(vec![1]..) {
+            database.insert(row.unwrap().0, b"\xff").unwrap();
+        }
+        database.flush().unwrap();
+    }
+    let node = Node::open(dir.path(), manual()).await.unwrap();
+    let apply = |machine: Machine| {
+        let bytes = strongroom::store::format::encode(&sample::escrow(next, next));
+        let position = LogPosition { term: 1, index: next };
+        tokio::task::spawn_blocking(move || machine.apply(position, Payload::Command(&bytes)).err())
+    };
+    let error = apply(node.storage.machine.clone()).await.unwrap();
+    assert!(matches!(error, Some(StoreError::State(_))), "{error:?}");
+    let error = apply(node.storage.machine.clone()).await.unwrap();
+    assert!(matches!(error, Some(StoreError::Stopped(_))), "{error:?}");
+    assert!(matches!(node.storage.close().await, Err(StoreError::Stopped(_))));
+    drop(node);
+    assert_same(&Node::open(dir.path(), manual()).await.unwrap().storage, &expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
