@@ -20,10 +20,8 @@ use crate::escrow::records::LogPosition;
 
 /// Rows written to a fresh base at once.
 const LOAD_BATCH_ROWS: usize = 256;
-/// How long one look at the views that hold back a drain takes, before saying so and looking again.
-const VIEW_PATIENCE: Duration = Duration::from_secs(1);
-/// Looks after which a view is reported as leaked.
-const VIEW_LOOKS_MAX: u32 = 10;
+/// How long an installation waits for readers of the old rows, before it leaves their files to the next start.
+const OLD_READERS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What can be asked of the keeper.
 pub(super) enum Task {
@@ -50,6 +48,7 @@ pub(super) struct Keeper {
     pub drain_every: Duration,
     pub shared: Arc<Shared>,
     pub snapshots: Snapshots,
+    pub view_patience: Duration,
 }
 
 /// Opens the base, or rebuilds it from the newest snapshot if the node cannot go on from it.
@@ -61,23 +60,28 @@ pub(super) fn open_base(
     let snapshot = snapshots.newest();
     let durable = snapshot.as_ref().map_or_else(Applied::default, |file| file.applied().clone());
     let purged = index(log.state().map_err(StoreError::Log)?.purged);
+    let mut damaged = false;
     match dir.open_current() {
         Ok(Some((base, applied))) => {
             if index(applied.position) >= purged && can_go_on(&applied, &durable, log)? {
-                dir.witness(false)?;
                 return Ok((base, applied));
             }
             let (base, snapshot) = (applied.index(), durable.index());
             tracing::warn!(base, snapshot, purged, "log and base do not meet: the base is rebuilt");
         }
         Ok(None) => {}
+        // A lack of files, of space or of rights says nothing about the base: it stays, for when that is mended.
+        Err(error) if !error.is_damage() => return Err(error),
         Err(error) => {
-            tracing::error!(%error, "the base cannot be used and is rebuilt");
-            dir.set_aside()?;
+            tracing::error!(%error, "the base cannot be used");
+            damaged = true;
         }
     }
     if index(durable.position) < purged {
         return Err(StoreError::Unrecoverable { purged, snapshot: index(durable.position) });
+    }
+    if damaged {
+        dir.set_aside()?;
     }
     let before = dir.number();
     let (number, base) = dir.create()?;
@@ -97,9 +101,8 @@ fn index(position: Option<LogPosition>) -> Option<u64> {
 /// synced would hold them.
 fn can_go_on(applied: &Applied, durable: &Applied, log: &Log) -> Result<bool, StoreError> {
     match applied.position {
-        position if position <= durable.position => Ok(position == durable.position),
-        None => Ok(true),
-        Some(position) => log.holds(position).map_err(StoreError::Log),
+        Some(position) if applied.position > durable.position => log.holds(position).map_err(StoreError::Log),
+        position => Ok(position == durable.position),
     }
 }
 
@@ -212,12 +215,8 @@ impl Keeper {
     /// Brings the sealed generations into the base, oldest first.
     fn write_sealed(&self) -> Result<(), StoreError> {
         while let Some(sealed) = self.shared.oldest_sealed() {
-            let mut looks = 0;
-            while !sealed.views_are_gone(VIEW_PATIENCE) {
-                looks += 1;
-                if looks == VIEW_LOOKS_MAX {
-                    return Err(StoreError::Busy);
-                }
+            if !sealed.views_are_gone(self.view_patience) {
+                return Err(StoreError::Busy);
             }
             self.base.write(&sealed.changes, &sealed.upto)?;
             self.shared.forget_oldest();
@@ -259,18 +258,24 @@ impl Keeper {
             return self.snapshots.adopt(file);
         }
         let before = self.dir.number();
-        let (number, fresh) = self.dir.create()?;
-        if let Err(error) = load(&fresh, Some(&file)) {
-            drop(fresh);
-            self.dir.remove(number)?;
-            return Err(error);
-        }
+        let fresh = self.dir.create().and_then(|(number, fresh)| {
+            load(&fresh, Some(&file))?;
+            Ok((number, fresh))
+        });
+        let (number, fresh) = match fresh {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                self.dir.remove(before + 1)?;
+                // The base that is in use has no part in this, and goes on.
+                return Err(error.of_a_fresh_base(file.path()));
+            }
+        };
         let file = self.snapshots.adopt(file)?;
         self.dir.switch_to(number)?;
         let views = self.shared.replace(fresh.clone(), file.applied().clone());
         self.base = fresh;
         // Readers of the old rows finish; if one takes long, the next start removes its files.
-        if matches!(views.recv_timeout(VIEW_PATIENCE), Err(RecvTimeoutError::Disconnected)) {
+        if matches!(views.recv_timeout(OLD_READERS_PATIENCE), Err(RecvTimeoutError::Disconnected)) {
             self.dir.remove(before)?;
         }
         Ok(file)

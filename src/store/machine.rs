@@ -35,6 +35,8 @@ pub const GENERATION_MAX_BYTES: usize = 512 * 1024;
 pub const CACHE_BYTES: u64 = 96 * 1024 * 1024;
 /// How long the keeper waits for more before it drains what is there.
 pub const DRAIN_EVERY: Duration = Duration::from_secs(1);
+/// How long the keeper waits for the views that hold back the base, before it answers [`StoreError::Busy`].
+pub const VIEW_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sizes and waits of a [`Machine`]; smaller in tests.
 #[derive(Debug, Clone)]
@@ -47,6 +49,8 @@ pub struct MachineOptions {
     pub generation_max_bytes: usize,
     /// See [`OVERLAY_MAX_BYTES`].
     pub overlay_max_bytes: usize,
+    /// See [`VIEW_PATIENCE`].
+    pub view_patience: Duration,
 }
 
 impl Default for MachineOptions {
@@ -56,6 +60,7 @@ impl Default for MachineOptions {
             drain_every: DRAIN_EVERY,
             generation_max_bytes: GENERATION_MAX_BYTES,
             overlay_max_bytes: OVERLAY_MAX_BYTES,
+            view_patience: VIEW_PATIENCE,
         }
     }
 }
@@ -121,6 +126,7 @@ impl Machine {
             drain_every: options.drain_every,
             shared: shared.clone(),
             snapshots: snapshots.clone(),
+            view_patience: options.view_patience,
         };
         let keeper =
             keeper.start(received).map_err(|error| StoreError::io("starting a thread for", dir, error))?;
@@ -131,6 +137,11 @@ impl Machine {
     /// Where the state stands.
     pub fn applied(&self) -> Applied {
         self.0.shared.applied()
+    }
+
+    /// The index at which it stands; 0 before the first entry. For every request: it copies nothing else.
+    pub fn applied_index(&self) -> u64 {
+        self.0.shared.applied_index()
     }
 
     /// The digest of the state and the index it stands at. Earlier ones are in [`Applied::milestones`].
@@ -177,7 +188,8 @@ impl Machine {
 
     fn apply_next(&self, position: LogPosition, payload: Payload<'_>) -> Result<Option<Reply>, StoreError> {
         let mut applied = self.0.shared.wait_for_room()?;
-        if Some(position) <= applied.position || position.index < applied.index() {
+        // An entry left out would be missing from this replica for ever, and from every snapshot it writes.
+        if applied.position.is_some_and(|last| position < last || position.index != last.index + 1) {
             let reason = format!("it comes after index {}", applied.index());
             return Err(StoreError::Entry { index: position.index, reason });
         }

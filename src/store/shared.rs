@@ -48,6 +48,10 @@ impl Shared {
         self.lock().applied.clone()
     }
 
+    pub fn applied_index(&self) -> u64 {
+        self.lock().applied.index()
+    }
+
     /// The state as it is now, to read from. After a failure of the base too: what can still be read is right.
     pub fn view(&self) -> Result<View, StoreError> {
         let state = self.lock();
