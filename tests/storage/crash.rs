@@ -79,7 +79,7 @@ async fn a_damaged_base_is_moved_aside_and_rebuilt_from_snapshot_and_log() {
     drop(node);
     let before = fs::read_to_string(dir.path().join("base/current")).unwrap();
     // A database cut short may come up as it was earlier, which is no damage: then it is used or replaced.
-    let damages: [(fn(&std::path::Path), bool, &str); 3] = [
+    let damages: [(Damage, bool, &str); 3] = [
         (overwrite_database, true, "overwritten"),
         (cut_database, false, "cut"),
         (remove_database, true, "removed"),
@@ -100,6 +100,8 @@ async fn a_damaged_base_is_moved_aside_and_rebuilt_from_snapshot_and_log() {
         }
     }
 }
+
+type Damage = fn(&std::path::Path);
 
 /// How many databases were moved aside.
 fn set_aside(base: &std::path::Path) -> usize {
