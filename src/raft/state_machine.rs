@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::log_store::{decode_membership, encode_membership, log_id, position};
 use super::types::{Applied, LogId, TypeConfig};
+use crate::store::StoreError;
 use crate::store::applied;
 use crate::store::format::Payload;
 use crate::store::machine::Machine;
@@ -115,8 +116,22 @@ pub struct SnapshotBuilder {
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotFile;
 
+    /// openraft takes any error of this for fatal, so a slow reader and a full disk must not become one: neither touches
+    /// the state. A snapshot that is not newer than the last one is ignored by openraft, and the next trigger asks again.
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
-        snapshot_of(self.machine.snapshot().await?)
+        loop {
+            match (self.machine.snapshot().await, self.machine.snapshots().newest()) {
+                (Ok(file), _) => return snapshot_of(file),
+                (Err(StoreError::Busy), _) => {
+                    tracing::warn!("a snapshot waits for a reader that holds on to an old state");
+                }
+                (Err(error @ StoreError::Io { .. }), Some(newest)) => {
+                    tracing::error!(%error, "no snapshot could be written: the one before stays the newest");
+                    return snapshot_of(newest);
+                }
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
     }
 }
 

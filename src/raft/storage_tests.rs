@@ -16,7 +16,9 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, Opened> for Fresh {
     async fn build(&self) -> Result<(Opened, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
         let data = DataDir::open_or_create(dir.path()).unwrap();
-        let storage = Storage::open(&data, StorageOptions::default()).await.unwrap();
+        let machine = MachineOptions { every_entry: false, ..MachineOptions::default() };
+        let options = StorageOptions { machine, ..StorageOptions::default() };
+        let storage = Storage::open(&data, options).await.unwrap();
         Ok((Opened { _data: data, _dir: dir }, storage.log_store(), storage.state_machine()))
     }
 }

@@ -196,15 +196,21 @@ impl BaseDir {
         if self.number == 0 || !path.is_dir() {
             return Ok(None);
         }
+        // Before sled opens its files, and may write to them: if the power is lost then, a note of a clean base would
+        // vouch for whatever is left.
+        let trusted = self.is_trusted(&path);
+        if trusted {
+            self.witness(false)?;
+        } else {
+            self.distrust();
+        }
         let base = Base::open(&path, self.cache_bytes)?;
         let Some(applied) = base.applied()? else {
             return Err(StoreError::Damaged("the base does not say where it stands".to_owned()));
         };
-        if !self.page_cache_survived(&path) {
-            let counted = base.recount()?;
-            if !applied.describes(&counted) {
-                return Err(StoreError::Damaged("the rows of the base do not match its digest".to_owned()));
-            }
+        if !trusted {
+            read_through(&base, &applied)?;
+            self.witness(false)?;
         }
         Ok(Some((base, applied)))
     }
@@ -221,10 +227,11 @@ impl BaseDir {
 
     /// Brings a database into use, in one step. The one before is left to [`BaseDir::remove`].
     pub fn switch_to(&mut self, number: u64) -> Result<(), StoreError> {
-        self.number = number;
         let current = self.path.join("current");
         write_durably(&current, format!("{number}\n").as_bytes())
             .map_err(|error| StoreError::io("writing", &current, error))?;
+        // Not before: if that failed, the old one is still in use, and is the one to sync and to vouch for.
+        self.number = number;
         self.witness(false)
     }
 
@@ -265,7 +272,7 @@ impl BaseDir {
 
     /// Notes that the database is in use, or that it was closed cleanly (after [`BaseDir::sync_files`]).
     pub fn witness(&self, clean: bool) -> Result<(), StoreError> {
-        let path = self.path.join("witness");
+        let path = self.witness_path();
         let write = || {
             let metadata = fs::metadata(self.database(self.number))?;
             let witness = Witness { clean, boot: boot_id(), device: metadata.dev(), inode: metadata.ino() };
@@ -274,10 +281,14 @@ impl BaseDir {
         write().map_err(|error| StoreError::io("writing", &path, error))
     }
 
+    /// Where the note lies that [`BaseDir::witness`] writes.
+    pub fn witness_path(&self) -> PathBuf {
+        self.path.join("witness")
+    }
+
     /// Forgets how the database was left, so that it is read through before it is used again.
     pub fn distrust(&self) {
-        // If even this fails the disk is gone, and with it what could be trusted wrongly.
-        let _ = fs::remove_file(self.path.join("witness"));
+        distrust(&self.witness_path());
     }
 
     /// Syncs every file of the database that is in use: sled does not.
@@ -286,17 +297,35 @@ impl BaseDir {
         sync_tree(&path).map_err(|error| StoreError::io("syncing", &path, error))
     }
 
-    fn page_cache_survived(&self, database: &Path) -> bool {
+    /// Whether it was closed cleanly, or only the process died and not the machine.
+    fn is_trusted(&self, database: &Path) -> bool {
         let read = || -> Option<(Witness, fs::Metadata)> {
-            let witness = serde_json::from_slice(&fs::read(self.path.join("witness")).ok()?).ok()?;
+            let witness = serde_json::from_slice(&fs::read(self.witness_path()).ok()?).ok()?;
             Some((witness, fs::metadata(database).ok()?))
         };
         read().is_some_and(|(witness, metadata)| {
             let same_place = (witness.device, witness.inode) == (metadata.dev(), metadata.ino());
             let same_boot = !witness.boot.is_empty() && witness.boot == boot_id();
-            witness.clean || (same_boot && same_place)
+            same_place && (witness.clean || same_boot)
         })
     }
+}
+
+/// Compares all rows with the digest; on a thread of its own, for sled may panic over damaged files.
+fn read_through(base: &Base, applied: &Applied) -> Result<(), StoreError> {
+    let base = base.clone();
+    let panicked = |_| StoreError::Damaged("sled panicked while reading the base".to_owned());
+    let counted = std::thread::spawn(move || base.recount()).join().map_err(panicked)??;
+    if applied.describes(&counted) {
+        return Ok(());
+    }
+    Err(StoreError::Damaged("the rows of the base do not match its digest".to_owned()))
+}
+
+/// See [`BaseDir::distrust`].
+pub(super) fn distrust(witness: &Path) {
+    // If even this fails the disk is gone, and with it what could be trusted wrongly.
+    let _ = fs::remove_file(witness);
 }
 
 fn sync_tree(path: &Path) -> io::Result<()> {
@@ -314,4 +343,64 @@ fn sync_tree(path: &Path) -> io::Result<()> {
 /// Which boot this is; empty where the system does not say, and then nothing is taken for granted.
 fn boot_id() -> String {
     fs::read_to_string(BOOT_ID_PATH).map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(path: &Path) -> BaseDir {
+        let mut dir = BaseDir::open(path, 1024 * 1024).unwrap();
+        let (number, base) = dir.create().unwrap();
+        let mut applied = Applied::default();
+        applied.change(b"\x01key", None, Some(b"value"));
+        base.write(&Changes::from([("\x01key".into(), Some("value".into()))]), &applied).unwrap();
+        base.flush().unwrap();
+        dir.switch_to(number).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_clean_base_counts_as_in_use_from_its_next_opening_on() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = filled(root.path());
+        dir.witness(true).unwrap();
+        let _base = dir.open_current().unwrap().unwrap();
+        let witness: Witness = serde_json::from_slice(&fs::read(dir.witness_path()).unwrap()).unwrap();
+        assert!(!witness.clean);
+    }
+
+    #[test]
+    fn a_copy_of_a_clean_base_is_read_through() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = filled(root.path());
+        let (base, applied) = dir.open_current().unwrap().unwrap();
+        let foreign = Changes::from([("\x01more".into(), Some("value".into()))]);
+        base.write(&foreign, &applied).unwrap();
+        base.flush().unwrap();
+        drop(base);
+        dir.witness(true).unwrap();
+        // As a restored backup does, it has another inode under the same name.
+        let (path, copy) = (dir.database(dir.number()), root.path().join("copy"));
+        fs::create_dir(&copy).unwrap();
+        for name in ["conf", "db"] {
+            fs::copy(path.join(name), copy.join(name)).unwrap();
+        }
+        fs::rename(&path, root.path().join("old")).unwrap();
+        fs::rename(&copy, &path).unwrap();
+        assert!(matches!(dir.open_current().err(), Some(StoreError::Damaged(_))));
+        assert!(!dir.witness_path().exists());
+    }
+
+    #[test]
+    fn a_switch_that_fails_leaves_the_old_base_in_use() {
+        let root = tempfile::tempdir().unwrap();
+        let mut dir = filled(root.path());
+        let before = dir.number();
+        let (number, _base) = dir.create().unwrap();
+        fs::remove_file(root.path().join("current")).unwrap();
+        fs::create_dir(root.path().join("current")).unwrap();
+        assert!(matches!(dir.switch_to(number), Err(StoreError::Io { .. })));
+        assert_eq!(dir.number(), before);
+    }
 }

@@ -1,6 +1,7 @@
 //! The keeper: the one thread that writes the base. It drains the overlay, takes snapshots and installs them, one
 //! after the other; so while a snapshot reads the base nothing writes it, and applies go on in the overlay.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
@@ -10,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 use super::applied::Applied;
-use super::base::{Base, BaseDir};
+use super::base::{self, Base, BaseDir};
 use super::log::Log;
 use super::overlay::Changes;
 use super::shared::{Shared, Stop};
@@ -19,15 +20,15 @@ use crate::escrow::records::LogPosition;
 
 /// Rows written to a fresh base at once.
 const LOAD_BATCH_ROWS: usize = 256;
-/// How long one look at the views that hold back a drain takes, before saying so and looking again.
-const VIEW_PATIENCE: Duration = Duration::from_secs(1);
-/// Looks after which a view is reported as leaked.
-const VIEW_LOOKS_MAX: u32 = 10;
+/// How long an installation waits for readers of the old rows, before it leaves their files to the next start.
+const OLD_READERS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What can be asked of the keeper.
 pub(super) enum Task {
     /// Drain all, sync the base and stop.
     Close(oneshot::Sender<Result<(), StoreError>>),
+    /// Something else found the base damaged: it is read through before it is used again.
+    Distrust,
     /// Bring all that is applied by now into the base.
     Drain(oneshot::Sender<Result<(), StoreError>>),
     /// Replace the state.
@@ -47,6 +48,7 @@ pub(super) struct Keeper {
     pub drain_every: Duration,
     pub shared: Arc<Shared>,
     pub snapshots: Snapshots,
+    pub view_patience: Duration,
 }
 
 /// Opens the base, or rebuilds it from the newest snapshot if the node cannot go on from it.
@@ -58,23 +60,28 @@ pub(super) fn open_base(
     let snapshot = snapshots.newest();
     let durable = snapshot.as_ref().map_or_else(Applied::default, |file| file.applied().clone());
     let purged = index(log.state().map_err(StoreError::Log)?.purged);
+    let mut damaged = false;
     match dir.open_current() {
         Ok(Some((base, applied))) => {
             if index(applied.position) >= purged && can_go_on(&applied, &durable, log)? {
-                dir.witness(false)?;
                 return Ok((base, applied));
             }
             let (base, snapshot) = (applied.index(), durable.index());
             tracing::warn!(base, snapshot, purged, "log and base do not meet: the base is rebuilt");
         }
         Ok(None) => {}
+        // A lack of files, of space or of rights says nothing about the base: it stays, for when that is mended.
+        Err(error) if !error.is_damage() => return Err(error),
         Err(error) => {
-            tracing::error!(%error, "the base cannot be used and is rebuilt");
-            dir.set_aside()?;
+            tracing::error!(%error, "the base cannot be used");
+            damaged = true;
         }
     }
     if index(durable.position) < purged {
         return Err(StoreError::Unrecoverable { purged, snapshot: index(durable.position) });
+    }
+    if damaged {
+        dir.set_aside()?;
     }
     let before = dir.number();
     let (number, base) = dir.create()?;
@@ -94,9 +101,8 @@ fn index(position: Option<LogPosition>) -> Option<u64> {
 /// synced would hold them.
 fn can_go_on(applied: &Applied, durable: &Applied, log: &Log) -> Result<bool, StoreError> {
     match applied.position {
-        position if position <= durable.position => Ok(position == durable.position),
-        None => Ok(true),
-        Some(position) => log.holds(position).map_err(StoreError::Log),
+        Some(position) if applied.position > durable.position => log.holds(position).map_err(StoreError::Log),
+        position => Ok(position == durable.position),
     }
 }
 
@@ -119,13 +125,18 @@ fn load(base: &Base, snapshot: Option<&SnapshotFile>) -> Result<(), StoreError> 
     base.flush()
 }
 
-/// If the keeper panics (sled may, over damaged files), nobody must wait for it for ever.
-struct LastWord(Arc<Shared>);
+/// If the keeper panics (sled may, over damaged files), nobody must wait for it for ever, nor use the base again as
+/// it is.
+struct LastWord {
+    shared: Arc<Shared>,
+    witness: PathBuf,
+}
 
 impl Drop for LastWord {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.stop(Stop::Failed("the keeper of the base panicked".to_owned()));
+            base::distrust(&self.witness);
+            self.shared.stop(Stop::Failed("the keeper of the base panicked".to_owned()));
         }
     }
 }
@@ -137,11 +148,12 @@ impl Keeper {
     }
 
     fn run(mut self, tasks: &Receiver<Task>) {
-        let _last_word = LastWord(self.shared.clone());
+        let _last_word = LastWord { shared: self.shared.clone(), witness: self.dir.witness_path() };
         let mut flushed = true;
         loop {
             match tasks.recv_timeout(self.drain_every) {
                 Ok(Task::Close(done)) => return self.close(done),
+                Ok(Task::Distrust) => self.dir.distrust(),
                 Ok(Task::Drain(done)) => {
                     let drained = self.drain().map(drop);
                     self.answer(done, drained);
@@ -203,12 +215,8 @@ impl Keeper {
     /// Brings the sealed generations into the base, oldest first.
     fn write_sealed(&self) -> Result<(), StoreError> {
         while let Some(sealed) = self.shared.oldest_sealed() {
-            let mut looks = 0;
-            while !sealed.views_are_gone(VIEW_PATIENCE) {
-                looks += 1;
-                if looks == VIEW_LOOKS_MAX {
-                    return Err(StoreError::Busy);
-                }
+            if !sealed.views_are_gone(self.view_patience) {
+                return Err(StoreError::Busy);
             }
             self.base.write(&sealed.changes, &sealed.upto)?;
             self.shared.forget_oldest();
@@ -250,32 +258,48 @@ impl Keeper {
             return self.snapshots.adopt(file);
         }
         let before = self.dir.number();
-        let (number, fresh) = self.dir.create()?;
-        if let Err(error) = load(&fresh, Some(&file)) {
-            drop(fresh);
-            self.dir.remove(number)?;
-            return Err(error);
-        }
+        let fresh = self.dir.create().and_then(|(number, fresh)| {
+            load(&fresh, Some(&file))?;
+            Ok((number, fresh))
+        });
+        let (number, fresh) = match fresh {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                self.dir.remove(before + 1)?;
+                // The base that is in use has no part in this, and goes on.
+                return Err(error.of_a_fresh_base(file.path()));
+            }
+        };
         let file = self.snapshots.adopt(file)?;
         self.dir.switch_to(number)?;
         let views = self.shared.replace(fresh.clone(), file.applied().clone());
         self.base = fresh;
         // Readers of the old rows finish; if one takes long, the next start removes its files.
-        if matches!(views.recv_timeout(VIEW_PATIENCE), Err(RecvTimeoutError::Disconnected)) {
+        if matches!(views.recv_timeout(OLD_READERS_PATIENCE), Err(RecvTimeoutError::Disconnected)) {
             self.dir.remove(before)?;
         }
         Ok(file)
     }
 
-    /// Drains, syncs and lets go of the base before it answers, so that the directory is free by then.
+    /// Drains, syncs and lets go of the base before it answers, so that the directory is free by then. After a failure
+    /// it only lets go: vouched for here, a base known to be damaged would be trusted at every start to come.
     fn close(self, done: oneshot::Sender<Result<(), StoreError>>) {
-        let closed = self.drain().and_then(|_| self.base.flush());
+        let closed = match self.shared.failure() {
+            Some(_) => Ok(()),
+            None => self.drain().and_then(|_| self.base.flush()),
+        };
         self.look_at(&closed);
         let Self { base, dir, shared, .. } = self;
         shared.stop(Stop::Closed);
         drop(base);
         // sled is closed now, unless a view still holds it: then it writes nothing, but its files are not all synced.
-        let closed = closed.and_then(|()| dir.sync_files()).and_then(|()| dir.witness(true));
+        let closed = match shared.failure() {
+            Some(reason) => {
+                dir.distrust();
+                closed.and(Err(StoreError::Stopped(reason)))
+            }
+            None => closed.and_then(|()| dir.sync_files()).and_then(|()| dir.witness(true)),
+        };
         drop(done.send(closed));
     }
 }

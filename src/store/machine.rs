@@ -19,7 +19,7 @@ use super::digest::Digest;
 use super::format::{self, Payload};
 use super::keeper::{Keeper, Task, open_base};
 use super::log::Log;
-use super::shared::Shared;
+use super::shared::{Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
 use super::view::{Transaction, View};
 use crate::escrow::apply;
@@ -35,6 +35,8 @@ pub const GENERATION_MAX_BYTES: usize = 512 * 1024;
 pub const CACHE_BYTES: u64 = 96 * 1024 * 1024;
 /// How long the keeper waits for more before it drains what is there.
 pub const DRAIN_EVERY: Duration = Duration::from_secs(1);
+/// How long the keeper waits for the views that hold back the base, before it answers [`StoreError::Busy`].
+pub const VIEW_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sizes and waits of a [`Machine`]; smaller in tests.
 #[derive(Debug, Clone)]
@@ -43,10 +45,15 @@ pub struct MachineOptions {
     pub cache_bytes: u64,
     /// See [`DRAIN_EVERY`].
     pub drain_every: Duration,
+    /// Whether an entry must follow the last one without a gap. Always, but in openraft's test suite, which applies
+    /// single entries of a log.
+    pub every_entry: bool,
     /// See [`GENERATION_MAX_BYTES`].
     pub generation_max_bytes: usize,
     /// See [`OVERLAY_MAX_BYTES`].
     pub overlay_max_bytes: usize,
+    /// See [`VIEW_PATIENCE`].
+    pub view_patience: Duration,
 }
 
 impl Default for MachineOptions {
@@ -54,8 +61,10 @@ impl Default for MachineOptions {
         Self {
             cache_bytes: CACHE_BYTES,
             drain_every: DRAIN_EVERY,
+            every_entry: true,
             generation_max_bytes: GENERATION_MAX_BYTES,
             overlay_max_bytes: OVERLAY_MAX_BYTES,
+            view_patience: VIEW_PATIENCE,
         }
     }
 }
@@ -84,6 +93,7 @@ pub struct Machine(Arc<Handle>);
 struct Handle {
     /// One entry is applied after the other.
     applying: Mutex<()>,
+    every_entry: bool,
     keeper: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
     snapshots: Snapshots,
@@ -121,16 +131,23 @@ impl Machine {
             drain_every: options.drain_every,
             shared: shared.clone(),
             snapshots: snapshots.clone(),
+            view_patience: options.view_patience,
         };
         let keeper =
             keeper.start(received).map_err(|error| StoreError::io("starting a thread for", dir, error))?;
         let (keeper, tasks) = (Some(keeper), Some(tasks));
-        Ok(Self(Arc::new(Handle { applying: Mutex::new(()), keeper, shared, snapshots, tasks })))
+        let (applying, every_entry) = (Mutex::new(()), options.every_entry);
+        Ok(Self(Arc::new(Handle { applying, every_entry, keeper, shared, snapshots, tasks })))
     }
 
     /// Where the state stands.
     pub fn applied(&self) -> Applied {
         self.0.shared.applied()
+    }
+
+    /// The index at which it stands; 0 before the first entry. For every request: it copies nothing else.
+    pub fn applied_index(&self) -> u64 {
+        self.0.shared.applied_index()
     }
 
     /// The digest of the state and the index it stands at. Earlier ones are in [`Applied::milestones`].
@@ -160,8 +177,29 @@ impl Machine {
     /// [`StoreError::State`] if the storage fails; [`StoreError::Stopped`] if it failed before.
     pub fn apply(&self, position: LogPosition, payload: Payload<'_>) -> Result<Option<Reply>, StoreError> {
         let _one_at_a_time = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let _last_word = LastWord(self);
+        let applied = self.apply_next(position, payload);
+        if let Err(error @ (StoreError::State(_) | StoreError::Base(_) | StoreError::Damaged(_))) = &applied {
+            self.distrust(error.to_string());
+        }
+        applied
+    }
+
+    /// Without this an orderly stop would vouch for a base that could not be read.
+    fn distrust(&self, reason: String) {
+        self.0.shared.stop(Stop::Failed(reason));
+        // If the keeper is gone, it has seen to the base.
+        drop(self.send(Task::Distrust));
+    }
+
+    fn apply_next(&self, position: LogPosition, payload: Payload<'_>) -> Result<Option<Reply>, StoreError> {
         let mut applied = self.0.shared.wait_for_room()?;
-        if Some(position) <= applied.position || position.index < applied.index() {
+        // An entry left out would be missing from this replica for ever, and from every snapshot it writes.
+        let follows = |last: LogPosition| {
+            let next = last.index + 1;
+            position > last && (position.index == next || (!self.0.every_entry && position.index > next))
+        };
+        if !applied.position.is_none_or(follows) {
             let reason = format!("it comes after index {}", applied.index());
             return Err(StoreError::Entry { index: position.index, reason });
         }
@@ -226,10 +264,16 @@ impl Machine {
     /// dropping the machine) is replayed from the log at the next start.
     ///
     /// # Errors
+    /// [`StoreError::Stopped`] if it failed before: the base is read through when it is opened again.
     /// [`StoreError::Base`], [`StoreError::Busy`], [`StoreError::Io`].
     pub async fn close(&self) -> Result<(), StoreError> {
         match self.ask(Task::Close).await {
-            Err(StoreError::Closed) => Ok(()),
+            // The keeper is gone: it was closed before, or it panicked.
+            Err(StoreError::Closed) => match self.0.shared.stopped() {
+                Some(Stop::Closed) => Ok(()),
+                Some(Stop::Failed(reason)) => Err(StoreError::Stopped(reason)),
+                None => Err(StoreError::Stopped("the keeper of the base is gone".to_owned())),
+            },
             closed => closed,
         }
     }
@@ -264,6 +308,17 @@ impl Machine {
         let (done, answer) = oneshot::channel();
         self.send(task(done))?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+/// sled may panic over damaged files, in the thread that applies as well.
+struct LastWord<'a>(&'a Machine);
+
+impl Drop for LastWord<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.distrust("applying an entry panicked".to_owned());
+        }
     }
 }
 

@@ -154,6 +154,29 @@ impl StoreError {
     fn is_of_the_base(&self) -> bool {
         matches!(self, Self::Base(_) | Self::Damaged(_))
     }
+
+    /// Whether the files of the base are not what was written to them, as opposed to being out of reach for now.
+    fn is_damage(&self) -> bool {
+        use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+        match self {
+            Self::Base(sled::Error::Io(error)) => {
+                matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
+            }
+            Self::Base(_) | Self::Damaged(_) => true,
+            _ => false,
+        }
+    }
+
+    /// An error of a base that is being filled from the snapshot at `path`: it says nothing of the one in use.
+    fn of_a_fresh_base(self, path: &Path) -> Self {
+        match self {
+            Self::Base(sled::Error::Io(error)) => Self::io("loading", path, error),
+            Self::Base(_) | Self::Damaged(_) => {
+                Self::Snapshot { path: path.to_owned(), reason: format!("it cannot be loaded: {self}") }
+            }
+            other => other,
+        }
+    }
 }
 
 impl From<StoreError> for io::Error {

@@ -48,6 +48,10 @@ impl Shared {
         self.lock().applied.clone()
     }
 
+    pub fn applied_index(&self) -> u64 {
+        self.lock().applied.index()
+    }
+
     /// The state as it is now, to read from. After a failure of the base too: what can still be read is right.
     pub fn view(&self) -> Result<View, StoreError> {
         let state = self.lock();
@@ -118,6 +122,19 @@ impl Shared {
         drop(state);
         drop(base);
         self.room.notify_all();
+    }
+
+    /// Why nothing is applied any more, if so.
+    pub fn stopped(&self) -> Option<Stop> {
+        self.lock().stop.clone()
+    }
+
+    /// What failed, if something did.
+    pub fn failure(&self) -> Option<String> {
+        match self.stopped() {
+            Some(Stop::Failed(reason)) => Some(reason),
+            Some(Stop::Closed) | None => None,
+        }
     }
 
     pub fn overlay_len(&self) -> usize {

@@ -1,6 +1,5 @@
 //! Reading the state, and changing it by one entry.
 
-use std::iter::Peekable;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -58,9 +57,9 @@ impl View {
                 base_key.as_ref(),
             ];
             let Some(key) = keys.into_iter().flatten().min().cloned() else { break };
-            let change = next_if(&mut changed, |(at, _)| **at == key).map(|(_, change)| change.clone());
-            let slot = next_if(&mut overlaid, |(at, _)| **at == key).map(|(_, slot)| slot.change.clone());
-            let row = next_if(&mut resting, |row| row.as_ref().is_ok_and(|(at, _)| *at == key));
+            let change = changed.next_if(|(at, _)| **at == key).map(|(_, change)| change.clone());
+            let slot = overlaid.next_if(|(at, _)| **at == key).map(|(_, slot)| slot.change.clone());
+            let row = resting.next_if(|row| row.as_ref().is_ok_and(|(at, _)| *at == key));
             let row = row.transpose()?.map(|(_, value)| Some(value));
             if let Some(Some(value)) = change.or(slot).or(row) {
                 values.push(value);
@@ -68,13 +67,6 @@ impl View {
         }
         Ok(values)
     }
-}
-
-fn next_if<I: Iterator>(
-    iterator: &mut Peekable<I>,
-    matches: impl FnOnce(&I::Item) -> bool,
-) -> Option<I::Item> {
-    iterator.next_if(matches)
 }
 
 /// The keys of a table that begin with a prefix and come after some key.

@@ -2,18 +2,20 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use openraft::storage::RaftStateMachine;
+use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use strongroom::escrow::lookup;
 use strongroom::escrow::records::LogPosition;
 use strongroom::raft::state_machine::snapshot_of;
 use strongroom::raft::storage::StorageOptions;
 use strongroom::store::StoreError;
 use strongroom::store::format::Payload;
+use strongroom::store::machine::MachineOptions;
 use strongroom::store::snapshot::{SnapshotFile, Snapshots};
 
 use super::sample;
-use super::support::{Node, assert_same, crash_copy, files, small, undrained};
+use super::support::{Node, assert_same, crash_copy, files, small, undrained, wait_until};
 
 fn manual() -> StorageOptions {
     StorageOptions { machine: undrained(), ..small() }
@@ -161,13 +163,21 @@ async fn a_file_damaged_after_it_was_received_is_refused_and_the_old_state_stays
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_go_on_while_a_snapshot_is_taken_and_are_not_in_it() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = node_with(dir.path(), 300).await;
+    let machine = MachineOptions { view_patience: Duration::from_secs(60), ..undrained() };
+    let mut node = Node::begin(dir.path(), StorageOptions { machine, ..small() }).await;
+    node.escrow(0, 300).await;
+    let before = node.storage.machine.applied().position;
+    // A reader holds the snapshot back for as long as it takes to write.
+    let reader = node.storage.machine.view().unwrap();
     let machine = node.storage.machine.clone();
     let snapshot = tokio::spawn(async move { machine.snapshot().await.unwrap() });
+    wait_until(|| node.storage.machine.stats().unwrap().overlay_generations > 0).await;
     node.escrow(300, 400).await;
+    assert!(!snapshot.is_finished());
+    drop(reader);
     let file = snapshot.await.unwrap();
+    assert_eq!(file.position(), before);
     node.assert_state();
-    // What is in it is the state at its index, whichever that was.
     let other = tempfile::tempdir().unwrap();
     let replica = Node::open(other.path(), manual()).await.unwrap();
     let received = transfer(&file, replica.storage.machine.snapshots()).await.unwrap();
@@ -177,6 +187,51 @@ async fn writes_go_on_while_a_snapshot_is_taken_and_are_not_in_it() {
     replayed.escrow(0, index).await;
     assert_same(&replica.storage, &replayed.expected);
     assert_eq!(replica.storage.machine.digest(), replayed.storage.machine.digest());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_holds_a_snapshot_back_delays_it_and_stops_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = MachineOptions { view_patience: Duration::from_millis(10), ..undrained() };
+    let mut node = Node::begin(dir.path(), StorageOptions { machine, ..small() }).await;
+    node.escrow(0, 20).await;
+    let reader = node.storage.machine.view().unwrap();
+    let mut state_machine = node.storage.state_machine();
+    let mut builder = state_machine.get_snapshot_builder().await;
+    // The builder asks first, so it was refused when the second is.
+    let (built, ()) = tokio::join!(builder.build_snapshot(), async {
+        let second = node.storage.machine.snapshot().await;
+        assert!(matches!(second.err(), Some(StoreError::Busy)));
+        drop(reader);
+    });
+    assert_eq!(built.unwrap().snapshot.position(), node.storage.machine.applied().position);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_snapshot_can_be_written_the_one_before_stays_and_entries_are_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = node_with(dir.path(), 20).await;
+    let first = node.storage.machine.snapshot().await.unwrap();
+    node.escrow(20, 40).await;
+    let (folder, away) = (dir.path().join("snapshots"), dir.path().join("away"));
+    fs::rename(&folder, &away).unwrap();
+    let mut state_machine = node.storage.state_machine();
+    let mut builder = state_machine.get_snapshot_builder().await;
+    assert_eq!(builder.build_snapshot().await.unwrap().snapshot.position(), first.position());
+    node.escrow(40, 50).await;
+    node.assert_state();
+    fs::rename(&away, &folder).unwrap();
+    let second = builder.build_snapshot().await.unwrap().snapshot;
+    assert_eq!(second.position(), node.storage.machine.applied().position);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_refused_where_its_base_would_not_fit_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(dir.path()).unwrap();
+    let half = snapshots.free_bytes().unwrap() / 2;
+    assert!(matches!(snapshots.receive(half, [0; 32]).await.err(), Some(StoreError::Snapshot { .. })));
+    assert!(snapshots.receive(1_000, [0; 32]).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -165,3 +165,13 @@ pub fn files(dir: &Path, matches: impl Fn(&str) -> bool + Copy) -> Vec<std::path
     }
     found
 }
+
+/// Waits for a condition, for at most a minute.
+pub async fn wait_until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
+}

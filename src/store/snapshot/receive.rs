@@ -9,6 +9,11 @@ use super::{HASH_BYTES, SnapshotFile, Snapshots};
 use crate::store::StoreError;
 use crate::store::directory::create_file;
 
+/// What a fresh base takes on the disk, in lengths of the snapshot file it is filled from.
+const BASE_SHARE: u64 = 2;
+/// What else must stay free, for the log and the base in use, in bytes.
+const SPARE_BYTES: u64 = 32 * 1024 * 1024;
+
 /// A snapshot on its way in: written to a temporary file chunk by chunk, never held in memory. Dropped before it is
 /// finished and installed, it leaves nothing.
 pub struct SnapshotReceiver {
@@ -24,11 +29,15 @@ impl Snapshots {
     /// Begins to receive a snapshot of the announced length and hash (see [`SnapshotFile::sha256`]).
     ///
     /// # Errors
-    /// [`StoreError::Snapshot`] if it would not fit on the disk; [`StoreError::Io`].
+    /// [`StoreError::Snapshot`] if the file and the base made of it would not fit on the disk; [`StoreError::Io`].
     pub async fn receive(&self, bytes: u64, sha256: [u8; 32]) -> Result<SnapshotReceiver, StoreError> {
         let path = self.temporary();
-        if bytes > self.free_bytes()? {
-            return Err(damaged(&path.0, &format!("its {bytes} bytes do not fit on the disk")));
+        // A disk that fills up while the snapshot is installed would stop a replica that is well.
+        let needed = bytes.saturating_mul(1 + BASE_SHARE).saturating_add(SPARE_BYTES);
+        let free = self.free_bytes()?;
+        if needed > free {
+            let reason = format!("its {bytes} bytes need {needed} on the disk, which has {free}");
+            return Err(damaged(&path.0, &reason));
         }
         let file = create_file(&path.0).map_err(|error| StoreError::io("creating", &path.0, error))?;
         Ok(SnapshotReceiver {
