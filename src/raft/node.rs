@@ -204,7 +204,7 @@ impl Node {
 
     /// Index this replica has applied; 0 before the first.
     pub fn applied(&self) -> u64 {
-        self.inner.storage.machine.applied().index()
+        self.inner.storage.machine.applied_index()
     }
 
     /// How fresh this replica is. What is read after this was asked is at least as fresh.
