@@ -70,7 +70,7 @@ fn bad_arguments_are_refused_by_the_name_of_the_field() {
         ("status --output xml", "table, json"),
         ("init --config F --offline-recipient a --offline-identity-out b", "--offline-identity-out"),
         ("bench escrow --clients 0", "1..=4096"),
-        ("nonsense", "nonsense"),
+        ("nonsense", "no such command"),
     ] {
         let message = parse(line).err().unwrap_or_default();
         assert!(message.contains(named), "{line}: {message}");
@@ -84,6 +84,19 @@ fn an_argument_that_may_be_a_secret_is_not_repeated() {
         format!("escrow --machine M --volume C: --kind generic {secret}"),
         format!("escrow --machine M --volume C: --kind generic --secret {secret}"),
         format!("escrow --machine M --volume C: --kind generic --secret={secret}"),
+        format!("escrow --machine M --volume C: --kind {secret}"),
+        format!("escrow --machine M --volume C: --kind generic --key-id {secret}"),
+        format!("find --user {secret}"),
+        format!("find --machine M --limit {secret}"),
+        format!("find --machine M --consistency {secret}"),
+        format!("recover {secret} --reason x"),
+        format!("custody {secret}"),
+        format!("cert {secret}"),
+        format!("completions {secret}"),
+        format!("status --output {secret}"),
+        format!("status --endpoints {secret}"),
+        format!("status --timeout {secret}"),
+        secret.to_owned(),
     ] {
         let message = parse(&line).err().unwrap();
         assert!(!message.contains("111111"), "{message}");
