@@ -17,9 +17,10 @@
 //! | [`seal`] | the keyring, sealing and opening of secrets, receipts |
 //! | [`tls`] | identities, certificates, reload, the built-in CA |
 //! | [`escrow`] | the pure domain: no async, no I/O, no clock, no randomness |
-//! | [`config`], [`error`], [`proto`], [`secret`], [`telemetry`] | leaves; [`proto`] is generated |
+//! | [`config`], [`error`], [`proto`], [`secret`], [`telemetry`] | leaves; [`proto`] is generated, [`config`] uses the domain's ids |
 //!
-//! A write travels [`rpc`] → [`raft`] → [`store`] → [`escrow::apply`], and the reply comes back the same way.
+//! A write travels `rpc/escrow.rs` → `raft/leader.rs` → `store/log` → `store/machine.rs` → [`escrow::apply`], and the
+//! reply comes back the same way.
 
 pub mod cli;
 pub mod client;

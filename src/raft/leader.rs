@@ -214,7 +214,13 @@ impl Node {
         });
         let reads = ReadIndex::new(move || {
             let node = node();
-            async move { node?.at_the_leader(READ_TIMEOUT, Confirm).await }
+            async move {
+                // A read has no outcome to be unknown.
+                node?.at_the_leader(READ_TIMEOUT, Confirm).await.map_err(|error| match error {
+                    NodeError::Unconfirmed(waited) => NodeError::NoQuorum(waited),
+                    error => error,
+                })
+            }
         });
         // Set once, here: a second value could only come from a second start.
         let _ = self.inner.leader_reads.set(leader_reads);

@@ -1,9 +1,9 @@
 //! Consensus: the only room that names openraft.
 //!
-//! [`Node`] is what the rest of the program sees: propose a command (here or through the leader), confirm a read,
-//! read the local replica, say how fresh it is, answer peers, change the membership. Below it are openraft with its
-//! storage over the `store` room (`log_store`, `state_machine`) and its network over the peer service (`network`,
-//! `peers`).
+//! [`Node`] is what the rest of the program sees: propose a command or confirm a read at whoever leads ([`leader`]),
+//! read the local replica and say how fresh it is ([`node`]), answer peers (`peer_side`), change the membership
+//! ([`membership`]). Below it are openraft with its storage over the `store` room ([`log_store`], [`state_machine`]) and
+//! its network over the peer service (`network`, [`peers`]).
 
 mod compaction;
 mod error;
