@@ -69,14 +69,14 @@ impl goldenscript::Runner for Script {
     fn run(&mut self, command: &goldenscript::Command, _: &goldenscript::Context) -> Outcome {
         let mut args = command.consume_args();
         let output = match command.name.as_str() {
-            "admit" => self.apply(&mut args, "operator/olga", admit)?,
+            "admit" => self.apply(&mut args, "operator/ops1", admit)?,
             "audit" => self.audit()?,
             "count" => self.count(),
             "dump" => self.dump(&mut args)?,
             "escrow" => self.apply(&mut args, "importer/imp", escrow)?,
             "find" => self.find(&mut args)?,
             "init" => self.apply(&mut args, "node/1", initialize)?,
-            "reveal" => self.apply(&mut args, "helpdesk-advanced/ada", reveal)?,
+            "reveal" => self.apply(&mut args, "helpdesk-advanced/desk2", reveal)?,
             other => return Err(format!("no command {other}").into()),
         };
         args.reject_next()?;

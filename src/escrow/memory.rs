@@ -127,21 +127,21 @@ mod tests {
     fn rows_come_by_prefix_in_order_and_in_pages() {
         let mut state = Memory::new();
         for (user, machine) in
-            [(r"A\anna", "PC-3"), (r"A\ann", "PC-2"), (r"A\anna", "PC-1"), (r"B\anna", "PC-4")]
+            [(r"A\user1", "PC-3"), (r"A\user", "PC-2"), (r"A\user1", "PC-1"), (r"B\user1", "PC-4")]
         {
             state.put(&row(user, machine));
         }
-        let prefix = UserMachine::prefix(&r"a\ANNA".parse().unwrap());
+        let prefix = UserMachine::prefix(&r"a\USER1".parse().unwrap());
         let machines = |after: Option<&[u8]>, limit| {
             let rows: Vec<UserMachine> = state.rows(&prefix, after, limit).unwrap();
             rows.iter().map(|row| row.machine.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(machines(None, 9), ["PC-1", "PC-3"]);
         assert_eq!(machines(None, 1), ["PC-1"]);
-        assert_eq!(machines(Some(&row(r"A\anna", "PC-1").key()), 9), ["PC-3"]);
+        assert_eq!(machines(Some(&row(r"A\user1", "PC-1").key()), 9), ["PC-3"]);
 
-        state.delete::<UserMachine>(&row(r"a\anna", "PC-1").key());
+        state.delete::<UserMachine>(&row(r"a\user1", "PC-1").key());
         assert_eq!(state.count(Table::UserMachine), 3);
-        assert_eq!(state.row::<UserMachine>(&row(r"A\anna", "PC-1").key()).unwrap(), None);
+        assert_eq!(state.row::<UserMachine>(&row(r"A\user1", "PC-1").key()).unwrap(), None);
     }
 }

@@ -57,7 +57,7 @@ fn command(action: Action) -> Command {
     Command {
         request: RequestId(Uuid::from_u128(0x11)),
         at: Timestamp(1_700_000_000_000),
-        by: "spiffe://acme/helpdesk/kim".parse().unwrap(),
+        by: "spiffe://acme/helpdesk/d01".parse().unwrap(),
         source: Source { node: 2, address: "192.0.2.7".to_owned() },
         action,
     }
@@ -73,7 +73,7 @@ fn escrow() -> Escrow {
         sealed: sealed(),
         sealed_package: Some(sealed()),
         fingerprint: Fingerprint([9; 32]),
-        user: Some(r"CORP\kim".parse().unwrap()),
+        user: Some(r"CORP\d01".parse().unwrap()),
     }
 }
 
@@ -108,7 +108,7 @@ fn commands_keep_decoding() {
     let initialize = Initialize { cluster, name, offline_recipient, node: node(), keyring: keyring() };
     let reveal = Reveal {
         key_id: KeyId(Uuid::from_u128(0x22)),
-        user: Some(r"CORP\kim".parse().unwrap()),
+        user: Some(r"CORP\d01".parse().unwrap()),
         reason: "lost PIN".to_owned(),
     };
     check("command initialize", &command(Action::Initialize(initialize)));

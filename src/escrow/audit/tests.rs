@@ -14,7 +14,7 @@ fn event(choice: u8, text: &str) -> AuditEvent {
         _ => AuditEvent::Reveal {
             key_id,
             machine: (choice & 4 > 0).then(|| "PC-0001".parse().unwrap()),
-            user: (choice & 8 > 0).then(|| r"CORP\anna".parse().unwrap()),
+            user: (choice & 8 > 0).then(|| r"CORP\user1".parse().unwrap()),
             reason: text.to_owned(),
             denied: (choice & 16 > 0).then(|| text.to_owned()),
         },
@@ -29,7 +29,7 @@ fn chain(events: &[(u8, String)]) -> Vec<AuditRecord> {
             sequence: head.sequence + 1,
             previous: head.hash,
             at: Timestamp(u64::from(*choice)),
-            by: Identity::new("acme".parse().unwrap(), Role::Helpdesk, "dora").unwrap(),
+            by: Identity::new("acme".parse().unwrap(), Role::Helpdesk, "desk1").unwrap(),
             source: Source { node: 1, address: "192.0.2.7:4000".to_owned() },
             position: LogPosition { term: 1, index: head.sequence + 2 },
             event: event(*choice, text),
@@ -86,7 +86,7 @@ fn the_hash_of_a_record_never_changes() {
     let records = chain(&[(31, "lost PIN".to_owned())]);
     assert_eq!(
         data_encoding::HEXLOWER.encode(&record_hash(&records[0])),
-        "a26f7440a89ad01f107f9f02077d1d571ffb2ad9f5530ef19750a963addd1260"
+        "543b204945e6ef6ab501d935b94d30701d978324b8a0a9da33ee8d9d42b1d3f8"
     );
 }
 
