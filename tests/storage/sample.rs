@@ -65,5 +65,5 @@ pub fn escrow(request: u64, number: u64) -> Command {
 /// Reveals key `number`: more than one reveal of a key leaves more than one audit record.
 pub fn reveal(request: u64, number: u64) -> Command {
     let reveal = Reveal { key_id: key_id(number), user: None, reason: "lost PIN".to_owned() };
-    command(request, Role::HelpdeskAdvanced, "kim", Action::Reveal(reveal))
+    command(request, Role::HelpdeskAdvanced, "desk1", Action::Reveal(reveal))
 }
