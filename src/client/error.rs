@@ -5,10 +5,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-/// Metadata key of what to do about an error, in words (ASCII).
-pub const HINT_KEY: &str = "strongroom-hint";
-/// Metadata key of the field at fault (ASCII).
-pub const FIELD_KEY: &str = "strongroom-field";
+use crate::rpc::status::{FIELD_KEY, HINT_KEY};
 
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]

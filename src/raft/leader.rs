@@ -109,6 +109,28 @@ enum Attempt<T> {
     Unknown,
 }
 
+/// A command that another node forwards, known to be one that a replica can apply.
+pub struct Forwarded {
+    body: Vec<u8>,
+    /// The node it says it came in through.
+    pub source: NodeId,
+}
+
+impl Forwarded {
+    /// Takes an encoded command.
+    ///
+    /// # Errors
+    /// [`NodeError::Decode`] or [`NodeError::TooLarge`] for what no replica could apply: such an entry would stop all of
+    /// them.
+    pub fn decode(body: Vec<u8>) -> Result<Self, NodeError> {
+        if body.len() > COMMAND_MAX_BYTES {
+            return Err(NodeError::TooLarge { bytes: body.len() });
+        }
+        let command: Command = format::decode(&body)?;
+        Ok(Self { body, source: command.source.node })
+    }
+}
+
 impl Node {
     /// Commits a command, here or through the leader, and answers what apply answered there. An election under way
     /// is waited for.
@@ -141,17 +163,12 @@ impl Node {
         }
     }
 
-    /// Commits an encoded command as the leader, for a peer that forwards it.
+    /// Commits a command as the leader, for a peer that forwards it.
     ///
     /// # Errors
-    /// [`NodeError::Decode`] or [`NodeError::TooLarge`] for what no replica could apply: such an entry would stop all of
-    /// them. [`NodeError::NotLeader`] if this node does not lead, [`NodeError::NoQuorum`] if it leads but has lost touch
+    /// [`NodeError::NotLeader`] if this node does not lead, [`NodeError::NoQuorum`] if it leads but has lost touch
     /// with the majority: nothing was written then. [`NodeError::Unconfirmed`] if that is not known.
-    pub async fn commit_forwarded(&self, body: Vec<u8>) -> Result<Committed, NodeError> {
-        if body.len() > COMMAND_MAX_BYTES {
-            return Err(NodeError::TooLarge { bytes: body.len() });
-        }
-        format::decode::<Command>(&body)?;
+    pub async fn commit_forwarded(&self, Forwarded { body, .. }: Forwarded) -> Result<Committed, NodeError> {
         let _permit = self.proposal_permit(body.len())?;
         match timeout(PROPOSE_TIMEOUT, self.commit(body)).await {
             Ok(outcome) => outcome,

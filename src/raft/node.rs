@@ -209,9 +209,12 @@ impl Node {
 
     /// How fresh this replica is. What is read after this was asked is at least as fresh.
     pub fn freshness(&self) -> Freshness {
+        // In a statement of its own: the borrow is a read lock, and another of the same watch taken while it lasts
+        // (`leader_in_contact` below) deadlocks with a writer that waits between the two.
+        let term = self.inner.raft.server_metrics().borrow_watched().vote.leader_id.term;
         Freshness {
             applied: self.applied(),
-            term: self.inner.raft.server_metrics().borrow_watched().vote.leader_id.term,
+            term,
             leader_known: self.leader_in_contact().is_some(),
             quorum_age: self.inner.quorum.age(),
         }
@@ -262,7 +265,7 @@ impl Node {
     /// Members by id, with whether they vote.
     pub fn members(&self) -> BTreeMap<NodeId, (Member, bool)> {
         let metrics = self.metrics();
-        let voters = self.voters();
+        let voters: Vec<_> = metrics.membership_config.voter_ids().collect();
         let nodes = metrics.membership_config.nodes();
         nodes.map(|(id, member)| (*id, (member.clone(), voters.contains(id)))).collect()
     }
@@ -319,7 +322,9 @@ impl Node {
     /// # Errors
     /// [`NodeError::Fatal`] with what stopped it.
     pub fn running(&self) -> Result<(), NodeError> {
-        self.metrics().running_state.map_err(|fatal| NodeError::Fatal(fatal.to_string()))
+        let metrics = self.inner.raft.metrics();
+        let running = &metrics.borrow_watched().running_state;
+        running.clone().map_err(|fatal| NodeError::Fatal(fatal.to_string()))
     }
 
     /// Resolves when the consensus core has stopped by itself, with what stopped it.

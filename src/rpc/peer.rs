@@ -5,7 +5,6 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::escrow::command::Command;
 use crate::escrow::ids::NodeId;
 use crate::escrow::records::Source;
 use crate::proto::MemberProgress;
@@ -15,6 +14,7 @@ use crate::proto::peer::{
     ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use crate::raft::NodeError;
+use crate::raft::leader::Forwarded;
 use crate::store::format;
 
 use super::guard::{Caller, PeerCaller};
@@ -73,11 +73,9 @@ impl PeerService for Context {
 
     async fn propose(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
         let caller = self.admit_member(&request)?;
-        let body = request.into_inner().body;
-        let command: Command = format::decode(&body)
-            .map_err(|error| Status::invalid_argument(format!("the command does not decode: {error}")))?;
-        check_source(&caller, command.source.node)?;
-        let committed = self.node.commit_forwarded(body.to_vec()).await?;
+        let command = Forwarded::decode(request.into_inner().body.to_vec())?;
+        check_source(&caller, command.source)?;
+        let committed = self.node.commit_forwarded(command).await?;
         Ok(Response::new(Envelope { body: format::encode(&committed).into(), quorum_age_ms: None }))
     }
 

@@ -1,5 +1,6 @@
 //! Finding and showing keys, and proving that they are held.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -16,7 +17,7 @@ use crate::proto::{
     RecoverResponse,
 };
 use crate::raft::NodeError;
-use crate::seal::{Part, SealContext, SealError};
+use crate::seal::{Keyring, Part, SealContext};
 use crate::secret::Secret;
 
 use super::escrow::unexpected;
@@ -77,8 +78,8 @@ impl RecoveryService for Context {
         if let Ok(index) = self.node.read_index().await {
             self.node.wait_applied(index).await?;
         }
-        let secret = match self.open(key_id).await {
-            Ok(Some((_, secret))) => Some(secret),
+        let own = match self.open(key_id).await {
+            Ok(Some(own)) => Some(own),
             Ok(None) => return Err(Status::not_found(format!("no key {key_id}"))),
             // This node is the one that cannot: it says so in its own line, and does not judge the others' proofs.
             Err(NodeError::Keyring(_)) => None,
@@ -87,9 +88,16 @@ impl RecoveryService for Context {
         let mut nonce = [0; NONCE_BYTES];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| Status::internal("no randomness"))?;
         let members = self.node.members();
-        let answers = members.keys().map(|id| self.challenge(*id, key_id, &nonce, secret.as_ref()));
+        let answers = members.keys().map(|id| self.challenge(*id, key_id, &nonce, own.as_ref()));
         Ok(Response::new(CustodyResponse { key_id: key_id.to_string(), nodes: join_all(answers).await }))
     }
+}
+
+/// A key of this replica, its plaintext, and the keyring that opened it.
+struct Opened {
+    key: KeyRecord,
+    secret: Secret,
+    keyring: Arc<Keyring>,
 }
 
 impl Context {
@@ -97,7 +105,7 @@ impl Context {
     async fn show(&self, revealed: &Revealed) -> Result<RecoverResponse, Status> {
         self.node.wait_applied(revealed.position.index).await?;
         let freshness = wire::freshness(&self.node, "quorum");
-        let (key, secret) = self
+        let Opened { key, secret, .. } = self
             .open(revealed.key_id)
             .await?
             .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
@@ -115,7 +123,7 @@ impl Context {
     }
 
     /// A key of this replica and its plaintext.
-    async fn open(&self, key_id: KeyId) -> Result<Option<(KeyRecord, Secret)>, NodeError> {
+    async fn open(&self, key_id: KeyId) -> Result<Option<Opened>, NodeError> {
         let node = self.node.clone();
         blocking(move || {
             let Some(key) = lookup::key(&node.view()?, key_id)? else { return Ok(None) };
@@ -126,28 +134,22 @@ impl Context {
                 kind: key.kind,
                 part: Part::Secret,
             };
-            let secret = node.keyring()?.open_sealed(&context, &key.sealed)?;
-            Ok(Some((key, secret)))
+            let keyring = node.keyring()?;
+            let secret = keyring.open_sealed(&context, &key.sealed)?;
+            Ok(Some(Opened { key, secret, keyring }))
         })
         .await
     }
 
     /// This node's answer to a challenge: outcome, proof, words.
     pub(super) async fn prove(&self, key_id: KeyId, nonce: &[u8]) -> (&'static str, Vec<u8>, String) {
-        let cannot = |error: &NodeError| ("cannot-open", Vec::new(), crate::error::chain(error));
-        let secret = match self.open(key_id).await {
-            Ok(Some((_, secret))) => secret,
-            Ok(None) => {
-                return ("absent", Vec::new(), format!("no key {key_id} at index {}", self.node.applied()));
-            }
-            Err(error) => return cannot(&error),
-        };
-        match self.node.keyring() {
-            Ok(keyring) => {
+        match self.open(key_id).await {
+            Ok(Some(Opened { secret, keyring, .. })) => {
                 let proof = keyring.prove_custody(nonce, self.node.options().id, key_id, &secret);
                 ("proven", proof.to_vec(), String::new())
             }
-            Err(error) => cannot(&error),
+            Ok(None) => ("absent", Vec::new(), format!("no key {key_id} at index {}", self.node.applied())),
+            Err(error) => ("cannot-open", Vec::new(), crate::error::chain(&error)),
         }
     }
 
@@ -157,7 +159,7 @@ impl Context {
         id: NodeId,
         key_id: KeyId,
         nonce: &[u8],
-        secret: Option<&Secret>,
+        own: Option<&Opened>,
     ) -> CustodyAnswer {
         let (outcome, proof, detail, applied) = if id == self.node.options().id {
             let (outcome, proof, detail) = self.prove(key_id, nonce).await;
@@ -170,7 +172,7 @@ impl Context {
         };
         let mut answer = CustodyAnswer { node: id, outcome, detail, applied };
         if answer.outcome == "proven" {
-            self.judge(&mut answer, key_id, nonce, secret, &proof);
+            self.judge(&mut answer, key_id, nonce, own, &proof);
         }
         answer
     }
@@ -181,21 +183,20 @@ impl Context {
         answer: &mut CustodyAnswer,
         key_id: KeyId,
         nonce: &[u8],
-        secret: Option<&Secret>,
+        own: Option<&Opened>,
         proof: &[u8],
     ) {
-        let own = self.node.options().id;
-        match (self.node.keyring(), secret) {
-            (Ok(keyring), Some(secret))
-                if keyring.verify_custody(proof, nonce, answer.node, key_id, secret) => {}
-            (Ok(_), Some(_)) => {
+        let this = self.node.options().id;
+        match own {
+            Some(own) if own.keyring.verify_custody(proof, nonce, answer.node, key_id, &own.secret) => {}
+            Some(_) => {
                 answer.outcome = "mismatch".to_owned();
-                answer.detail = format!("its proof does not fit the secret node {own} holds");
+                answer.detail = format!("its proof does not fit the secret node {this} holds");
             }
-            _ => {
+            None => {
                 answer.outcome = "unjudged".to_owned();
                 answer.detail = format!(
-                    "it sent a proof, but node {own}, which was asked, cannot open the key to check it"
+                    "it sent a proof, but node {this}, which was asked, cannot open the key to check it"
                 );
             }
         }
@@ -226,10 +227,4 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, NodeError> {
     let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());
     tokio::task::spawn_blocking(work).await.map_err(stopped)?
-}
-
-impl From<SealError> for Status {
-    fn from(error: SealError) -> Self {
-        NodeError::from(error).into()
-    }
 }
