@@ -9,7 +9,10 @@ use common::*;
 use strongroom::proto::cluster_service_client::ClusterServiceClient;
 use strongroom::proto::escrow_service_client::EscrowServiceClient;
 use strongroom::proto::recovery_service_client::RecoveryServiceClient;
-use strongroom::proto::{AddMemberRequest, CustodyRequest, EscrowRequest, FindRequest, RecoverRequest};
+use strongroom::proto::{
+    AddMember, CustodyRequest, EscrowRequest, FindRequest, MembershipChange, RecoverRequest,
+    membership_change,
+};
 use strongroom::tls::{ExpectedPeer, Tls, TlsPaths};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
@@ -189,8 +192,9 @@ async fn bad_requests(test: &TestCluster) {
     assert_field(recovery.custody(CustodyRequest { key_id: "?".to_owned() }).await.map(drop), "key_id");
 
     let mut cluster = ClusterServiceClient::new(channel(test, "operator").await);
-    let request = AddMemberRequest { peer_address: String::new(), learner: false };
-    assert_field(cluster.add_member(request).await.map(drop), "peer_address");
+    let add = membership_change::Change::Add(AddMember::default());
+    let request = MembershipChange { change: Some(add), ..MembershipChange::default() };
+    assert_field(cluster.change_membership(request).await.map(drop), "peer_address");
 }
 
 #[track_caller]

@@ -14,7 +14,7 @@ use strongroom::escrow::command::{Action, Command, Reveal};
 use strongroom::escrow::ids::{KeyId, NodeId, RequestId, Role, Timestamp};
 use strongroom::escrow::records::Source;
 use strongroom::proto::peer::{
-    AddMemberRequest, DescribeRequest, Envelope, ProveCustodyRequest, ReadIndexRequest,
+    DescribeRequest, Envelope, ForwardedChange, ProveCustodyRequest, ReadIndexRequest,
 };
 use strongroom::raft::peers::{PeerClient, Peers};
 use strongroom::server::{Server, ServerError, initialize};
@@ -139,14 +139,14 @@ async fn a_node_that_is_no_member_is_told_so_and_a_member_speaks_only_for_itself
     assert_denied(stranger.propose(command_from(9)).await, why);
     assert_denied(stranger.read_index(ReadIndexRequest {}).await, why);
     assert_denied(stranger.prove_custody(ProveCustodyRequest::default()).await, why);
-    assert_denied(stranger.add_member(AddMemberRequest::default()).await, why);
+    assert_denied(stranger.change_membership(ForwardedChange::default()).await, why);
 
     let mut member = fixture.peer(1);
     member.read_index(ReadIndexRequest {}).await.expect("a member is answered");
     member.propose(command_from(1)).await.expect("a member proposes for itself");
     assert_denied(member.propose(command_from(2)).await, "may not speak for node 2");
-    let for_another = AddMemberRequest { source_node: 2, ..AddMemberRequest::default() };
-    assert_denied(member.add_member(for_another).await, "may not speak for node 2");
+    let for_another = ForwardedChange { source_node: 2, ..ForwardedChange::default() };
+    assert_denied(member.change_membership(for_another).await, "may not speak for node 2");
     let broken = Envelope { body: vec![0xff; 8].into(), quorum_age_ms: None };
     let status = member.propose(broken).await.expect_err("no command");
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");

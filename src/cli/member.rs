@@ -154,17 +154,13 @@ async fn change(add: &AddCommand, client: &Client, printer: Printer) -> Result<(
     let document = json!({
         "node": done.node,
         "step": done.step,
-        "voters_before": done.voters_before,
-        "voters_after": done.voters_after,
+        "voters_before": done.before.clone().unwrap_or_default().voters,
+        "voters_after": done.after.clone().unwrap_or_default().voters,
     });
+    let (before, after) = (done.before.unwrap_or_default().voters, done.after.unwrap_or_default().voters);
     printer.result(&document, || {
-        let role = if done.voters_after.contains(&done.node) { "voter" } else { "learner" };
-        format!(
-            "node {} is a {role}: voters were {}, now {}",
-            done.node,
-            ids(&done.voters_before),
-            ids(&done.voters_after)
-        )
+        let role = if after.contains(&done.node) { "voter" } else { "learner" };
+        format!("node {} is a {role}: voters were {}, now {}", done.node, ids(&before), ids(&after))
     })
 }
 

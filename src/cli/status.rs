@@ -154,6 +154,7 @@ mod tests {
             purged: 0,
             snapshot: 0,
             certificate_expires_at: if role == "unreachable" { 0 } else { 1_700_000_000 },
+            ..NodeStatus::default()
         }
     }
 
@@ -170,6 +171,7 @@ mod tests {
             ],
             failure_tolerance: 1,
             answered_by: 2,
+            ..StatusResponse::default()
         }
     }
 

@@ -225,25 +225,37 @@ impl Client {
         }
     }
 
-    /// Adds the node whose peer service is at `peer_address`, as a voter or, if asked, as a learner.
+    /// Changes who is a member, or who leads.
     ///
     /// # Errors
     /// Any [`ClientError`] of the beginning; the rest comes from [`MembershipChange::next`].
+    pub async fn change_membership(
+        &self,
+        change: &proto::MembershipChange,
+    ) -> Result<MembershipChange, ClientError> {
+        let progress = self
+            .pool
+            .call(|channel, _| {
+                let change = change.clone();
+                // No deadline on the request: catching up takes as long as there is state to send.
+                async move { ClusterServiceClient::new(channel).change_membership(change).await }
+            })
+            .await?;
+        Ok(MembershipChange { progress })
+    }
+
+    /// Adds the node whose peer service is at `peer_address`, as a voter or, if asked, as a learner.
+    ///
+    /// # Errors
+    /// As [`Client::change_membership`].
     pub async fn add_member(
         &self,
         peer_address: &str,
         learner: bool,
     ) -> Result<MembershipChange, ClientError> {
-        let request = proto::AddMemberRequest { peer_address: peer_address.to_owned(), learner };
-        let progress = self
-            .pool
-            .call(|channel, _| {
-                let request = request.clone();
-                // No deadline on the request: catching up takes as long as there is state to send.
-                async move { ClusterServiceClient::new(channel).add_member(request).await }
-            })
-            .await?;
-        Ok(MembershipChange { progress })
+        let add = proto::AddMember { peer_address: peer_address.to_owned(), learner };
+        let change = Some(proto::membership_change::Change::Add(add));
+        self.change_membership(&proto::MembershipChange { change, ..Default::default() }).await
     }
 }
 
@@ -256,7 +268,7 @@ impl MembershipChange {
     /// The next step, or `None` when the change is complete.
     ///
     /// # Errors
-    /// Any [`ClientError`]. The change is not undone: adding the same node again goes on where it ended.
+    /// Any [`ClientError`]. The change is not undone: asking for the same again goes on where it ended.
     pub async fn next(&mut self) -> Result<Option<proto::MemberProgress>, ClientError> {
         match tokio::time::timeout(PROGRESS_TIMEOUT, self.progress.message()).await {
             Ok(message) => message.map_err(|status| ClientError::from_status(status, "the cluster")),

@@ -102,12 +102,12 @@ impl ClusterService for Script {
         Ok(Response::new(status))
     }
 
-    type AddMemberStream = futures_util::stream::Empty<Result<proto::MemberProgress, Status>>;
+    type ChangeMembershipStream = futures_util::stream::Empty<Result<proto::MemberProgress, Status>>;
 
-    async fn add_member(
+    async fn change_membership(
         &self,
-        _: Request<proto::AddMemberRequest>,
-    ) -> Result<Response<Self::AddMemberStream>, Status> {
+        _: Request<proto::MembershipChange>,
+    ) -> Result<Response<Self::ChangeMembershipStream>, Status> {
         Ok(Response::new(futures_util::stream::empty()))
     }
 }

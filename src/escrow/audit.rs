@@ -69,6 +69,12 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
             .optional_text(user.as_ref().map(ToString::to_string).as_deref())
             .text(reason)
             .optional_text(denied.as_deref()),
+        AuditEvent::ClusterRecovered { survivor, lost, previous } => {
+            let canonical = canonical.number(5).number(*survivor).number(lost.len() as u64);
+            lost.iter().fold(canonical, |canonical, id| canonical.number(*id)).bytes(previous.0.as_bytes())
+        }
+        AuditEvent::FeatureLevelRaised { level } => canonical.number(6).number(u64::from(level.0)),
+        AuditEvent::NodeRemoved { node } => canonical.number(7).number(*node),
     };
     canonical.sha256()
 }

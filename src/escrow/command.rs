@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::features::FeatureLevel;
 use super::ids::{
-    ClusterId, ClusterName, Identity, KeyId, MachineId, RequestId, Timestamp, UserName, VolumeId,
+    ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
 };
 use super::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
 use super::secrets::SecretKind;
@@ -34,6 +35,12 @@ pub enum Action {
     Reveal(Reveal),
     /// Register a node and hand it the keyring.
     AdmitNode(AdmitNode),
+    /// Allow the commands of a newer release.
+    RaiseFeatureLevel(RaiseFeatureLevel),
+    /// Begin a new history on what one node has.
+    RecoverCluster(RecoverCluster),
+    /// Note that a node left, and replace the keyring by one with a new data key that is not sealed to it.
+    RemoveNode(RemoveNode),
 }
 
 /// The first entry of a new cluster.
@@ -95,6 +102,34 @@ pub struct AdmitNode {
     pub keyring: KeyringRecord,
 }
 
+/// A feature level to allow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaiseFeatureLevel {
+    /// Every member can apply the commands of it.
+    pub level: FeatureLevel,
+}
+
+/// A new history on what one node has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverCluster {
+    /// The identity of the new history.
+    pub cluster: ClusterId,
+    /// The node that goes on; every other registered node has departed.
+    pub survivor: NodeId,
+    /// The keyring with a new data key, sealed to the survivor and the offline recipient alone; replaces exactly the
+    /// generation before it.
+    pub keyring: KeyringRecord,
+}
+
+/// A node that leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveNode {
+    /// Which.
+    pub node: NodeId,
+    /// The keyring with a new data key, not sealed to it any more; replaces exactly the generation before it.
+    pub keyring: KeyringRecord,
+}
+
 /// What apply answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -108,6 +143,12 @@ pub enum Reply {
     Refused(Refusal),
     /// The key may be shown: its reveal is on record.
     Revealed(Revealed),
+    /// The new history has begun.
+    ClusterRecovered,
+    /// Commands of this level, at least, are allowed.
+    FeatureLevel(FeatureLevel),
+    /// The node has departed and the keyring is replaced.
+    NodeRemoved,
 }
 
 /// A key that is kept: what a receipt certifies.

@@ -8,6 +8,9 @@
 //! | `escrow machine= [volume=] [kind=] [fp=HEX] [key=HEX] [package=BYTES] [size=BYTES] [user=] [by=]` | escrows |
 //! | `reveal key=HEX [reason=] [user=] [by=]` | reveals |
 //! | `admit node= [storage=HEX] [generation=] [version=] [peer=] [by=]` | admits a node |
+//! | `level level= [by=]` | raises the feature level |
+//! | `recover-cluster cluster=HEX survivor= [generation=] [version=] [by=]` | begins a new history |
+//! | `remove node= [generation=] [version=] [by=]` | removes a node |
 //! | `find [key=PREFIX] [machine=] [user=] [limit=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
@@ -27,7 +30,11 @@ use uuid::Uuid;
 
 use super::apply::apply;
 use super::audit::{ChainHead, verify};
-use super::command::{Action, AdmitNode, Command, Escrow, Initialize, Reply, Reveal};
+use super::command::{
+    Action, AdmitNode, Command, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster, RemoveNode, Reply,
+    Reveal,
+};
+use super::features::FeatureLevel;
 use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
 use super::lookup;
 use super::memory::Memory;
@@ -50,7 +57,7 @@ macro_rules! scripts {
     };
 }
 
-scripts!(admit, clock, escrow, find, initialize, replay, reveal);
+scripts!(admit, clock, escrow, feature_level, find, initialize, recover_cluster, remove, replay, reveal);
 
 /// 2026-01-01T00:00:00Z, where every script begins.
 const BEGINNING_MS: u64 = 1_767_225_600_000;
@@ -75,7 +82,10 @@ impl goldenscript::Runner for Script {
             "dump" => self.dump(&mut args)?,
             "escrow" => self.apply(&mut args, "importer/imp", escrow)?,
             "find" => self.find(&mut args)?,
+            "level" => self.apply(&mut args, "node/1", raise)?,
             "init" => self.apply(&mut args, "node/1", initialize)?,
+            "recover-cluster" => self.apply(&mut args, "node/1", recover_cluster)?,
+            "remove" => self.apply(&mut args, "operator/ops1", remove)?,
             "reveal" => self.apply(&mut args, "helpdesk-advanced/desk2", reveal)?,
             other => return Err(format!("no command {other}").into()),
         };
@@ -137,6 +147,11 @@ impl Script {
             write!(text, "{} {} {} index={} ", record.sequence, record.at, record.by, record.position.index)?;
             match record.event {
                 AuditEvent::ClusterInitialized => writeln!(text, "initialized")?,
+                AuditEvent::ClusterRecovered { survivor, lost, previous } => {
+                    writeln!(text, "recovered survivor={survivor} lost={lost:?} previous={previous}")?;
+                }
+                AuditEvent::FeatureLevelRaised { level } => writeln!(text, "feature-level={level}")?,
+                AuditEvent::NodeRemoved { node } => writeln!(text, "removed node={node}")?,
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
                 }
@@ -216,6 +231,22 @@ fn admit(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
     Ok(Action::AdmitNode(AdmitNode { node: node(args, node_id)?, keyring: keyring(args, 2)? }))
 }
 
+fn raise(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel(required(args, "level")?) }))
+}
+
+fn recover_cluster(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::RecoverCluster(RecoverCluster {
+        cluster: ClusterId(id(args, "cluster")?.ok_or("cluster= is missing")?),
+        survivor: required(args, "survivor")?,
+        keyring: keyring(args, 2)?,
+    }))
+}
+
+fn remove(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::RemoveNode(RemoveNode { node: required(args, "node")?, keyring: keyring(args, 2)? }))
+}
+
 fn node(args: &mut ArgumentConsumer<'_>, node: u64) -> Outcome<NodeRecord> {
     Ok(NodeRecord {
         id: node,
@@ -246,8 +277,11 @@ fn describe(reply: &Reply) -> String {
             kept.position.index,
             if kept.already_escrowed { " already" } else { "" }
         ),
+        Reply::ClusterRecovered => "recovered".to_owned(),
+        Reply::FeatureLevel(level) => format!("feature level {level}"),
         Reply::Initialized => "initialized".to_owned(),
         Reply::NodeAdmitted => "admitted".to_owned(),
+        Reply::NodeRemoved => "removed".to_owned(),
         Reply::Refused(refusal) => {
             let kind = format!("{refusal:?}");
             format!("refused, {}: {refusal}", kind.split('(').next().unwrap())

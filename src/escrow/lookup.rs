@@ -4,8 +4,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
-use super::records::{AuditRecord, ClusterRecord, KeyRecord, KeyringRecord, MachineRecord, NodeRecord};
+use super::records::{
+    AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyringRecord, MachineRecord,
+    NodeRecord,
+};
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
 use super::state::{Row, Rows, StateError};
 
@@ -248,6 +252,17 @@ pub fn node<S: Rows>(rows: &S, id: NodeId) -> Result<Option<NodeRecord>, StateEr
 /// Every node that was ever registered, by id.
 pub fn nodes<S: Rows>(rows: &S) -> Result<Vec<NodeRecord>, StateError> {
     rows.rows(&[], None, super::apply::NODES_MAX)
+}
+
+/// The nodes that left, by id.
+pub fn departed<S: Rows>(rows: &S) -> Result<Vec<DepartedNode>, StateError> {
+    rows.rows(&[], None, super::apply::NODES_MAX)
+}
+
+/// Up to which feature level commands are allowed.
+pub fn feature_level<S: Rows>(rows: &S) -> Result<FeatureLevel, StateError> {
+    let record: Option<FeatureLevelRecord> = rows.row(ONLY_ROW)?;
+    Ok(record.map_or(FeatureLevel::FIRST, |record| record.level))
 }
 
 /// The audit records after `sequence` (0 for all), in order; at most `limit` and [`AUDIT_PAGE_MAX`] of them.

@@ -11,6 +11,7 @@
 //! | [`secrets`] | kinds of recovery secrets and their formats |
 //! | [`records`] | what is stored: machines, keys, nodes, the keyring, audit records |
 //! | [`command`] | what can be asked of the state, and what it answers |
+//! | [`features`] | which commands every member can apply |
 //! | [`policy`] | which role may ask for what |
 //! | [`state`] | the tables, as apply and lookups see them |
 //! | [`rows`] | in which table and under which key each record lives |
@@ -25,6 +26,7 @@ pub mod apply;
 pub mod audit;
 pub mod command;
 mod digest;
+pub mod features;
 pub mod ids;
 pub mod lookup;
 pub mod memory;

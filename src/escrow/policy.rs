@@ -6,8 +6,8 @@ use super::ids::{Identity, MachineId, Role};
 /// What can be asked of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
-    /// Add a node to the cluster.
-    AddMember,
+    /// Add, promote, demote, remove or replace a member, or move the leadership.
+    ChangeMembership,
     /// Challenge every member to prove that it holds a key.
     Custody,
     /// Keep a recovery key; see [`may_escrow`] for whose.
@@ -16,21 +16,27 @@ pub enum Operation {
     Find,
     /// Make the first entry of a new cluster. Not a service: a node does it to itself when told to.
     Initialize,
+    /// Allow the commands of a newer release. Not a service: the leader does it once every member can apply them.
+    RaiseFeatureLevel,
     /// Reveal a recovery key; see [`must_name_user`] for to whom.
     Recover,
+    /// Begin a new history after a quorum was lost for ever. Not a service: a node does it to itself when told to.
+    RecoverCluster,
     /// Ask how the cluster is.
     Status,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 7] = [
-        Self::AddMember,
+    pub const ALL: [Self; 9] = [
+        Self::ChangeMembership,
         Self::Custody,
         Self::Escrow,
         Self::Find,
         Self::Initialize,
+        Self::RaiseFeatureLevel,
         Self::Recover,
+        Self::RecoverCluster,
         Self::Status,
     ];
 }
@@ -39,12 +45,14 @@ impl std::fmt::Display for Operation {
     /// What it is that one may or may not.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::AddMember => "add members",
+            Self::ChangeMembership => "change the membership",
             Self::Custody => "ask for custody",
             Self::Escrow => "escrow keys",
             Self::Find => "look keys up",
             Self::Initialize => "initialise a cluster",
+            Self::RaiseFeatureLevel => "raise the feature level",
             Self::Recover => "recover keys",
+            Self::RecoverCluster => "recover a cluster",
             Self::Status => "ask for status",
         })
     }
@@ -52,13 +60,16 @@ impl std::fmt::Display for Operation {
 
 /// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
 pub fn allows(role: Role, operation: Operation) -> bool {
-    use Operation::{AddMember, Custody, Escrow, Find, Initialize, Recover, Status};
+    use Operation::{
+        ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, Recover, RecoverCluster,
+        Status,
+    };
     match role {
         Role::Agent | Role::Importer => matches!(operation, Escrow | Status),
         Role::Auditor | Role::Officer => matches!(operation, Custody | Find | Status),
         Role::Helpdesk | Role::HelpdeskAdvanced => matches!(operation, Custody | Find | Recover | Status),
-        Role::Node => operation == Initialize,
-        Role::Operator => matches!(operation, AddMember | Custody | Find | Initialize | Status),
+        Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | RecoverCluster),
+        Role::Operator => matches!(operation, ChangeMembership | Custody | Find | Initialize | Status),
     }
 }
 
@@ -80,15 +91,15 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // add custody escrow find init recover status
-            (Role::Agent, "..x...x"),
-            (Role::Auditor, ".x.x..x"),
-            (Role::Helpdesk, ".x.x.xx"),
-            (Role::HelpdeskAdvanced, ".x.x.xx"),
-            (Role::Importer, "..x...x"),
-            (Role::Node, "....x.."),
-            (Role::Officer, ".x.x..x"),
-            (Role::Operator, "xx.xx.x"),
+            // change custody escrow find init raise recover recover-cluster status
+            (Role::Agent, "..x.....x"),
+            (Role::Auditor, ".x.x....x"),
+            (Role::Helpdesk, ".x.x..x.x"),
+            (Role::HelpdeskAdvanced, ".x.x..x.x"),
+            (Role::Importer, "..x.....x"),
+            (Role::Node, "....xx.x."),
+            (Role::Officer, ".x.x....x"),
+            (Role::Operator, "xx.xx...x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {

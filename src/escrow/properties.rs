@@ -11,13 +11,14 @@ use super::ids::Role;
 use super::lookup;
 use super::memory::Memory;
 use super::records::{
-    AuditRecord, ClusterRecord, KeyRecord, KeyState, KeyringRecord, LogPosition, MachineRecord, NodeRecord,
+    AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyState, KeyringRecord,
+    LogPosition, MachineRecord, NodeRecord,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 11] = [
+const TABLES: [Table; 13] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -29,6 +30,8 @@ const TABLES: [Table; 11] = [
     Table::Audit,
     Table::Request,
     Table::RequestSlot,
+    Table::DepartedNode,
+    Table::FeatureLevel,
 ];
 
 /// Applies `commands` as the entries from `index` on.
@@ -208,6 +211,7 @@ proptest! {
         prop_assert!(survive_encoding::<MachineRecord>(&state) && survive_encoding::<KeyRecord>(&state));
         prop_assert!(survive_encoding::<MachineKey>(&state) && survive_encoding::<UserMachine>(&state));
         prop_assert!(survive_encoding::<AuditRecord>(&state) && survive_encoding::<RequestRow>(&state));
-        prop_assert!(survive_encoding::<RequestSlot>(&state));
+        prop_assert!(survive_encoding::<RequestSlot>(&state) && survive_encoding::<DepartedNode>(&state));
+        prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::features::FeatureLevel;
 use super::ids::{ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, Timestamp, UserName, VolumeId};
 use super::secrets::SecretKind;
 
@@ -77,6 +78,24 @@ pub struct NodeRecord {
     pub recipient: String,
     /// When it was admitted.
     pub admitted_at: Timestamp,
+}
+
+/// A node that left the cluster. Its [`NodeRecord`] stays: an id is never used twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DepartedNode {
+    /// Its id.
+    pub id: NodeId,
+    /// When it left.
+    pub at: Timestamp,
+}
+
+/// Up to which feature level commands are allowed: one row, absent at level 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeatureLevelRecord {
+    /// The level.
+    pub level: FeatureLevel,
+    /// When it was raised to that.
+    pub raised_at: Timestamp,
 }
 
 /// The keyring, sealed to every member's recipient and the offline one: one row.
@@ -202,6 +221,25 @@ pub enum AuditEvent {
         reason: String,
         /// `None` if the key was shown, otherwise why not.
         denied: Option<String>,
+    },
+    /// A new history was begun on what one node had, because a quorum was lost for ever.
+    ClusterRecovered {
+        /// The node that went on.
+        survivor: NodeId,
+        /// The members that were left behind.
+        lost: Vec<NodeId>,
+        /// The identity of the history that ended.
+        previous: ClusterId,
+    },
+    /// Commands of a newer release were allowed.
+    FeatureLevelRaised {
+        /// Up to which level.
+        level: FeatureLevel,
+    },
+    /// A node was removed.
+    NodeRemoved {
+        /// Which.
+        node: NodeId,
     },
 }
 

@@ -9,7 +9,8 @@ use super::audit::ChainHead;
 use super::command::Reply;
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::records::{
-    AuditRecord, ClusterRecord, Fingerprint, KeyRecord, KeyringRecord, MachineRecord, NodeRecord,
+    AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyRecord, KeyringRecord,
+    MachineRecord, NodeRecord,
 };
 use super::state::{Row, Table};
 
@@ -154,6 +155,8 @@ row!(UserMachine, UserMachine, |row| Self::row_key(&row.user, &row.machine));
 row!(AuditRecord, Audit, |record| number_key(record.sequence));
 row!(RequestRow, Request, |row| row.request.row_key());
 row!(RequestSlot, RequestSlot, |row| number_key(row.slot));
+row!(DepartedNode, DepartedNode, |node| number_key(node.id));
+row!(FeatureLevelRecord, FeatureLevel, |_| ONLY_ROW.to_vec());
 
 /// The row key of a node.
 pub fn node_key(node: NodeId) -> Vec<u8> {

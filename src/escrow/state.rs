@@ -36,6 +36,10 @@ pub enum Table {
     Request = 10,
     /// Slot (8 bytes, big endian) of the ring that bounds [`Table::Request`].
     RequestSlot = 11,
+    /// Node id (8 bytes, big endian): nodes that left.
+    DepartedNode = 12,
+    /// One row: the feature level.
+    FeatureLevel = 13,
 }
 
 /// A type of row.

@@ -37,18 +37,98 @@ const CAUGHT_UP_ENTRIES: u64 = 64;
 /// Progress messages a slow caller may leave unread before the change waits for it.
 pub const PROGRESS_MAX: usize = 64;
 
+/// A change to the membership, or of the leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Which.
+    pub kind: ChangeKind,
+    /// Only say what it would come to.
+    pub dry_run: bool,
+    /// Fewer than three voters, or more than five, are meant.
+    pub any_voter_count: bool,
+}
+
+/// What is to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// Register a node, hand it the keyring, wait until it has caught up, make it a voter.
+    Add {
+        /// Host and port of its peer service.
+        peer_address: String,
+        /// Keep it a learner.
+        learner: bool,
+    },
+    /// Make a voter a learner.
+    Demote {
+        /// Which.
+        node: NodeId,
+    },
+    /// Make a learner that has caught up a voter.
+    Promote {
+        /// Which.
+        node: NodeId,
+    },
+    /// Take a member out for ever.
+    Remove {
+        /// Which.
+        node: NodeId,
+    },
+    /// Add one node and remove another, in one joint change.
+    Replace {
+        /// The member that goes.
+        old: NodeId,
+        /// Who comes.
+        new: Replacement,
+    },
+    /// Move the leadership.
+    Transfer {
+        /// To this voter; to the one that has most of the log if none is named.
+        to: Option<NodeId>,
+    },
+}
+
+/// Who comes in the place of a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replacement {
+    /// The node whose peer service answers there.
+    Added(String),
+    /// A learner there is.
+    Learner(NodeId),
+}
+
 /// How many voters may fail before writes stop: `n - (n / 2 + 1)`.
 pub fn failure_tolerance(voters: usize) -> u32 {
     u32::try_from(voters.saturating_sub(voters / 2 + 1)).unwrap_or(u32::MAX)
 }
 
 impl Node {
+    /// Makes a change, for operator `by`; tells `progress` what is happening.
+    ///
+    /// # Errors
+    /// [`NodeError::NotLeader`] anywhere but at the leader; [`NodeError::Admission`] in words for the operator;
+    /// otherwise as [`Node::propose`].
+    pub async fn change_membership(
+        &self,
+        change: &Change,
+        by: &Identity,
+        source: Source,
+        now: Timestamp,
+        progress: &mpsc::Sender<MemberProgress>,
+    ) -> Result<(), NodeError> {
+        match &change.kind {
+            ChangeKind::Add { peer_address, learner } if !change.dry_run => {
+                self.add_member(peer_address, *learner, by, source, now, progress).await.map(drop)
+            }
+            _ => Err(NodeError::Admission("only adding is built in this commit".to_owned())),
+        }
+    }
+
     /// Adds the node whose peer service answers at `address`, for operator `by`; tells `progress` what is happening.
     ///
     /// # Errors
     /// [`NodeError::NotLeader`] anywhere but at the leader; [`NodeError::Admission`] if the node cannot be added, in
     /// words for the operator; otherwise as [`Node::propose`].
-    pub async fn add_member(
+    async fn add_member(
         &self,
         address: &str,
         learner: bool,
@@ -65,7 +145,7 @@ impl Node {
             NodeError::Admission("another membership change is under way; try again when it is done".into())
         })?;
         let candidate = self.describe(address).await?;
-        let id = candidate.node;
+        let id = candidate.status.as_ref().map_or(0, |status| status.id);
         let before = self.voters();
         let member = self.check_candidate(&candidate)?;
         let known = self.members().remove(&id);
@@ -105,10 +185,11 @@ impl Node {
 
     /// Asks the node at `address` who it is, and asks again over a connection that accepts only that node.
     async fn describe(&self, address: &str) -> Result<DescribeResponse, NodeError> {
+        let id = |described: &DescribeResponse| described.status.as_ref().map_or(0, |status| status.id);
         let claimed = self.describe_as(address, ExpectedPeer::AnyNode).await?;
-        let described = self.describe_as(address, ExpectedPeer::Node(claimed.node)).await?;
-        if described.node != claimed.node {
-            let (first, then) = (claimed.node, described.node);
+        let described = self.describe_as(address, ExpectedPeer::Node(id(&claimed))).await?;
+        let (first, then) = (id(&claimed), id(&described));
+        if first != then {
             return Err(NodeError::Admission(format!(
                 "the node at {address} called itself {first}, then {then}"
             )));
@@ -133,7 +214,8 @@ impl Node {
     /// Whether a node that says this of itself may join.
     fn check_candidate(&self, candidate: &DescribeResponse) -> Result<Member, NodeError> {
         let refused = |why: String| Err(NodeError::Admission(why));
-        let id = candidate.node;
+        let status = candidate.status.clone().unwrap_or_default();
+        let id = status.id;
         let cluster = self.cluster()?.ok_or(NodeError::NoCluster)?;
         if !candidate.cluster.is_empty() && candidate.cluster != cluster.id.to_string() {
             return refused(format!(
@@ -142,7 +224,7 @@ impl Node {
             ));
         }
         let known = lookup::nodes(&self.view()?)?.into_iter().find(|node| node.id == id);
-        if candidate.cluster.is_empty() && candidate.last_log > 0 && known.is_none() {
+        if candidate.cluster.is_empty() && status.last_log > 0 && known.is_none() {
             return refused(format!(
                 "node {id} holds a log of its own: finish its `init`, or give it an empty data directory"
             ));
@@ -156,9 +238,9 @@ impl Node {
             ));
         }
         Ok(Member {
-            peer_address: candidate.peer_address.clone(),
-            api_address: candidate.api_address.clone(),
-            zone: candidate.zone.clone(),
+            peer_address: status.peer_address,
+            api_address: status.api_address,
+            zone: status.zone,
             storage,
         })
     }
@@ -182,7 +264,7 @@ impl Node {
         let mut recipients: Vec<String> = members.into_iter().map(|node| node.recipient).collect();
         recipients.extend([candidate.recipient.clone(), cluster.offline_recipient]);
         let node = NodeRecord {
-            id: candidate.node,
+            id: candidate.status.as_ref().map_or(0, |status| status.id),
             peer_address: member.peer_address.clone(),
             api_address: member.api_address.clone(),
             zone: member.zone.clone(),
@@ -233,10 +315,11 @@ impl Node {
                 let step = MemberProgress {
                     step: "catching-up".to_owned(),
                     node: id,
-                    voters_before: voters.to_vec(),
-                    voters_after: voters.to_vec(),
+                    before: Some(members_of(voters)),
+                    after: Some(members_of(voters)),
                     matched,
                     target,
+                    ..MemberProgress::default()
                 };
                 let _ = progress.try_send(step);
             }
@@ -277,12 +360,19 @@ fn report(
     let step = MemberProgress {
         step: step.to_owned(),
         node,
-        voters_before: voters_before.to_vec(),
-        voters_after: voters_after.to_vec(),
-        matched: 0,
-        target: 0,
+        before: Some(members_of(voters_before)),
+        after: Some(members_of(voters_after)),
+        ..MemberProgress::default()
     };
     let _ = progress.try_send(step);
+}
+
+fn members_of(voters: &[NodeId]) -> crate::proto::Members {
+    crate::proto::Members {
+        voters: voters.to_vec(),
+        failure_tolerance: failure_tolerance(voters.len()),
+        ..crate::proto::Members::default()
+    }
 }
 
 #[cfg(test)]

@@ -76,6 +76,8 @@ pub struct Vitals {
     pub leader: Option<NodeId>,
     /// Index of its last log entry.
     pub last_log: u64,
+    /// Term of its last log entry.
+    pub last_log_term: u64,
     /// Index it knows to be committed.
     pub committed: u64,
     /// Index it has applied, and the digest of the state there.
@@ -310,6 +312,7 @@ impl Node {
             term: metrics.current_term,
             leader: self.leader_in_contact(),
             last_log: metrics.last_log_index.unwrap_or(0),
+            last_log_term: self.inner.storage.last_log_term(),
             committed: metrics.local_committed.map_or(0, |id| id.index),
             digest: self.inner.storage.machine.digest(),
             purged: metrics.purged.map_or(0, |id| id.index),

@@ -85,6 +85,11 @@ impl Storage {
         self.policy.is_due_for(&self.machine, &self.log)
     }
 
+    /// Term of the last log entry; 0 if there is none, or the log is broken, which stops the node by itself.
+    pub fn last_log_term(&self) -> u64 {
+        self.log.state().ok().and_then(|state| state.last).map_or(0, |last| last.term)
+    }
+
     /// Syncs the log and lets go of the state, after openraft has stopped.
     ///
     /// # Errors

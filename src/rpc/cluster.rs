@@ -9,12 +9,15 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::NodeId;
+use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
 use crate::proto::cluster_service_server::ClusterService;
 use crate::proto::peer::{DescribeRequest, DescribeResponse};
-use crate::proto::{AddMemberRequest, MemberProgress, NodeStatus, StatusRequest, StatusResponse, peer};
-use crate::raft::membership::PROGRESS_MAX;
+use crate::proto::{MemberProgress, MembershipChange, NodeStatus, StatusRequest, StatusResponse, peer};
+use crate::raft::NodeError;
+use crate::raft::membership::{Change, PROGRESS_MAX};
 use crate::raft::types::Member;
 
 use super::guard::Caller;
@@ -47,43 +50,43 @@ impl ClusterService for Context {
             nodes,
             failure_tolerance: self.node.failure_tolerance(),
             answered_by: self.node.options().id,
+            feature_level: lookup::feature_level(&self.node.view()?).map_err(NodeError::from)?.0,
+            ..StatusResponse::default()
         }))
     }
 
-    type AddMemberStream = ProgressStream;
+    type ChangeMembershipStream = ProgressStream;
 
-    async fn add_member(
+    async fn change_membership(
         &self,
-        request: Request<AddMemberRequest>,
+        request: Request<MembershipChange>,
     ) -> Result<Response<ProgressStream>, Status> {
-        let caller = self.admit(&request, Operation::AddMember)?;
-        let AddMemberRequest { peer_address, learner } = request.into_inner();
-        wire::check_address(&peer_address)?;
+        let caller = self.admit(&request, Operation::ChangeMembership)?;
+        let change = request.into_inner();
+        let parsed = wire::membership_change(&change)?;
         let leader = self.node.leader();
         if leader == Some(self.node.options().id) {
-            return Ok(Response::new(self.add_member_here(peer_address, learner, caller).boxed()));
+            return Ok(Response::new(self.change_membership_here(parsed, caller).boxed()));
         }
         // Followers proxy, never redirect.
         let mut leader = leader
             .and_then(|leader| self.node.member_client(leader))
             .ok_or_else(|| Status::unavailable("no leader is known here; try again"))?;
-        let request = peer::AddMemberRequest {
-            peer_address,
-            learner,
+        let request = peer::ForwardedChange {
+            change: Some(change),
             by: caller.identity.to_string(),
             source_node: caller.source.node,
             source_address: caller.source.address,
         };
-        Ok(Response::new(leader.add_member(request).await?.into_inner().boxed()))
+        Ok(Response::new(leader.change_membership(request).await?.into_inner().boxed()))
     }
 }
 
 impl Context {
-    /// Adds a member with this node as the leader.
-    pub(super) fn add_member_here(
+    /// Changes the membership with this node as the leader.
+    pub(super) fn change_membership_here(
         &self,
-        peer_address: String,
-        learner: bool,
+        change: Change,
         caller: Caller,
     ) -> impl Stream<Item = Result<MemberProgress, Status>> + Send + 'static {
         let (steps, progress) = mpsc::channel(PROGRESS_MAX);
@@ -92,9 +95,9 @@ impl Context {
         // Runs to its end even if the caller goes away: a half-made change helps nobody.
         tokio::spawn(async move {
             let Caller { identity, source } = caller;
-            let added = node.add_member(&peer_address, learner, &identity, source, now(), &steps).await;
-            if let Err(error) = added {
-                tracing::warn!(%error, peer_address, "adding a member");
+            let changed = node.change_membership(&change, &identity, source, now(), &steps).await;
+            if let Err(error) = changed {
+                tracing::warn!(%error, ?change, "changing the membership");
                 let _ = failed.send(Err(error.into())).await;
             }
         });
@@ -104,24 +107,33 @@ impl Context {
     /// What this node says of itself.
     pub(super) fn describe_self(&self) -> Result<DescribeResponse, Status> {
         let (options, vitals) = (self.node.options(), self.node.vitals());
-        Ok(DescribeResponse {
-            node: options.id,
-            storage: options.member.storage.to_string(),
-            recipient: self.node.recipient(),
-            peer_address: options.member.peer_address.clone(),
-            api_address: options.member.api_address.clone(),
-            zone: options.member.zone.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            cluster: self.node.cluster()?.map(|cluster| cluster.id.to_string()).unwrap_or_default(),
+        let status = NodeStatus {
+            id: options.id,
             role: vitals.role.to_owned(),
-            term: vitals.term,
+            zone: options.member.zone.clone(),
+            api_address: options.member.api_address.clone(),
+            peer_address: options.member.peer_address.clone(),
             applied: vitals.digest.index,
             committed: vitals.committed,
             last_log: vitals.last_log,
             digest: vitals.digest.value.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             purged: vitals.purged,
             snapshot: vitals.snapshot,
             certificate_expires_at: self.tls.expires_at(),
+            last_log_term: vitals.last_log_term,
+            feature_level: FeatureLevel::SUPPORTED.0,
+            draining: self.is_draining(),
+            ..NodeStatus::default()
+        };
+        Ok(DescribeResponse {
+            status: Some(status),
+            storage: options.member.storage.to_string(),
+            recipient: self.node.recipient(),
+            cluster: self.node.cluster()?.map(|cluster| cluster.id.to_string()).unwrap_or_default(),
+            term: vitals.term,
+            leader: vitals.leader,
+            quorum_age_ms: self.node.freshness().quorum_age.map(wire::millis),
         })
     }
 
@@ -131,24 +143,17 @@ impl Context {
         } else {
             self.ask_to_describe(id).await
         };
+        let unreachable = NodeStatus { role: "unreachable".to_owned(), ..NodeStatus::default() };
         let reachable = described.is_some();
-        let about = described.unwrap_or_default();
+        let about = described.and_then(|described| described.status).unwrap_or(unreachable);
         NodeStatus {
             id,
-            role: if reachable { about.role } else { "unreachable".to_owned() },
             zone: member.zone.clone(),
             api_address: member.api_address.clone(),
             peer_address: member.peer_address.clone(),
             voter,
             reachable,
-            applied: about.applied,
-            committed: about.committed,
-            last_log: about.last_log,
-            digest: about.digest,
-            version: about.version,
-            purged: about.purged,
-            snapshot: about.snapshot,
-            certificate_expires_at: about.certificate_expires_at,
+            ..about
         }
     }
 

@@ -10,7 +10,7 @@ use crate::escrow::records::Source;
 use crate::proto::MemberProgress;
 use crate::proto::peer::peer_service_server::PeerService;
 use crate::proto::peer::{
-    AddMemberRequest, DescribeRequest, DescribeResponse, Envelope, ProveCustodyRequest, ProveCustodyResponse,
+    DescribeRequest, DescribeResponse, Envelope, ForwardedChange, ProveCustodyRequest, ProveCustodyResponse,
     ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use crate::raft::NodeError;
@@ -18,7 +18,7 @@ use crate::raft::leader::Forwarded;
 use crate::store::format;
 
 use super::guard::{Caller, PeerCaller};
-use super::{Context, status};
+use super::{Context, status, wire};
 
 type Frames = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
 type ProgressStream = Pin<Box<dyn Stream<Item = Result<MemberProgress, Status>> + Send>>;
@@ -88,11 +88,11 @@ impl PeerService for Context {
         Ok(Response::new(ReadIndexResponse { index }))
     }
 
-    type AddMemberStream = ProgressStream;
+    type ChangeMembershipStream = ProgressStream;
 
-    async fn add_member(
+    async fn change_membership(
         &self,
-        request: Request<AddMemberRequest>,
+        request: Request<ForwardedChange>,
     ) -> Result<Response<ProgressStream>, Status> {
         let caller = self.admit_member(&request)?;
         let request = request.into_inner();
@@ -100,11 +100,12 @@ impl PeerService for Context {
         if self.node.leader() != Some(self.node.options().id) {
             return Err(NodeError::NotLeader(self.node.leader()).into());
         }
+        let change = wire::membership_change(&request.change.unwrap_or_default())?;
         let caller = Caller {
             identity: request.by.parse()?,
             source: Source { node: request.source_node, address: request.source_address },
         };
-        Ok(Response::new(self.add_member_here(request.peer_address, request.learner, caller).boxed()))
+        Ok(Response::new(self.change_membership_here(change, caller).boxed()))
     }
 
     async fn prove_custody(

@@ -1,5 +1,7 @@
 //! Protobuf to domain and back. Everything a caller sends is checked here, before anything else sees it.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use crate::escrow::apply::{NODE_ADDRESS_MAX_BYTES, check_reason};
@@ -8,6 +10,7 @@ use crate::escrow::lookup::{FoundKey, Query};
 use crate::escrow::secrets::{self, SecretKind};
 use crate::proto;
 use crate::raft;
+use crate::raft::membership::{Change, ChangeKind, Replacement};
 use crate::seal::receipt::Receipt;
 use crate::secret::Secret;
 
@@ -128,6 +131,48 @@ pub fn check_address(text: &str) -> Result<(), Invalid> {
     if well_formed { Ok(()) } else { Err(Invalid::new("peer_address", "host:port of a node's peer service")) }
 }
 
+/// A membership change.
+///
+/// # Errors
+/// [`Invalid`] naming the field.
+pub fn membership_change(message: &proto::MembershipChange) -> Result<Change, Invalid> {
+    use proto::membership_change::Change as Asked;
+    use proto::replace_member::Replacement as Given;
+    let node = |id: u64, field: &str| {
+        if id > 0 { Ok(id) } else { Err(Invalid::new(field, "the id of a node, from 1")) }
+    };
+    let kind = match message.change.as_ref() {
+        None => return Err(Invalid::new("change", "add, promote, demote, remove, replace or transfer")),
+        Some(Asked::Add(add)) => {
+            check_address(&add.peer_address)?;
+            ChangeKind::Add { peer_address: add.peer_address.clone(), learner: add.learner }
+        }
+        Some(Asked::Promote(promote)) => ChangeKind::Promote { node: node(promote.node, "node")? },
+        Some(Asked::Demote(demote)) => ChangeKind::Demote { node: node(demote.node, "node")? },
+        Some(Asked::Remove(remove)) => ChangeKind::Remove { node: node(remove.node, "node")? },
+        Some(Asked::Replace(replace)) => {
+            let new = match &replace.replacement {
+                None => return Err(Invalid::new("replacement", "a peer address or the id of a learner")),
+                Some(Given::Learner(learner)) => Replacement::Learner(node(*learner, "replacement.learner")?),
+                Some(Given::PeerAddress(address)) => {
+                    check_address(address)?;
+                    Replacement::Added(address.clone())
+                }
+            };
+            ChangeKind::Replace { old: node(replace.old, "old")?, new }
+        }
+        Some(Asked::Transfer(transfer)) => {
+            ChangeKind::Transfer { to: transfer.to.map(|to| node(to, "to")).transpose()? }
+        }
+    };
+    Ok(Change { kind, dry_run: message.dry_run, any_voter_count: message.any_voter_count })
+}
+
+/// A duration in whole milliseconds.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// An empty protobuf string means absent.
 fn optional<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, Invalid>) -> Result<Option<T>, Invalid> {
     if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
@@ -142,7 +187,7 @@ pub fn freshness(node: &raft::Node, consistency: &str) -> proto::Freshness {
         applied: freshness.applied,
         term: freshness.term,
         leader_known: freshness.leader_known,
-        quorum_age_ms: freshness.quorum_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        quorum_age_ms: freshness.quorum_age.map(millis),
     }
 }
 

@@ -8,7 +8,7 @@ use super::{Halt, Turn, requests};
 use crate::escrow::command::{AdmitNode, Refusal, Reply};
 use crate::escrow::ids::Invalid;
 use crate::escrow::policy::{Operation, allows};
-use crate::escrow::records::{AuditEvent, KeyringRecord, NodeRecord};
+use crate::escrow::records::{AuditEvent, DepartedNode, KeyringRecord, NodeRecord};
 use crate::escrow::rows::{ONLY_ROW, node_key};
 use crate::escrow::state::State;
 
@@ -25,7 +25,7 @@ pub const KEYRING_MAX_BYTES: usize = 1 << 20;
 
 pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, admit: &AdmitNode) -> Result<Reply, Halt> {
     let AdmitNode { node, keyring } = admit;
-    if !allows(turn.by().role, Operation::AddMember) {
+    if !allows(turn.by().role, Operation::ChangeMembership) {
         return Err(Refusal::Denied(format!("role {} does not add members", turn.by().role)).into());
     }
     check_node(node)?;
@@ -47,7 +47,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, admit: &AdmitNode) -> Resu
 
 /// The keyring must be made from the stored one, or data keys that only the stored one has would be lost, and with
 /// them every secret they seal.
-fn check_replaces(stored: &KeyringRecord, keyring: &KeyringRecord) -> Result<(), Refusal> {
+pub(super) fn check_replaces(stored: &KeyringRecord, keyring: &KeyringRecord) -> Result<(), Refusal> {
     if keyring.generation != stored.generation + 1 {
         return Err(Refusal::Conflict(format!(
             "the keyring is at generation {}; generation {} does not follow it: read it again and retry",
@@ -71,6 +71,10 @@ fn registered<S: State>(turn: &Turn<'_, S>, node: &NodeRecord) -> Result<Option<
     let nodes: Vec<NodeRecord> = turn.state.rows(&[], None, NODES_MAX)?;
     if let Some(other) = nodes.iter().find(|known| known.id != node.id && known.storage == node.storage) {
         let why = format!("storage {} is registered as node {}, not {}", node.storage, other.id, node.id);
+        return Err(Refusal::Conflict(why).into());
+    }
+    if turn.state.row::<DepartedNode>(&node_key(node.id))?.is_some() {
+        let why = format!("node {} left the cluster: an id is never used twice, choose a new one", node.id);
         return Err(Refusal::Conflict(why).into());
     }
     let known: Option<NodeRecord> = turn.state.row(&node_key(node.id))?;

@@ -10,7 +10,10 @@
 
 mod admit;
 mod escrow;
+mod feature_level;
 mod initialize;
+mod recover_cluster;
+mod remove;
 mod requests;
 mod reveal;
 
@@ -78,6 +81,7 @@ impl<'a, S: State> Turn<'a, S> {
         if command.source.address.len() > SOURCE_ADDRESS_MAX_BYTES {
             return Err(Invalid::new("source", format!("at most {SOURCE_ADDRESS_MAX_BYTES} bytes")).into());
         }
+        feature_level::check(state, &command.action)?;
         let heads: Heads = state.row(ONLY_ROW)?.unwrap_or_default();
         let at = command.at.max(heads.last_stamp);
         let heads_before = heads.clone();
@@ -91,6 +95,9 @@ impl<'a, S: State> Turn<'a, S> {
             Action::Escrow(escrow) => escrow::apply(self, escrow),
             Action::Reveal(reveal) => reveal::apply(self, reveal),
             Action::AdmitNode(admit) => admit::apply(self, admit),
+            Action::RaiseFeatureLevel(raise) => feature_level::apply(self, raise),
+            Action::RecoverCluster(recover) => recover_cluster::apply(self, recover),
+            Action::RemoveNode(remove) => remove::apply(self, remove),
         }
     }
 

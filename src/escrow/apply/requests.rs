@@ -72,6 +72,11 @@ fn digest(command: &Command) -> [u8; 32] {
             .text(&admit.node.api_address)
             .text(&admit.node.zone)
             .text(&admit.node.recipient),
+        Action::RaiseFeatureLevel(raise) => canonical.number(5).number(u64::from(raise.level.0)),
+        Action::RecoverCluster(recover) => {
+            canonical.number(6).bytes(recover.cluster.0.as_bytes()).number(recover.survivor)
+        }
+        Action::RemoveNode(remove) => canonical.number(7).number(remove.node),
     };
     canonical.sha256()
 }

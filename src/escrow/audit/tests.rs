@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, KeyId, Role, Timestamp};
 use crate::escrow::records::{LogPosition, Source};
 
@@ -75,6 +76,14 @@ fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                 }
                 AuditEvent::ClusterInitialized => AuditEvent::NodeAdmitted { node: 1 },
                 AuditEvent::EscrowConflict { .. } => AuditEvent::ClusterInitialized,
+                AuditEvent::ClusterRecovered { survivor, mut lost, previous } => {
+                    lost.push(9);
+                    AuditEvent::ClusterRecovered { survivor, lost, previous }
+                }
+                AuditEvent::FeatureLevelRaised { level } => {
+                    AuditEvent::FeatureLevelRaised { level: FeatureLevel(level.0 + 1) }
+                }
+                AuditEvent::NodeRemoved { node } => AuditEvent::NodeRemoved { node: node + 1 },
             }
         }
     }

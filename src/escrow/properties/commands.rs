@@ -4,7 +4,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use crate::escrow::command::{Action, AdmitNode, Command, Escrow, Initialize, Reveal};
+use crate::escrow::command::{
+    Action, AdmitNode, Command, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster, RemoveNode, Reveal,
+};
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
 use crate::escrow::records::{Fingerprint, KeyringRecord, NodeRecord, Sealed, Source};
 use crate::escrow::secrets::SecretKind;
@@ -78,6 +81,25 @@ fn admit() -> impl Strategy<Value = Action> {
     })
 }
 
+fn remove() -> impl Strategy<Value = Action> {
+    (1..4_u64, 1..6_u64, 1..5_u32).prop_map(|(node, generation, version)| {
+        let keyring = KeyringRecord { current_key_version: version, ..keyring(generation) };
+        Action::RemoveNode(RemoveNode { node, keyring })
+    })
+}
+
+fn recover_cluster() -> impl Strategy<Value = Action> {
+    (2..4_u128, 1..4_u64, 1..6_u64, 1..5_u32).prop_map(|(cluster, survivor, generation, version)| {
+        let keyring = KeyringRecord { current_key_version: version, ..keyring(generation) };
+        let cluster = ClusterId(Uuid::from_u128(cluster));
+        Action::RecoverCluster(RecoverCluster { cluster, survivor, keyring })
+    })
+}
+
+fn raise() -> impl Strategy<Value = Action> {
+    (1..4_u32).prop_map(|level| Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel(level) }))
+}
+
 fn initialize(cluster: u128) -> Action {
     Action::Initialize(Initialize {
         cluster: ClusterId(Uuid::from_u128(cluster)),
@@ -93,6 +115,9 @@ fn command() -> impl Strategy<Value = Command> {
         10 => escrow(),
         10 => reveal(),
         3 => admit(),
+        2 => raise(),
+        2 => remove(),
+        1 => recover_cluster(),
         1 => (1..3_u128).prop_map(initialize),
     ];
     let entitled = proptest::bool::weighted(0.75);
@@ -100,6 +125,9 @@ fn command() -> impl Strategy<Value = Command> {
         |(request, at, mut by, entitled, action)| {
             if entitled {
                 by.role = entitled_role(&action, by.role);
+                if by.role == Role::Node {
+                    by.name = "1".to_owned();
+                }
             }
             Command {
                 request: RequestId(Uuid::from_u128(request)),
@@ -115,7 +143,8 @@ fn command() -> impl Strategy<Value = Command> {
 /// A role that may do it: with roles at random, nearly everything would be refused.
 fn entitled_role(action: &Action, drawn: Role) -> Role {
     match action {
-        Action::AdmitNode(_) | Action::Initialize(_) => Role::Operator,
+        Action::AdmitNode(_) | Action::Initialize(_) | Action::RemoveNode(_) => Role::Operator,
+        Action::RaiseFeatureLevel(_) | Action::RecoverCluster(_) => Role::Node,
         Action::Escrow(_) => Role::Importer,
         Action::Reveal(_) if drawn < Role::Importer => Role::Helpdesk,
         Action::Reveal(_) => Role::HelpdeskAdvanced,

@@ -1,0 +1,42 @@
+//! Feature levels: which commands every member can apply.
+//!
+//! A command that a member's release does not know would stop that member. So each release says up to which level it
+//! can apply commands, and a command is refused until the replicated level allows it. The leader raises the level once
+//! every member says it can; a node that cannot is not admitted any more from then on. It never goes back.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::command::Action;
+
+/// Counts the releases that brought new commands, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FeatureLevel(pub u32);
+
+impl FeatureLevel {
+    /// Where every cluster begins.
+    pub const FIRST: Self = Self(1);
+    /// The highest whose commands this release can apply.
+    pub const SUPPORTED: Self = Self(2);
+
+    /// The level that allows `action`.
+    pub fn required_by(action: &Action) -> Self {
+        match action {
+            Action::Initialize(_)
+            | Action::Escrow(_)
+            | Action::Reveal(_)
+            | Action::AdmitNode(_)
+            // What raises the level cannot need it.
+            | Action::RaiseFeatureLevel(_) => Self::FIRST,
+            Action::RecoverCluster(_) | Action::RemoveNode(_) => Self(2),
+        }
+    }
+}
+
+impl fmt::Display for FeatureLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
