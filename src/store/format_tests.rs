@@ -7,8 +7,10 @@ use uuid::Uuid;
 use super::*;
 use crate::escrow::audit::ChainHead;
 use crate::escrow::command::{
-    Action, AdmitNode, Command, Escrow, Escrowed, Initialize, Refusal, Reply, Reveal, Revealed,
+    Action, AdmitNode, Command, Escrow, Escrowed, Initialize, RaiseFeatureLevel, RecoverCluster, Refusal,
+    RemoveNode, Reply, Reveal, Revealed,
 };
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, KeyId, RequestId, Timestamp};
 use crate::escrow::records::*;
 use crate::escrow::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
@@ -114,6 +116,13 @@ fn commands_keep_decoding() {
     check("command initialize", &command(Action::Initialize(initialize)));
     check("command escrow", &command(Action::Escrow(escrow())));
     check("command reveal", &command(Action::Reveal(reveal)));
+    let recover =
+        RecoverCluster { cluster: ClusterId(Uuid::from_u128(0x55)), survivor: 2, keyring: keyring() };
+    check("command recover-cluster", &command(Action::RecoverCluster(recover)));
+    let raise = RaiseFeatureLevel { level: FeatureLevel(2) };
+    check("command raise-feature-level", &command(Action::RaiseFeatureLevel(raise)));
+    let remove = RemoveNode { node: 2, keyring: keyring() };
+    check("command remove-node", &command(Action::RemoveNode(remove)));
     check("command admit-node", &command(Action::AdmitNode(AdmitNode { node: node(), keyring: keyring() })));
 }
 
@@ -152,6 +161,8 @@ fn rows_keep_decoding() {
     check("row user-machine", &UserMachine { user: user.clone(), machine: machine.clone() });
     let slot = RequestSlot { slot: 16_383, request: RequestId(Uuid::from_u128(0x11)) };
     check("row request-slot", &slot);
+    check("row departed-node", &DepartedNode { id: 2, at: Timestamp(7) });
+    check("row feature-level", &FeatureLevelRecord { level: FeatureLevel(2), raised_at: Timestamp(7) });
 }
 
 #[test]
@@ -177,6 +188,11 @@ fn audit_records_keep_decoding() {
         denied: Some("not a user of this machine".to_owned()),
     };
     check("row audit reveal", &audit(reveal));
+    let previous = ClusterId(Uuid::from_u128(0x44));
+    let recovered = AuditEvent::ClusterRecovered { survivor: 2, lost: vec![1, 3], previous };
+    check("row audit recovered", &audit(recovered));
+    check("row audit feature-level", &audit(AuditEvent::FeatureLevelRaised { level: FeatureLevel(2) }));
+    check("row audit removed", &audit(AuditEvent::NodeRemoved { node: 2 }));
 }
 
 #[test]
@@ -196,6 +212,7 @@ fn remembered_replies_keep_decoding() {
     let revealed = Revealed { key_id, audit_sequence: 13, at: Timestamp(9), position: position() };
     check("row request revealed", &request(Reply::Revealed(revealed)));
     check("row request refused", &request(Reply::Refused(Refusal::Denied("no".to_owned()))));
+    check("row request removed", &request(Reply::NodeRemoved));
 }
 
 #[test]
