@@ -57,7 +57,10 @@ pub(super) fn judge(described: &DescribeResponse, register: &Register) -> Result
     let status = described.status.clone().unwrap_or_default();
     let id = status.id;
     if id == 0 {
-        return refused("the node does not say its id".to_owned(), "check that it runs a release of this kind");
+        return refused(
+            "the node does not say its id".to_owned(),
+            "check that it runs a release of this kind",
+        );
     }
     if !described.cluster.is_empty() && described.cluster != register.cluster.to_string() {
         return refused(format!("node {id} belongs to another cluster ({})", described.cluster), EMPTY);

@@ -18,6 +18,7 @@ use super::super::node::Node;
 use super::super::types::EncodedCommand;
 use super::Order;
 use super::candidate::Candidate;
+use super::plan::REMOVAL_LEVEL;
 use super::refused::Refused;
 
 /// Longest a command of a change waits for a majority.
@@ -55,9 +56,18 @@ impl Node {
     /// # Errors
     /// [`NodeError::NotLeader`] if this node does not lead in that term any more: nothing was written.
     /// [`NodeError::Unconfirmed`] if it may still be committed.
-    pub(super) async fn note_departure(&self, node: NodeId, term: u64, order: &Order) -> Result<(), NodeError> {
+    pub(super) async fn note_departure(
+        &self,
+        node: NodeId,
+        term: u64,
+        order: &Order,
+    ) -> Result<(), NodeError> {
         if lookup::departed(&self.view()?)?.iter().any(|departed| departed.id == node) {
             return Ok(());
+        }
+        // The plan has found that everybody who stays supports it.
+        if self.feature_level()? < REMOVAL_LEVEL {
+            self.raise_feature_level(REMOVAL_LEVEL).await?;
         }
         let keyring = self.resealed(None, Some(node))?;
         let command = self.command(order, Action::RemoveNode(RemoveNode { node, keyring }));
@@ -98,7 +108,8 @@ impl Node {
         let opened = self.inner.keyring.open(&current)?;
         let gone = |id: NodeId| leaves == Some(id) || departed.iter().any(|departed| departed.id == id);
         // Of a node that joins again with another key, only the new one counts.
-        let stays = nodes.iter().filter(|node| !gone(node.id) && joins.is_none_or(|joins| joins.id != node.id));
+        let stays =
+            nodes.iter().filter(|node| !gone(node.id) && joins.is_none_or(|joins| joins.id != node.id));
         let mut recipients: Vec<String> = stays.map(|node| node.recipient.clone()).collect();
         recipients.extend(joins.map(|node| node.recipient.clone()));
         recipients.push(cluster.offline_recipient);

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Weak;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -16,9 +15,9 @@ use crate::escrow::ids::NodeId;
 
 use super::super::error::NodeError;
 use super::super::node::{Inner, Node};
+use super::SETTLE_TIMEOUT;
 use super::plan::{Asked, plan};
 use super::refused::Refused;
-use super::SETTLE_TIMEOUT;
 
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(500);
@@ -40,7 +39,11 @@ enum Rest {
 }
 
 /// What is left to do in the configuration of `halves` and `learners`, of which `departed` left.
-fn rest(halves: &[BTreeSet<NodeId>], learners: &BTreeSet<NodeId>, departed: &BTreeSet<NodeId>) -> Option<Rest> {
+fn rest(
+    halves: &[BTreeSet<NodeId>],
+    learners: &BTreeSet<NodeId>,
+    departed: &BTreeSet<NodeId>,
+) -> Option<Rest> {
     if let [old, .., new] = halves {
         let leaving: BTreeSet<NodeId> = old.difference(new).copied().collect();
         let joining = new.difference(old).next().is_some();
@@ -76,11 +79,6 @@ pub(in crate::raft) fn spawn(node: Weak<Inner>, stop: CancellationToken) {
 }
 
 impl Node {
-    /// Whether a change waits for the next leader's own work and not for another operator's.
-    pub(super) fn is_settling(&self) -> bool {
-        self.inner.settling.load(Ordering::Relaxed)
-    }
-
     /// Waits until nothing is left half-done, so that a change begins from a configuration that is committed.
     ///
     /// # Errors
@@ -111,11 +109,8 @@ impl Node {
             return Ok(());
         }
         // Whose change is under way finishes it.
-        let Ok(_one) = self.inner.membership_change.try_lock() else { return Ok(()) };
-        self.inner.settling.store(true, Ordering::Relaxed);
-        let settled = self.settle_now().await;
-        self.inner.settling.store(false, Ordering::Relaxed);
-        settled
+        let Some(_turn) = self.background_turn() else { return Ok(()) };
+        self.settle_now().await
     }
 
     fn something_is_left(&self) -> Result<bool, NodeError> {
@@ -169,7 +164,10 @@ mod tests {
     #[test]
     fn a_removal_that_was_noted_is_completed_wherever_it_ended() {
         let (none, three) = (set([]), set([3]));
-        assert_eq!(rest(&[set([1, 2, 3]), set([1, 2])], &none, &three), Some(Rest::Forward { retain: false }));
+        assert_eq!(
+            rest(&[set([1, 2, 3]), set([1, 2])], &none, &three),
+            Some(Rest::Forward { retain: false })
+        );
         assert_eq!(rest(&[set([1, 2, 3])], &none, &three), Some(Rest::TakeOut(3)));
         assert_eq!(rest(&[set([1, 2])], &three, &three), Some(Rest::TakeOut(3)), "as a learner too");
         assert_eq!(rest(&[set([1, 2])], &none, &three), None, "it is out");

@@ -85,7 +85,9 @@ impl Node {
             match self.members().remove(&node) {
                 Some((known, _)) if known == member => {}
                 Some(_) => self.move_to(node, member).await?,
-                None => self.change(|raft| async move { raft.add_learner(node, member, false).await }).await?,
+                None => {
+                    self.change(|raft| async move { raft.add_learner(node, member, false).await }).await?
+                }
             }
         }
         self.catch_up(node, order).await
