@@ -2,6 +2,7 @@
 //! answering peers in `peer_side`, changing who is a member in `membership`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,10 +13,11 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::escrow::command::Reply;
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, NodeId};
 use crate::escrow::lookup;
 use crate::escrow::records::{ClusterRecord, LogPosition};
-use crate::seal::{Keyring, NodeKey};
+use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::digest::Digest;
 use crate::store::directory::DataDir;
 use crate::store::view::View;
@@ -23,9 +25,10 @@ use crate::tls::Tls;
 
 use super::compaction;
 use super::error::NodeError;
+use super::features::{self, HeldBack};
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
-use super::membership::failure_tolerance;
+use super::membership::{failure_tolerance, spawn_settling};
 use super::network::Network;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
@@ -54,6 +57,8 @@ pub struct NodeOptions {
     pub election_max_ms: u64,
     /// Entries kept behind a snapshot, so that a follower that lags a little needs no snapshot.
     pub keep_entries: u64,
+    /// Up to which feature level it says that it can apply commands: what its release supports, or less.
+    pub feature_level: FeatureLevel,
 }
 
 /// A committed command and its answer.
@@ -123,13 +128,18 @@ pub(super) struct Inner {
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) membership_change: Mutex<()>,
+    /// What holds `membership_change` is no operator's change, and soon lets go of it.
+    pub(super) in_background: AtomicBool,
+    /// Who keeps this leader from raising the feature level.
+    pub(super) held_back: std::sync::Mutex<Vec<HeldBack>>,
 }
 
 impl Node {
     /// Starts taking part with what `storage` holds. A node that belongs to no cluster waits to be added.
     ///
     /// # Errors
-    /// [`NodeError::Fatal`] if the consensus core does not start; [`NodeError::State`] if the replica cannot be read.
+    /// [`NodeError::Fatal`] if the consensus core does not start; [`NodeError::State`] if the replica cannot be read;
+    /// [`NodeError::FeatureLevel`] if it stands at a feature level that this node does not support.
     pub async fn start(
         options: NodeOptions,
         directory: DataDir,
@@ -137,6 +147,8 @@ impl Node {
         tls: Tls,
         key: NodeKey,
     ) -> Result<Self, NodeError> {
+        // Before anything takes part: an entry that this release cannot apply may be the next one.
+        features::check(lookup::feature_level(&storage.machine.view()?)?, options.feature_level)?;
         let config = openraft::Config {
             cluster_name: tls.identity().cluster.to_string(),
             heartbeat_interval: options.heartbeat_ms,
@@ -175,11 +187,15 @@ impl Node {
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
                 membership_change: Mutex::new(()),
+                in_background: AtomicBool::new(false),
+                held_back: std::sync::Mutex::default(),
             }),
         };
         node.start_reads();
         node.watch_quorum();
         node.cluster()?;
+        spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());
+        node.watch_features();
         Ok(node)
     }
 
@@ -237,10 +253,16 @@ impl Node {
     /// The keyring as this replica has it, opened with this node's private key.
     ///
     /// # Errors
-    /// [`NodeError::NoCluster`] if there is none yet; [`NodeError::Keyring`] if it is not sealed to this node.
+    /// [`NodeError::NoCluster`] if there is none yet; [`NodeError::Excluded`] if it is not sealed to this node (any
+    /// more): another node has it, so the caller is to go there; [`NodeError::Keyring`] if it cannot be used.
     pub fn keyring(&self) -> Result<Arc<Keyring>, NodeError> {
         let record = lookup::keyring(&self.view()?)?.ok_or(NodeError::NoCluster)?;
-        Ok(self.inner.keyring.open(&record)?)
+        self.inner.keyring.open(&record).map_err(|error| match error {
+            SealError::NotARecipient => {
+                NodeError::Excluded("it has no part in the keyring: it was removed".into())
+            }
+            error => error.into(),
+        })
     }
 
     /// What the keyring is sealed to for this node.
