@@ -199,7 +199,13 @@ impl Shared {
             }
             Entry::Clients(tls) | Entry::Nodes(tls) => tls,
         };
-        let Some(accepted) = self.closing.run_until_cancelled(tls.accept(tcp)).await else { return };
+        let handshake_of_role = async {
+            match &self.entry {
+                Entry::Nodes(_) => tls.accept_node(tcp).await,
+                _ => tls.accept(tcp).await,
+            }
+        };
+        let Some(accepted) = self.closing.run_until_cancelled(handshake_of_role).await else { return };
         drop(handshake);
         let (stream, certificate) = match accepted {
             Ok(accepted) => accepted,

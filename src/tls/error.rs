@@ -65,8 +65,8 @@ pub enum TlsError {
     /// A field of a request is not well formed.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// A private key may be read by others.
-    #[error("{} has mode {mode:04o}, so others may read this private key: run chmod 600 on it", path.display())]
+    /// A private key may be read or written by others.
+    #[error("{} has mode {mode:04o}, which lets others at this private key: run chmod 600 {}", path.display(), path.display())]
     KeyExposed {
         /// The key file.
         path: PathBuf,
@@ -197,7 +197,7 @@ fn verdict(alert: AlertDescription) -> Option<&'static str> {
         AlertDescription::CertificateRequired => "none was offered, and one is required",
         AlertDescription::CertificateRevoked => "it is revoked",
         AlertDescription::CertificateUnknown => {
-            "it carries no identity that is expected there (another cluster, or another node than was meant)"
+            "it carries no identity that is expected there (another cluster, another node than was meant, or not a node)"
         }
         AlertDescription::DecryptError => "its signature does not verify",
         AlertDescription::UnknownCA => "it was not issued by a CA that is trusted there",

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use clap::Parser;
 
 use super::*;
-use crate::tls::{ExpectedPeer, Tls, TlsPaths};
+use crate::tls::{ExpectedPeer, RevocationFile, Tls, TlsPaths};
 
 #[derive(Parser)]
 struct Cli {
@@ -52,7 +52,7 @@ fn a_node_gets_files_of_its_own_names() {
         ca: place.join("ca.crt"),
         cert: place.join("node.crt"),
         key: place.join("node.key"),
-        crl: Some(dir.path().join("ca/crl.pem")),
+        crl: RevocationFile::Required(dir.path().join("ca/crl.pem")),
     };
     assert_eq!(std::fs::metadata(&paths.key).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(Tls::load(paths).unwrap().identity().node_id(), Some(1));
@@ -153,7 +153,7 @@ async fn a_client_and_a_node_from_the_command_line_connect() {
         ca: place.join("ca.crt"),
         cert: place.join("node.crt"),
         key: place.join("node.key"),
-        crl: Some(dir.path().join("ca/crl.pem")),
+        crl: RevocationFile::Required(dir.path().join("ca/crl.pem")),
     });
     let (node, client) = (node.unwrap(), Tls::load(TlsPaths::profile(&dir.path().join("pc"))).unwrap());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
