@@ -9,6 +9,7 @@ mod compaction;
 mod error;
 mod keyring;
 pub mod leader;
+pub mod link;
 pub mod log_store;
 pub mod membership;
 mod network;

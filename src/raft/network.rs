@@ -22,6 +22,7 @@ use crate::proto::peer::{Envelope, SnapshotChunk, snapshot_chunk};
 use crate::store::format;
 use crate::store::snapshot::SnapshotFile;
 
+use super::link::Link;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
 use super::types::{Member, Snapshot, TypeConfig, Vote};
@@ -59,11 +60,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, node: &Member) -> Peer {
-        Peer {
-            control: self.peers.control(target, node),
-            data: self.peers.member(target, node),
-            quorum: self.quorum.clone(),
-        }
+        let (link, data) = self.peers.member_link(target, node);
+        Peer { control: self.peers.control(target, node), data, link, quorum: self.quorum.clone() }
     }
 }
 
@@ -74,6 +72,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub struct Peer {
     control: PeerClient,
     data: PeerClient,
+    /// What `data` calls over.
+    link: Link,
     quorum: QuorumClock,
 }
 
@@ -113,7 +113,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         let quorum = self.quorum.clone();
-        let frames = requests.map(move |request| Envelope {
+        // A stream that would live as long as the leadership moves on when its connection should not be used any more:
+        // it ends before its next frame, and openraft opens another.
+        let frames = requests.take_until(Box::pin(self.link.outdated())).map(move |request| Envelope {
             body: format::encode(&request).into(),
             quorum_age_ms: quorum.age().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         });

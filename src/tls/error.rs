@@ -234,6 +234,23 @@ impl TlsError {
         None
     }
 
+    /// As [`TlsError::refusal_by_peer`], or that we refused the other side's certificate and why.
+    pub fn refusal(error: &(dyn Error + 'static)) -> Option<String> {
+        Self::refusal_by_peer(error).or_else(|| {
+            let mut next = Some(error);
+            while let Some(error) = next {
+                // An `io::Error` skips its inner error in `source()`.
+                let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+                let ours = inner.map_or(error.downcast_ref::<Self>(), |inner| inner.downcast_ref::<Self>());
+                if let Some(refused @ Self::Peer(_)) = ours {
+                    return Some(format!("we refused the server: {refused}"));
+                }
+                next = error.source();
+            }
+            None
+        })
+    }
+
     /// Sorts what a handshake ended with.
     pub(super) fn from_handshake(error: io::Error) -> Self {
         let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
