@@ -90,6 +90,17 @@ pub enum TlsError {
     /// What should be renewed is revoked.
     #[error("every certificate {0} is revoked: issue a new one")]
     NotRenewable(String),
+    /// A bundle does not hold the CA that should issue a certificate beside it.
+    #[error(
+        "{} does not hold this CA: first put it into every bundle, with strongroom cert trust --bundle {} --add {}",
+        path.display(), path.display(), authority.display()
+    )]
+    NotTrusted {
+        /// The bundle.
+        path: PathBuf,
+        /// The CA's certificate.
+        authority: PathBuf,
+    },
     /// Our own certificate cannot be used.
     #[error("the certificate in {} {fault}", path.display())]
     Own {
@@ -111,6 +122,12 @@ pub enum TlsError {
     /// The private key failed to sign.
     #[error("the private key could not sign: {0}")]
     Sign(#[source] rustls::Error),
+    /// A bundle would lose the CA of a certificate that is used with it.
+    #[error("{} was issued by the CA that would be taken out: first renew it from one that stays", path.display())]
+    StillNeeded {
+        /// The certificate file.
+        path: PathBuf,
+    },
     /// TLS could not be configured from these credentials.
     #[error("TLS cannot be set up with these credentials: {0}")]
     Unconfigurable(#[source] rustls::Error),

@@ -6,6 +6,7 @@
 //! are good as a whole, and keeps what it has if they are not. Connections that live longer than that are looked at
 //! again by [`Tls::check`].
 
+mod bundle;
 pub mod ca;
 mod certificate;
 mod credentials;
@@ -35,6 +36,7 @@ use crate::escrow::ids::{Identity, NodeId};
 use credentials::{Credentials, Files};
 use verifier::{Expected, PeerVerifier, client_config};
 
+pub use bundle::{BundleChange, change_bundle};
 pub use certificate::CertificateFacts;
 pub use error::{CertificateFault, TlsError};
 pub use expiry::{
