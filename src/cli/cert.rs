@@ -1,6 +1,7 @@
 //! `strongroom cert`: the built-in CA.
 
 mod report;
+mod show;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use clap::{ArgGroup, Args, Subcommand};
 
 use super::{Failure, Printer};
 use crate::escrow::ids::{ClusterName, Identity, Invalid, Role};
-use crate::tls::ca::{Authority, FileNames, IssueRequest, Issued, Selector, Validity};
-use crate::tls::{TlsError, certificates_in};
+use crate::tls::ca::{Authority, CA_CERTIFICATE_FILE, FileNames, IssueRequest, Issued, Selector, Validity};
+use crate::tls::{CertificateFacts, TlsError, certificates_in, change_bundle};
 
 pub use report::{CertReport, CertificateLine};
 
@@ -32,8 +33,10 @@ pub enum CertCommand {
     Revoke(RevokeArgs),
     /// List what was issued
     List(ListArgs),
-    /// Show what a certificate file says
+    /// Show what a certificate file says, or a profile's or node's directory
     Show(ShowArgs),
+    /// Show or change which CAs a bundle (ca.crt) holds
+    Trust(TrustArgs),
 }
 
 /// Arguments of `cert ca`.
@@ -83,7 +86,7 @@ pub struct RenewArgs {
     /// Directory of the authority
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
-    /// Certificate file to renew
+    /// Certificate file to renew; of another CA too, if the bundle beside it holds this one
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Identity to renew instead
@@ -126,9 +129,23 @@ pub struct ListArgs {
 /// Arguments of `cert show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// Certificate file (PEM)
+    /// Certificate file (PEM), or a directory with client.crt or node.crt
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+}
+
+/// Arguments of `cert trust`.
+#[derive(Debug, Args)]
+pub struct TrustArgs {
+    /// The bundle: ca.crt of a node or profile
+    #[arg(long, value_name = "FILE")]
+    pub bundle: PathBuf,
+    /// File with a CA to believe as well; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub add: Vec<PathBuf>,
+    /// File with a CA to believe no longer; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub remove: Vec<PathBuf>,
 }
 
 pub(super) fn run(command: CertCommand, printer: Printer) -> Result<(), Failure> {
@@ -149,6 +166,17 @@ impl CertCommand {
     /// The paths that were given, each with the name of its flag, the more special ones first.
     fn paths(&self) -> Vec<(&'static str, PathBuf)> {
         let (file, out, dir) = match self {
+            Self::Trust(args) => {
+                let named = |flag, paths: &[PathBuf]| {
+                    paths.iter().map(|path| (flag, path.clone())).collect::<Vec<_>>()
+                };
+                return [
+                    named("add", &args.add),
+                    named("remove", &args.remove),
+                    vec![("bundle", args.bundle.clone())],
+                ]
+                .concat();
+            }
             Self::Ca(args) => (None, None, Some(&args.dir)),
             Self::Issue(args) => (None, Some(&args.out), Some(&args.dir)),
             Self::Renew(args) => (args.file.as_ref(), args.out.as_ref(), Some(&args.dir)),
@@ -168,7 +196,9 @@ fn path_in(error: &TlsError) -> Option<&Path> {
         | TlsError::File { path, .. }
         | TlsError::Index { path, .. }
         | TlsError::KeyExposed { path, .. }
+        | TlsError::NotTrusted { path, .. }
         | TlsError::Own { path, .. }
+        | TlsError::StillNeeded { path }
         | TlsError::Unusable { path, .. } => Some(path),
         _ => None,
     }
@@ -186,7 +216,8 @@ pub fn execute(command: CertCommand) -> Result<CertReport, TlsError> {
         CertCommand::Renew(args) => renew(args),
         CertCommand::Revoke(args) => revoke(args),
         CertCommand::List(args) => list(&args.dir),
-        CertCommand::Show(args) => show(&args.file),
+        CertCommand::Show(args) => show::show(&args.file),
+        CertCommand::Trust(args) => trust(args),
     }
 }
 
@@ -200,6 +231,7 @@ fn issue(args: IssueArgs) -> Result<CertReport, TlsError> {
     let names = FileNames::for_role(args.role);
     // Before it is issued: afterwards there would be a certificate nobody has the key of.
     authority.refuse_to_overwrite(&args.out, names)?;
+    authority.check_trusted_in(&args.out)?;
     let issued = authority.issue(IssueRequest {
         role: args.role,
         name: args.name,
@@ -214,14 +246,56 @@ fn issue(args: IssueArgs) -> Result<CertReport, TlsError> {
 fn renew(args: RenewArgs) -> Result<CertReport, TlsError> {
     let authority = Authority::open(&args.dir)?;
     let which = selector(None, args.identity, args.file.as_deref())?;
-    let record = authority.find(&which)?;
-    let names = FileNames::for_role(record.identity.role);
+    let identity = match authority.find(&which) {
+        Ok(record) => record.identity,
+        Err(error @ TlsError::NotIssued(_)) => match &args.file {
+            Some(file) => return renew_from_another_ca(&authority, file, args.out, args.days),
+            None => return Err(error),
+        },
+        Err(error) => return Err(error),
+    };
+    let names = FileNames::for_role(identity.role);
     let out = match (args.out, args.file) {
         (Some(out), _) => out,
         (None, Some(file)) => directory_to_renew_in(&file, names)?,
         (None, None) => return Err(nothing_named().into()),
     };
+    authority.check_trusted_in(&out)?;
     let issued = authority.renew(&which, args.days.map(validity))?;
+    authority.replace(&out, &issued, names)?;
+    Ok(written(&issued, out))
+}
+
+/// Issues to whom another CA of the cluster issued, with the same names: a step of a change of CA. That the bundle
+/// holds this CA shows that it is meant.
+fn renew_from_another_ca(
+    authority: &Authority,
+    file: &Path,
+    out: Option<PathBuf>,
+    days: Option<u64>,
+) -> Result<CertReport, TlsError> {
+    let facts = own_certificate(file)?;
+    let identity = facts.identity?;
+    if identity.cluster != *authority.cluster() {
+        let expected = format!(
+            "a certificate of cluster {}, which this CA is for; found {identity}",
+            authority.cluster()
+        );
+        return Err(Invalid::new("file", expected).into());
+    }
+    let names = FileNames::for_role(identity.role);
+    let out = out.map_or_else(|| directory_to_renew_in(file, names), Ok)?;
+    if !out.join(CA_CERTIFICATE_FILE).exists() {
+        return Err(TlsError::NotIssued(format!("with serial number {}", facts.serial)));
+    }
+    authority.check_trusted_in(&out)?;
+    let issued = authority.issue(IssueRequest {
+        role: identity.role,
+        name: identity.name,
+        dns: facts.dns,
+        ips: facts.ips,
+        validity: days.map(validity),
+    })?;
     authority.replace(&out, &issued, names)?;
     Ok(written(&issued, out))
 }
@@ -246,6 +320,7 @@ fn revoke(args: RevokeArgs) -> Result<CertReport, TlsError> {
     Ok(CertReport::Certificates {
         certificates: revoked.iter().map(CertificateLine::from).collect(),
         revocation_list: Some(authority.revocation_list_path()),
+        problems: Vec::new(),
     })
 }
 
@@ -254,12 +329,14 @@ fn list(dir: &Path) -> Result<CertReport, TlsError> {
     Ok(CertReport::Certificates {
         certificates: records.iter().map(CertificateLine::from).collect(),
         revocation_list: None,
+        problems: Vec::new(),
     })
 }
 
-fn show(file: &Path) -> Result<CertReport, TlsError> {
-    let certificates = certificates_in(file)?.iter().map(CertificateLine::from).collect();
-    Ok(CertReport::Certificates { certificates, revocation_list: None })
+fn trust(args: TrustArgs) -> Result<CertReport, TlsError> {
+    let change = change_bundle(&args.bundle, &args.add, &args.remove)?;
+    let certificates = change.authorities.iter().map(CertificateLine::from).collect();
+    Ok(CertReport::Bundle { bundle: args.bundle, changed: change.changed, certificates })
 }
 
 fn validity(days: u64) -> Validity {
@@ -278,13 +355,14 @@ fn selector(
     match (serial, identity, file) {
         (Some(serial), _, _) => Ok(Selector::Serial(serial)),
         (_, Some(identity), _) => Ok(Selector::Identity(identity)),
-        (_, _, Some(file)) => {
-            let certificates = certificates_in(file)?;
-            let own = certificates.into_iter().next();
-            own.map(|facts| Selector::Serial(facts.serial)).ok_or_else(|| nothing_named().into())
-        }
+        (_, _, Some(file)) => Ok(Selector::Serial(own_certificate(file)?.serial)),
         (None, None, None) => Err(nothing_named().into()),
     }
+}
+
+/// The first certificate of a file.
+fn own_certificate(file: &Path) -> Result<CertificateFacts, TlsError> {
+    certificates_in(file)?.into_iter().next().ok_or_else(|| nothing_named().into())
 }
 
 fn nothing_named() -> Invalid {

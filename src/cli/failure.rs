@@ -148,7 +148,10 @@ impl From<LocalClusterError> for Failure {
 impl From<TlsError> for Failure {
     fn from(error: TlsError) -> Self {
         let exit = match &error {
-            TlsError::Exists { .. } | TlsError::NotRenewable(_) => Exit::Conflict,
+            TlsError::Exists { .. }
+            | TlsError::NotRenewable(_)
+            | TlsError::NotTrusted { .. }
+            | TlsError::StillNeeded { .. } => Exit::Conflict,
             TlsError::File { source, .. } if is_of_the_path(source) => Exit::Invalid,
             TlsError::Invalid(_) | TlsError::Unusable { .. } => Exit::Invalid,
             TlsError::NotIssued(_) => Exit::NotFound,

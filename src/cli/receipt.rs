@@ -14,7 +14,7 @@ use super::{Exit, Failure, Global, Printer};
 use crate::error::chain;
 use crate::seal::receipt::{Receipt, ReceiptError};
 use crate::tls::ca::CA_CERTIFICATE_FILE;
-use crate::tls::{TlsError, TrustAnchors};
+use crate::tls::{CertificateFault, TlsError, TrustAnchors};
 
 /// Most bytes of a receipt file: a receipt with a long certificate chain is a tenth of that.
 const RECEIPT_MAX_BYTES: u64 = 256 * 1024;
@@ -67,6 +67,12 @@ impl From<ReceiptError> for Failure {
             ReceiptError::Unverified(TlsError::Signature(_)) => {
                 Self::new(Exit::Failed, "the receipt does not verify: it is not what its node signed")
                     .with_hint("somebody changed it, or the file is damaged: it proves nothing")
+            }
+            ReceiptError::Unverified(TlsError::Peer(CertificateFault::UnknownAuthority)) => {
+                Self::new(Exit::Failed, chain(&error)).with_hint(
+                    "after a change of CA, give the one of the receipt's time with --ca FILE: keep the ca.crt of a CA \
+                     that was replaced as long as its receipts count",
+                )
             }
             _ => Self::new(Exit::Failed, chain(&error)).with_hint(
                 "check that the certificate authority is the one of the cluster that gave the receipt",

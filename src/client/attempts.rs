@@ -189,16 +189,20 @@ impl Pool {
         }
     }
 
-    /// The connection to `endpoint`, made if there is none.
+    /// The connection to `endpoint`, made if there is none that counts.
     async fn connection(&self, endpoint: &Endpoint) -> Result<Established, DialError> {
         let mut slot = endpoint.channel.lock().await;
-        if let Some(established) = &*slot {
+        if let Some(established) = &*slot
+            && established.is_current(&self.tls)
+        {
             return Ok(established.clone());
         }
+        // Read first: if the files change meanwhile, one connection too many is made.
+        let generation = self.tls.generation();
         // Boxed: a handshake's state is large, and every call would carry room for it.
-        let channel = Box::pin(dial(endpoint.address(), &self.tls)).await?;
+        let (channel, server) = Box::pin(dial(endpoint.address(), &self.tls)).await?;
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        Ok(slot.insert(Established { channel, number }).clone())
+        Ok(slot.insert(Established { channel, number, generation, server }).clone())
     }
 
     /// The endpoints in the order in which to ask them now.

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 
-use crate::tls::{ExpectedPeer, Tls, TlsError};
+use crate::tls::{ExpectedPeer, PeerCertificate, Tls, TlsError};
 
 /// How long TCP, TLS and HTTP/2 together may take until a connection stands.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -47,26 +47,28 @@ fn without_number(error: &io::Error) -> String {
     text.split_once(" (os error ").map_or(text.clone(), |(words, _)| words.to_owned())
 }
 
-/// Connects to `address` as the identity in `tls`.
-pub(super) async fn dial(address: &str, tls: &Tls) -> Result<Channel, DialError> {
+/// Connects to `address` as the identity in `tls`; with what proved who answers.
+pub(super) async fn dial(address: &str, tls: &Tls) -> Result<(Channel, PeerCertificate), DialError> {
     timeout(CONNECT_TIMEOUT, async {
         let tcp = TcpStream::connect(address).await.map_err(DialError::Away)?;
         // Requests are small and waited for: Nagle's algorithm would hold them back.
         tcp.set_nodelay(true).map_err(DialError::Away)?;
         let stream = tls.connect(tcp, ExpectedPeer::AnyNode).await.map_err(DialError::Tls)?;
+        let server = tls.server_certificate(&stream, ExpectedPeer::AnyNode).map_err(DialError::Tls)?;
         let mut only = Some(TokioIo::new(stream));
         let once = tower::service_fn(move |_| {
             let stream = only.take().ok_or(io::ErrorKind::NotConnected);
             std::future::ready(stream.map_err(io::Error::from))
         });
         // The scheme says what tonic sees: the stream it gets is already decrypted.
-        tonic::transport::Endpoint::from_shared(format!("http://{address}"))
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
             .map_err(DialError::Http)?
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .connect_with_connector(once)
             .await
-            .map_err(DialError::Http)
+            .map_err(DialError::Http)?;
+        Ok((channel, server))
     })
     .await
     .unwrap_or(Err(DialError::Slow))

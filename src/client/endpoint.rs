@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::escrow::ids::Invalid;
+use crate::tls::{PeerCertificate, Tls};
 
 /// How long an endpoint that failed ranks behind those that did not.
 const REST_AFTER_FAILURE: Duration = Duration::from_secs(5);
@@ -61,6 +62,18 @@ pub(super) struct Endpoint {
 pub(super) struct Established {
     pub(super) channel: Channel,
     pub(super) number: u64,
+    /// Of our credentials, when it was made.
+    pub(super) generation: u64,
+    /// Who answers.
+    pub(super) server: PeerCertificate,
+}
+
+impl Established {
+    /// Whether a connection made now would be judged as this one was: neither end's certificate has ended, and our files
+    /// are the same. Otherwise a renewed client would go on showing the certificate it had before.
+    pub(super) fn is_current(&self, tls: &Tls) -> bool {
+        self.generation == tls.generation() && tls.check(&self.server).is_ok()
+    }
 }
 
 #[derive(Debug, Clone, Default)]

@@ -342,7 +342,7 @@ async fn a_refused_certificate_is_told_apart_from_a_node_that_is_away() {
     let paths = ca.paths(Role::Importer, "leaver");
     let revoked = "spiffe://test/importer/leaver".parse().unwrap();
     ca.authority.revoke(&Selector::Identity(revoked)).unwrap();
-    let crl = Some(ca.authority.revocation_list_path());
+    let crl = crate::tls::RevocationFile::Required(ca.authority.revocation_list_path());
     let node = TlsPaths { crl, ..ca.paths(Role::Node, "1") };
     let node = Node::start(Tls::load(node).unwrap(), vec![]).await;
     let endpoints = vec![node.address.to_string().parse().unwrap()];

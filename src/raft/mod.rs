@@ -11,6 +11,7 @@ mod error;
 pub mod features;
 mod keyring;
 pub mod leader;
+pub mod link;
 pub mod log_store;
 pub mod membership;
 mod network;

@@ -22,6 +22,7 @@ use crate::proto::peer::{Envelope, SnapshotChunk, snapshot_chunk};
 use crate::store::format;
 use crate::store::snapshot::SnapshotFile;
 
+use super::link::Link;
 use super::peers::{PeerClient, Peers, Sent};
 use super::quorum::QuorumClock;
 use super::types::{Member, Snapshot, TypeConfig, Vote};
@@ -59,9 +60,11 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, node: &Member) -> Peer {
+        let (link, data) = self.peers.member_link(target, node);
         Peer {
             control: self.peers.control(target, node),
-            data: self.peers.member(target, node),
+            data,
+            link,
             sent: self.peers.sent(target),
             quorum: self.quorum.clone(),
         }
@@ -77,6 +80,8 @@ pub struct Peer {
     data: PeerClient,
     /// Counts the bytes of log and snapshots, for whoever watches a learner catch up.
     sent: Sent,
+    /// What `data` calls over.
+    link: Link,
     quorum: QuorumClock,
 }
 
@@ -116,7 +121,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         let (quorum, sent) = (self.quorum.clone(), self.sent.clone());
-        let frames = requests.map(move |request| {
+        // A stream that would live as long as the leadership moves on when its connection should not be used any more:
+        // it ends before its next frame, and openraft opens another.
+        let frames = requests.take_until(Box::pin(self.link.outdated())).map(move |request| {
             let body = format::encode(&request);
             // A heartbeat brings nothing nearer.
             if !request.entries.is_empty() {

@@ -1,21 +1,16 @@
-//! Connections to other nodes: dialled when first needed, kept, and redialled when they break.
+//! Clients of other nodes, each over a [`Link`].
 //!
 //! Each connection is mutual TLS to exactly the node meant: a peer that answers at the right address with another
 //! node's certificate is refused by us, and one that has our node's name but another data directory or cluster
 //! refuses us, because every call says whom it is for.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 use uuid::Uuid;
 
@@ -24,6 +19,7 @@ use crate::proto::peer::peer_service_client::PeerServiceClient;
 use crate::store::format::VALUE_MAX_BYTES;
 use crate::tls::{ExpectedPeer, Tls};
 
+use super::link::{Link, Refusals};
 use super::types::Member;
 
 /// Names the cluster a call is for; a node of another one refuses it.
@@ -34,14 +30,8 @@ pub const STORAGE_HEADER: &str = "strongroom-storage";
 /// Longest message a peer may send: an append of [`READ_MAX_BYTES`](super::log_store::READ_MAX_BYTES) and the entry that
 /// went past them. No longer than what decodes.
 pub const PEER_MESSAGE_MAX_BYTES: usize = VALUE_MAX_BYTES;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A peer that does not answer a ping this long has its connection dropped, so that a stopped process or a cut
-/// cable is noticed although TCP would wait for minutes.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-
 /// A client of one peer, its calls addressed to that very node, directory and cluster.
-pub type PeerClient = PeerServiceClient<InterceptedService<Channel, Addressee>>;
+pub type PeerClient = PeerServiceClient<InterceptedService<Link, Addressee>>;
 
 /// What every node needs to reach the others.
 #[derive(Clone)]
@@ -50,6 +40,7 @@ pub struct Peers {
     cluster: Arc<OnceLock<ClusterId>>,
     control: Arc<Mutex<BTreeMap<NodeId, (Member, PeerClient)>>>,
     sent: Arc<Mutex<BTreeMap<NodeId, Sent>>>,
+    refusals: Refusals,
 }
 
 /// Bytes of log and snapshots sent to one member since this process started. Clones count together.
@@ -70,7 +61,7 @@ impl Sent {
 impl Peers {
     /// Connections made with `tls`. `cluster` is filled once this node knows which it belongs to.
     pub fn new(tls: Tls, cluster: Arc<OnceLock<ClusterId>>) -> Self {
-        Self { tls, cluster, control: Arc::default(), sent: Arc::default() }
+        Self { tls, cluster, control: Arc::default(), sent: Arc::default(), refusals: Refusals::default() }
     }
 
     /// Who this node is.
@@ -98,38 +89,31 @@ impl Peers {
 
     /// A client of member `id` with a connection of its own. Does not connect yet.
     pub fn member(&self, id: NodeId, member: &Member) -> PeerClient {
+        self.member_link(id, member).1
+    }
+
+    /// As [`Peers::member`], with the way its calls take.
+    pub(super) fn member_link(&self, id: NodeId, member: &Member) -> (Link, PeerClient) {
         let addressee = Addressee { cluster: self.cluster.clone(), storage: Some(member.storage) };
-        self.client(&member.peer_address, ExpectedPeer::Node(id), addressee)
+        let link = self.link(&member.peer_address, ExpectedPeer::Node(id));
+        (link.clone(), over(link, addressee))
     }
 
     /// A client of whatever node answers at `address`, to ask who it is.
     pub fn stranger(&self, address: &str, expected: ExpectedPeer) -> PeerClient {
         let addressee = Addressee { cluster: Arc::default(), storage: None };
-        self.client(address, expected, addressee)
+        over(self.link(address, expected), addressee)
     }
 
-    fn client(&self, address: &str, expected: ExpectedPeer, addressee: Addressee) -> PeerClient {
-        let (tls, address) = (self.tls.clone(), address.to_owned());
-        let connector = tower::service_fn(move |_: Uri| {
-            let (tls, address) = (tls.clone(), address.clone());
-            async move {
-                let tcp = TcpStream::connect(&address).await?;
-                tcp.set_nodelay(true)?;
-                let stream = tls.connect(tcp, expected).await.map_err(io::Error::other)?;
-                Ok::<_, io::Error>(TokioIo::new(stream))
-            }
-        });
-        // The connector dials `address` itself; this only fills the HTTP/2 authority.
-        let channel = Endpoint::from_static("http://peer.strongroom")
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(connector);
-        PeerServiceClient::with_interceptor(channel, addressee)
-            .max_decoding_message_size(PEER_MESSAGE_MAX_BYTES)
-            .max_encoding_message_size(PEER_MESSAGE_MAX_BYTES)
+    fn link(&self, address: &str, expected: ExpectedPeer) -> Link {
+        Link::new(self.tls.clone(), address, expected, self.refusals.clone())
     }
+}
+
+fn over(link: Link, addressee: Addressee) -> PeerClient {
+    PeerServiceClient::with_interceptor(link, addressee)
+        .max_decoding_message_size(PEER_MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(PEER_MESSAGE_MAX_BYTES)
 }
 
 /// Adds to each call whom it is for.

@@ -168,13 +168,13 @@ mod tests {
     use crate::escrow::ids::Role;
     use crate::tls::ca::{IssueRequest, Selector};
     use crate::tls::tests::TestCa;
-    use crate::tls::{ExpectedPeer, Tls};
+    use crate::tls::{ExpectedPeer, RevocationFile, Tls};
 
     #[tokio::test]
     async fn a_revocation_ends_a_stream_that_is_already_open() {
         let ca = TestCa::new("acme");
         let (mut paths, _) = ca.profile(IssueRequest::new(Role::Node, "1"));
-        paths.crl = Some(ca.authority.revocation_list_path());
+        paths.crl = RevocationFile::Required(ca.authority.revocation_list_path());
         let node = Tls::load(paths).unwrap();
         let (leader, issued) = ca.profile(IssueRequest::new(Role::Node, "2"));
         let leader = Tls::load(leader).unwrap();

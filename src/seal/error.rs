@@ -35,7 +35,7 @@ pub enum SealError {
     #[error("a keyring needs at least one recipient")]
     NoRecipients,
     /// Others may read a private key.
-    #[error("{}: others may read this private key (mode {mode:04o}): chmod 600 it", path.display())]
+    #[error("{} has mode {mode:04o}, which lets others at this private key: run chmod 600 {}", path.display(), path.display())]
     NodeKeyExposed {
         /// The file.
         path: PathBuf,

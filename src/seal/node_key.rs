@@ -1,6 +1,5 @@
 //! A node's private identity: what opens the keyring.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
@@ -12,16 +11,11 @@ use age::x25519::Identity;
 use zeroize::Zeroizing;
 
 use super::error::SealError;
+use crate::private_file::Reader;
 use crate::secret::Secret;
 
 /// Largest identity file that is read, in bytes: one key and some comments.
 const IDENTITY_FILE_MAX_BYTES: u64 = 4 * 1_024;
-/// Permission bits that let others than the owner at a file.
-const OTHERS_MODE: u32 = 0o077;
-/// Those of them that are not the group's.
-const WORLD_MODE: u32 = 0o007;
-/// Where a service manager puts credentials (systemd.exec, "Credentials").
-const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
 /// An age X25519 identity: a node's, in a file that only its node can read, or the organisation's offline one.
 ///
@@ -57,22 +51,18 @@ impl NodeKey {
     /// Reads the identity at `path`.
     ///
     /// # Errors
-    /// [`SealError::Io`] if it cannot be read, [`SealError::NodeKeyExposed`] if others than its owner may read it,
+    /// [`SealError::Io`] if it cannot be read, [`SealError::NodeKeyExposed`] if others may read it,
     /// [`SealError::NodeKeyMalformedFile`] if it is no identity.
     pub fn load(path: &Path) -> Result<Self, SealError> {
-        Self::load_beside(path, std::env::var_os(CREDENTIALS_DIRECTORY))
+        Self::load_as(path, &Reader::this_process())
     }
 
-    /// [`NodeKey::load`], given the credentials directory. Files in it may be readable by their group: systemd gives
-    /// a service user access by an ACL, whose mask shows as group permission.
-    pub(super) fn load_beside(path: &Path, credentials: Option<OsString>) -> Result<Self, SealError> {
+    /// [`NodeKey::load`] as another reader.
+    pub(super) fn load_as(path: &Path, reader: &Reader) -> Result<Self, SealError> {
         let io = |source| SealError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         // Of the open file, not of its name: the name may mean another file a moment later.
-        let mode = file.metadata().map_err(io)?.permissions().mode() & 0o7777;
-        let is_credential =
-            credentials.is_some_and(|directory| !directory.is_empty() && path.starts_with(directory));
-        if mode & (if is_credential { WORLD_MODE } else { OTHERS_MODE }) != 0 {
+        if let Some(mode) = reader.exposed(path, &file.metadata().map_err(io)?) {
             return Err(SealError::NodeKeyExposed { path: path.to_owned(), mode });
         }
         let malformed = |reason| SealError::NodeKeyMalformedFile { path: path.to_owned(), reason };

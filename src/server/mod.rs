@@ -92,7 +92,7 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
         ca: config.tls.ca.clone(),
         cert: config.tls.cert.clone(),
         key: config.tls.key.clone(),
-        crl: config.tls.crl.clone(),
+        crl: config.tls.crl.clone().into(),
     })?;
     let identity = tls.identity();
     if identity.cluster != config.cluster || identity.node_id() != Some(config.node_id) {

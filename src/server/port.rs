@@ -195,11 +195,17 @@ impl Shared {
             Entry::Anyone => {
                 let Some(place) = self.place(None, address) else { return };
                 drop(handshake);
-                return self.attend(tcp, self.router.clone(), address, place).await;
+                return self.attend(tcp, self.router.clone(), address, place, None).await;
             }
             Entry::Clients(tls) | Entry::Nodes(tls) => tls,
         };
-        let Some(accepted) = self.closing.run_until_cancelled(tls.accept(tcp)).await else { return };
+        let handshake_of_role = async {
+            match &self.entry {
+                Entry::Nodes(_) => tls.accept_node(tcp).await,
+                _ => tls.accept(tcp).await,
+            }
+        };
+        let Some(accepted) = self.closing.run_until_cancelled(handshake_of_role).await else { return };
         drop(handshake);
         let (stream, certificate) = match accepted {
             Ok(accepted) => accepted,
@@ -215,8 +221,9 @@ impl Shared {
             }
         };
         let Some(place) = self.place(Some(&certificate), address) else { return };
+        let judged = (tls, certificate.clone());
         let router = self.router.clone().layer(axum::Extension(Connection { certificate, address }));
-        self.attend(stream, router, address, place).await;
+        self.attend(stream, router, address, place, Some(judged)).await;
     }
 
     /// A place for a connection, if its identity may have one and there is one.
@@ -244,16 +251,26 @@ impl Shared {
         }
     }
 
-    /// Serves the requests of a connection.
-    async fn attend<I>(&self, io: I, router: Router, address: SocketAddr, place: Place)
-    where
+    /// Serves the requests of a connection. Once one finds that the certificate behind it is not good any more, that
+    /// one is refused by whoever answers it, and the connection takes no others: the caller may have a better one by now.
+    async fn attend<I>(
+        &self,
+        io: I,
+        router: Router,
+        address: SocketAddr,
+        place: Place,
+        judged: Option<(&Tls, PeerCertificate)>,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let asked = Arc::new(Notify::new());
+        let (asked, ended) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let service = hyper::service::service_fn({
-            let asked = asked.clone();
+            let (asked, ended) = (asked.clone(), ended.clone());
             move |request: hyper::Request<Incoming>| {
                 asked.notify_one();
+                if judged.as_ref().is_some_and(|(tls, certificate)| tls.check(certificate).is_err()) {
+                    ended.notify_one();
+                }
                 router.clone().oneshot(request)
             }
         });
@@ -268,6 +285,10 @@ impl Shared {
             served = connection.as_mut() => served,
             () = silence => return,
             () = self.closing.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = ended.notified() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

@@ -22,11 +22,13 @@ use rcgen::{CertificateRevocationListParams, Issuer, KeyPair, RevokedCertParams,
 use super::certificate::CertificateFacts;
 use super::credentials::certificates;
 use super::error::TlsError;
+use super::trust::TrustAnchors;
 use super::{files, unix_now};
 use crate::escrow::ids::{ClusterName, Identity, Invalid, Role};
 use crate::secret::Secret;
 use index::{IndexRecord, LockedIndex};
-use params::{authority_params, cluster_of, date, generate_key, leaf_params, random_serial};
+pub(super) use params::cluster_of;
+use params::{authority_params, date, generate_key, leaf_params, random_serial};
 
 /// The CA's certificate, in its directory and in every profile.
 pub const CA_CERTIFICATE_FILE: &str = "ca.crt";
@@ -328,6 +330,22 @@ impl Authority {
             return Ok(());
         }
         files::create(&bundle, self.certificate_pem.as_bytes(), files::PUBLIC_MODE)
+    }
+
+    /// Fails if there is a bundle in `dir` and this CA is not in it: what it issues there would be refused by its own
+    /// process. To be asked before a certificate is issued.
+    ///
+    /// # Errors
+    /// [`TlsError::NotTrusted`]; [`TlsError::Unusable`] if the bundle is none.
+    pub fn check_trusted_in(&self, dir: &Path) -> Result<(), TlsError> {
+        let path = dir.join(CA_CERTIFICATE_FILE);
+        let Some(pem) = files::read_if_present(&path)? else { return Ok(()) };
+        let own = certificates(&path, self.certificate_pem.as_bytes())?;
+        let bundle = TrustAnchors::from_pem(&path, &pem)?;
+        if own.iter().all(|certificate| bundle.holds(certificate)) {
+            return Ok(());
+        }
+        Err(TlsError::NotTrusted { path, authority: self.dir.join(CA_CERTIFICATE_FILE) })
     }
 
     /// Fails if the files of a certificate are there already; to be asked before one is issued.

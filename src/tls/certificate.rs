@@ -70,6 +70,11 @@ impl CertificateFacts {
         (self.not_before..=self.not_after).contains(&at)
     }
 
+    /// Its public key, DER (SubjectPublicKeyInfo).
+    pub(super) fn public_key(&self) -> &[u8] {
+        &self.public_key
+    }
+
     /// Whether its public key is this one (DER, SubjectPublicKeyInfo).
     pub(super) fn is_key(&self, public_key: &[u8]) -> bool {
         self.public_key == public_key

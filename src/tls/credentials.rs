@@ -15,7 +15,7 @@ use super::certificate::leaf_facts;
 use super::error::{CertificateFault, TlsError};
 use super::trust::{Side, TrustAnchors, Verified};
 use super::verifier::{Expected, PeerVerifier, provider, server_config};
-use super::{TlsPaths, files, unix_now};
+use super::{RevocationFile, TlsPaths, files, unix_now};
 use crate::escrow::ids::{Identity, Role};
 
 /// Most certificates in our own chain.
@@ -34,13 +34,21 @@ pub(super) struct Files {
 /// Credentials that belong together.
 pub(super) struct Credentials {
     pub(super) identity: Identity,
+    /// The own certificate's serial number, hexadecimal.
+    pub(super) serial: String,
     /// Unix seconds.
+    pub(super) not_before: u64,
+    /// Unix seconds; of the whole path.
     pub(super) expires_at: u64,
     pub(super) certified: Arc<CertifiedKey>,
     pub(super) trust: Arc<TrustAnchors>,
     pub(super) server: Arc<ServerConfig>,
     /// Judges clients; nodes are judged by a verifier of their own, which knows who is meant.
     pub(super) clients: Arc<PeerVerifier>,
+    /// As `server`, for nodes alone.
+    pub(super) node_server: Arc<ServerConfig>,
+    /// Judges nodes that call.
+    pub(super) nodes: Arc<PeerVerifier>,
     /// Tells whether the files changed.
     pub(super) digest: [u8; 32],
     /// Counts reloads.
@@ -56,15 +64,21 @@ impl Files {
             ca: files::read(&paths.ca)?,
             certificate: files::read(&paths.cert)?,
             key: files::read_private(&paths.key)?,
-            revocation_lists: paths.crl.as_deref().map(files::read).transpose()?,
+            revocation_lists: match &paths.crl {
+                RevocationFile::None => None,
+                RevocationFile::Required(path) => Some(files::read(path)?),
+                RevocationFile::Optional(path) => files::read_if_present(path)?,
+            },
         })
     }
 
     /// Equal for equal contents. Contents are compared, not times: a restored or linked file may look old.
     pub(super) fn digest(&self) -> [u8; 32] {
         let mut context = Context::new(&SHA256);
-        let lists = self.revocation_lists.as_deref().unwrap_or_default();
-        for content in [self.ca.as_slice(), &self.certificate, &self.key, lists] {
+        let lists = self.revocation_lists.as_deref();
+        // No file and an empty one are not the same.
+        context.update(&[u8::from(lists.is_some())]);
+        for content in [self.ca.as_slice(), &self.certificate, &self.key, lists.unwrap_or_default()] {
             context.update(&(content.len() as u64).to_be_bytes());
             context.update(content);
         }
@@ -79,31 +93,58 @@ impl Credentials {
     /// expired or been revoked meanwhile: refusing the files for it would keep an old revocation list in force.
     pub(super) fn build(paths: &TlsPaths, files: &Files, previous: Option<&Self>) -> Result<Self, TlsError> {
         let mut trust = TrustAnchors::from_pem(&paths.ca, &files.ca)?;
-        if let (Some(path), Some(pem)) = (&paths.crl, &files.revocation_lists) {
+        if let (Some(path), Some(pem)) = (paths.crl.path(), &files.revocation_lists) {
             trust = trust.with_revocation_lists(path, pem)?;
+        }
+        if let Some(previous) = previous {
+            trust = trust.keeping_lists_of(&previous.trust);
         }
         let trust = Arc::new(trust);
         let certified = Arc::new(certified_key(paths, files)?);
 
         let unchanged = previous.filter(|previous| previous.certified.cert == certified.cert);
-        let (identity, expires_at, own_fault) = match (verify_own(&trust, &certified), unchanged) {
-            (Ok(own), _) => (own.identity, own.expires_at, None),
+        let (own, own_fault) = match (verify_own(&trust, &certified), unchanged) {
+            (Ok(own), _) => (own, None),
             (Err(fault @ (CertificateFault::Expired { .. } | CertificateFault::Revoked)), Some(previous)) => {
-                (previous.identity.clone(), previous.expires_at, Some(fault))
+                (previous.own(), Some(fault))
             }
             (Err(fault), _) => return Err(TlsError::Own { path: paths.cert.clone(), fault }),
         };
+        let Verified { identity, serial, not_before, expires_at, .. } = own;
         if let Some(previous) = previous
             && previous.identity != identity
         {
             return Err(TlsError::IdentityChanged { from: previous.identity.clone(), to: identity });
         }
 
-        let clients = Arc::new(PeerVerifier::new(trust.clone(), identity.cluster.clone(), Expected::Client));
-        let server = Arc::new(server_config(&certified, clients.clone())?);
-        let generation = previous.map_or(0, |previous| previous.generation + 1);
-        let digest = files.digest();
-        Ok(Self { identity, expires_at, certified, trust, server, clients, digest, generation, own_fault })
+        let judge = |expected| Arc::new(PeerVerifier::new(trust.clone(), identity.cluster.clone(), expected));
+        let (clients, nodes) = (judge(Expected::Client), judge(Expected::Node));
+        Ok(Self {
+            server: Arc::new(server_config(&certified, clients.clone())?),
+            node_server: Arc::new(server_config(&certified, nodes.clone())?),
+            generation: previous.map_or(0, |previous| previous.generation + 1),
+            digest: files.digest(),
+            identity,
+            serial,
+            not_before,
+            expires_at,
+            certified,
+            trust,
+            clients,
+            nodes,
+            own_fault,
+        })
+    }
+
+    /// The own certificate as it was last verified.
+    fn own(&self) -> Verified {
+        Verified {
+            identity: self.identity.clone(),
+            serial: self.serial.clone(),
+            not_before: self.not_before,
+            not_after: self.expires_at,
+            expires_at: self.expires_at,
+        }
     }
 
     /// Signs with the private key: ECDSA P-256 with SHA-256, ASN.1.

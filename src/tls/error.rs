@@ -65,8 +65,8 @@ pub enum TlsError {
     /// A field of a request is not well formed.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// A private key may be read by others.
-    #[error("{} has mode {mode:04o}, so others may read this private key: run chmod 600 on it", path.display())]
+    /// A private key may be read or written by others.
+    #[error("{} has mode {mode:04o}, which lets others at this private key: run chmod 600 {}", path.display(), path.display())]
     KeyExposed {
         /// The key file.
         path: PathBuf,
@@ -90,6 +90,17 @@ pub enum TlsError {
     /// What should be renewed is revoked.
     #[error("every certificate {0} is revoked: issue a new one")]
     NotRenewable(String),
+    /// A bundle does not hold the CA that should issue a certificate beside it.
+    #[error(
+        "{} does not hold this CA: first put it into every bundle, with strongroom cert trust --bundle {} --add {}",
+        path.display(), path.display(), authority.display()
+    )]
+    NotTrusted {
+        /// The bundle.
+        path: PathBuf,
+        /// The CA's certificate.
+        authority: PathBuf,
+    },
     /// Our own certificate cannot be used.
     #[error("the certificate in {} {fault}", path.display())]
     Own {
@@ -111,6 +122,12 @@ pub enum TlsError {
     /// The private key failed to sign.
     #[error("the private key could not sign: {0}")]
     Sign(#[source] rustls::Error),
+    /// A bundle would lose the CA of a certificate that is used with it.
+    #[error("{} was issued by the CA that would be taken out: first renew it from one that stays", path.display())]
+    StillNeeded {
+        /// The certificate file.
+        path: PathBuf,
+    },
     /// TLS could not be configured from these credentials.
     #[error("TLS cannot be set up with these credentials: {0}")]
     Unconfigurable(#[source] rustls::Error),
@@ -197,7 +214,7 @@ fn verdict(alert: AlertDescription) -> Option<&'static str> {
         AlertDescription::CertificateRequired => "none was offered, and one is required",
         AlertDescription::CertificateRevoked => "it is revoked",
         AlertDescription::CertificateUnknown => {
-            "it carries no identity that is expected there (another cluster, or another node than was meant)"
+            "it carries no identity that is expected there (another cluster, another node than was meant, or not a node)"
         }
         AlertDescription::DecryptError => "its signature does not verify",
         AlertDescription::UnknownCA => "it was not issued by a CA that is trusted there",
@@ -232,6 +249,23 @@ impl TlsError {
             next = error.source();
         }
         None
+    }
+
+    /// As [`TlsError::refusal_by_peer`], or that we refused the other side's certificate and why.
+    pub fn refusal(error: &(dyn Error + 'static)) -> Option<String> {
+        Self::refusal_by_peer(error).or_else(|| {
+            let mut next = Some(error);
+            while let Some(error) = next {
+                // An `io::Error` skips its inner error in `source()`.
+                let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+                let ours = inner.map_or(error.downcast_ref::<Self>(), |inner| inner.downcast_ref::<Self>());
+                if let Some(refused @ Self::Peer(_)) = ours {
+                    return Some(format!("we refused the server: {refused}"));
+                }
+                next = error.source();
+            }
+            None
+        })
     }
 
     /// Sorts what a handshake ended with.

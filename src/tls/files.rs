@@ -2,12 +2,13 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
 use super::error::TlsError;
+use crate::private_file::Reader;
 
 /// Most bytes read from one file: room for a revocation list of some hundred thousand entries.
 pub(super) const FILE_MAX_BYTES: u64 = 16 * 1024 * 1024;
@@ -17,8 +18,6 @@ pub(super) const PUBLIC_MODE: u32 = 0o644;
 pub(super) const PRIVATE_MODE: u32 = 0o600;
 /// For the directory of a CA.
 const PRIVATE_DIRECTORY_MODE: u32 = 0o700;
-/// Permission bits that let anybody but the owner at a file.
-const OTHERS: u32 = 0o077;
 
 /// Attaches the path to an I/O error.
 pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> TlsError {
@@ -37,13 +36,21 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     Ok(content)
 }
 
-/// The content of a private key file, which must be its owner's alone. The open file is checked, not the path, so
-/// what is checked is what is read.
+/// The content of a file that may not be there.
+pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>, TlsError> {
+    match read(path) {
+        Err(TlsError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        content => content.map(Some),
+    }
+}
+
+/// The content of a private key file, which must be private as [`private_file`](crate::private_file) has it. The open
+/// file is checked, not the path, so what is checked is what is read.
 pub(super) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     let mut file = File::open(path).map_err(at(path))?;
     let metadata = file.metadata().map_err(at(path))?;
-    if metadata.mode() & OTHERS != 0 {
-        return Err(TlsError::KeyExposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
+    if let Some(mode) = Reader::this_process().exposed(path, &metadata) {
+        return Err(TlsError::KeyExposed { path: path.to_owned(), mode });
     }
     // Room for it all at once: a vector that grows leaves copies behind that nobody wipes.
     let room = usize::try_from(metadata.len().min(FILE_MAX_BYTES)).unwrap_or(0) + 1;

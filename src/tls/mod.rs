@@ -6,10 +6,12 @@
 //! are good as a whole, and keeps what it has if they are not. Connections that live longer than that are looked at
 //! again by [`Tls::check`].
 
+mod bundle;
 pub mod ca;
 mod certificate;
 mod credentials;
 mod error;
+mod expiry;
 mod files;
 mod peer;
 mod trust;
@@ -19,11 +21,12 @@ mod watch;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::ServerName;
+use rustls::server::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -33,11 +36,16 @@ use crate::escrow::ids::{Identity, NodeId};
 use credentials::{Credentials, Files};
 use verifier::{Expected, PeerVerifier, client_config};
 
+pub use bundle::{BundleChange, change_bundle};
 pub use certificate::CertificateFacts;
 pub use error::{CertificateFault, TlsError};
+pub use expiry::{
+    AUTHORITY_EXPIRY_URGENT, AUTHORITY_EXPIRY_WARNING, CertificateExpiry, CertificateKind, EXPIRY_URGENT,
+    EXPIRY_WARNING, Urgency,
+};
 pub use peer::PeerCertificate;
 pub use trust::{AUTHORITIES_MAX, TrustAnchors};
-pub use watch::EXPIRY_WARNING;
+pub use watch::{CredentialsProblem, ReloadFailure};
 
 /// How long a whole handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,21 +61,53 @@ pub struct TlsPaths {
     pub ca: PathBuf,
     /// The own certificate, followed by intermediate ones if any.
     pub cert: PathBuf,
-    /// Its private key (ECDSA P-256), readable by its owner only.
+    /// Its private key (ECDSA P-256), private as [`private_file`](crate::private_file) has it.
     pub key: PathBuf,
-    /// Revocation lists, any number. Where it is given, the file must be there.
-    pub crl: Option<PathBuf>,
+    /// Revocation lists, any number in one file.
+    pub crl: RevocationFile,
+}
+
+/// Where revocation lists are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RevocationFile {
+    /// Nowhere: nothing is known to be revoked.
+    None,
+    /// In this file, which may be missing and may come later.
+    Optional(PathBuf),
+    /// In this file, which must be there.
+    Required(PathBuf),
+}
+
+impl RevocationFile {
+    /// The file, if there is one to look for.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::None => None,
+            Self::Optional(path) | Self::Required(path) => Some(path),
+        }
+    }
+}
+
+impl From<Option<PathBuf>> for RevocationFile {
+    /// A file that was named must be there.
+    fn from(path: Option<PathBuf>) -> Self {
+        path.map_or(Self::None, Self::Required)
+    }
 }
 
 impl TlsPaths {
-    /// The files of a client's profile: `ca.crt`, `client.crt`, `client.key`, and `crl.pem` if there is one.
+    /// The files of a client's profile: `ca.crt`, `client.crt`, `client.key`, and `crl.pem` once there is one.
     pub fn profile(dir: &Path) -> Self {
-        let crl = dir.join(ca::CRL_FILE);
+        Self::in_directory(dir, ca::FileNames::CLIENT)
+    }
+
+    /// The files that `strongroom cert issue` writes to a directory, and `crl.pem` once there is one.
+    pub fn in_directory(dir: &Path, names: ca::FileNames) -> Self {
         Self {
             ca: dir.join(ca::CA_CERTIFICATE_FILE),
-            cert: dir.join(ca::FileNames::CLIENT.certificate),
-            key: dir.join(ca::FileNames::CLIENT.key),
-            crl: crl.exists().then_some(crl),
+            cert: dir.join(names.certificate),
+            key: dir.join(names.key),
+            crl: RevocationFile::Optional(dir.join(ca::CRL_FILE)),
         }
     }
 }
@@ -93,6 +133,8 @@ struct Shared {
     current: ArcSwap<Credentials>,
     /// One reload at a time: two would take the same generation number.
     reloading: Mutex<()>,
+    /// Why the files that lie there are not in use.
+    failure: Mutex<Option<ReloadFailure>>,
 }
 
 impl Tls {
@@ -104,7 +146,8 @@ impl Tls {
     pub fn load(paths: TlsPaths) -> Result<Self, TlsError> {
         let credentials = Credentials::build(&paths, &Files::read(&paths)?, None)?;
         let current = ArcSwap::from_pointee(credentials);
-        let shared = Arc::new(Shared { paths, current, reloading: Mutex::new(()) });
+        let shared =
+            Arc::new(Shared { paths, current, reloading: Mutex::default(), failure: Mutex::default() });
         Ok(Self { shared, handshake_timeout: HANDSHAKE_TIMEOUT })
     }
 
@@ -121,6 +164,17 @@ impl Tls {
     /// The last second (Unix) the own certificate and those above it are valid.
     pub fn expires_at(&self) -> u64 {
         self.shared.current.load().expires_at
+    }
+
+    /// The own certificate's serial number, lower-case hexadecimal.
+    pub fn serial(&self) -> String {
+        self.shared.current.load().serial.clone()
+    }
+
+    /// Counts how often other files were taken over. What was judged or shown under an earlier generation may be judged
+    /// otherwise now.
+    pub fn generation(&self) -> u64 {
+        self.shared.current.load().generation
     }
 
     /// The own certificate chain, DER, own first.
@@ -142,20 +196,27 @@ impl Tls {
         Signer(self.shared.current.load_full())
     }
 
-    /// Takes over the files if any has changed and all of them are good; `true` if it did.
+    /// Takes over the files now if any has changed and all of them are good; `true` if it did.
     ///
     /// # Errors
     /// As [`Tls::load`], or [`TlsError::IdentityChanged`]; what was in use stays in use.
     pub fn reload(&self) -> Result<bool, TlsError> {
-        let _one_at_a_time = self.shared.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let previous = self.shared.current.load_full();
-        let files = Files::read(&self.shared.paths)?;
-        if files.digest() == previous.digest {
+        let _one_at_a_time = lock(&self.shared.reloading);
+        let files = Files::read(&self.shared.paths).inspect_err(|error| self.note_reload(Err(error)))?;
+        if files.digest() == self.shared.current.load().digest {
+            self.note_reload(Ok(()));
             return Ok(false);
         }
-        let next = Credentials::build(&self.shared.paths, &files, Some(&previous))?;
-        self.shared.current.store(Arc::new(next));
-        Ok(true)
+        self.take_over(&files).map(|()| true)
+    }
+
+    /// Takes over `files` if they are good. The caller holds the lock on reloading.
+    fn take_over(&self, files: &Files) -> Result<(), TlsError> {
+        let previous = self.shared.current.load_full();
+        let next = Credentials::build(&self.shared.paths, files, Some(&previous));
+        self.note_reload(next.as_ref().map(drop));
+        self.shared.current.store(Arc::new(next?));
+        Ok(())
     }
 
     /// Serves a TLS handshake on a connection. The client must show a certificate of our cluster; what it may do is
@@ -169,9 +230,33 @@ impl Tls {
         tcp: TcpStream,
     ) -> Result<(server::TlsStream<TcpStream>, PeerCertificate), TlsError> {
         let credentials = self.shared.current.load_full();
+        let (server, verifier) = (credentials.server.clone(), credentials.clients.clone());
+        self.accept_as(tcp, server, verifier, credentials.generation).await
+    }
+
+    /// As [`Tls::accept`], for nodes alone.
+    ///
+    /// # Errors
+    /// As [`Tls::accept`]; a client of another role is refused with [`CertificateFault::NotANode`].
+    pub async fn accept_node(
+        &self,
+        tcp: TcpStream,
+    ) -> Result<(server::TlsStream<TcpStream>, PeerCertificate), TlsError> {
+        let credentials = self.shared.current.load_full();
+        let (server, verifier) = (credentials.node_server.clone(), credentials.nodes.clone());
+        self.accept_as(tcp, server, verifier, credentials.generation).await
+    }
+
+    async fn accept_as(
+        &self,
+        tcp: TcpStream,
+        config: Arc<ServerConfig>,
+        verifier: Arc<PeerVerifier>,
+        generation: u64,
+    ) -> Result<(server::TlsStream<TcpStream>, PeerCertificate), TlsError> {
         let deadline = Instant::now() + self.handshake_timeout;
         // Boxed: a handshake's state is large, and this future is part of its callers'.
-        let handshake = Box::pin(TlsAcceptor::from(credentials.server.clone()).accept(tcp).into_fallible());
+        let handshake = Box::pin(TlsAcceptor::from(config).accept(tcp).into_fallible());
         let stream = match timeout_at(deadline, handshake).await {
             Err(_) => return Err(TlsError::HandshakeTimeout { after: self.handshake_timeout }),
             Ok(Err((error, tcp))) => {
@@ -181,7 +266,7 @@ impl Tls {
             Ok(Ok(stream)) => stream,
         };
         let chain = stream.get_ref().1.peer_certificates().ok_or(TlsError::NoPeerCertificate)?;
-        let peer = PeerCertificate::judged(chain, credentials.clients.clone(), credentials.generation)?;
+        let peer = PeerCertificate::judged(chain, verifier, generation)?;
         Ok((stream, peer))
     }
 
@@ -292,6 +377,11 @@ pub fn certificates_in(path: &Path) -> Result<Vec<CertificateFacts>, TlsError> {
     };
     let certificates = credentials::certificates(path, &files::read(path)?)?;
     certificates.iter().map(|der| CertificateFacts::parse(der).map_err(unusable)).collect()
+}
+
+/// What is behind these locks is replaced whole: a panic elsewhere leaves it usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Unix seconds. A clock before 1970 counts as 1970: then every certificate is not yet valid, and says so.

@@ -61,12 +61,12 @@ impl PeerCertificate {
         now: u64,
     ) -> Result<(), TlsError> {
         let shared = &self.shared;
-        let expires_at = shared.expires_at.load(Ordering::Acquire);
-        if now > expires_at {
-            return Err(TlsError::Peer(CertificateFault::Expired { since: expires_at }));
-        }
         if shared.generation.load(Ordering::Acquire) == generation {
-            return Ok(());
+            let expires_at = shared.expires_at.load(Ordering::Acquire);
+            return match now > expires_at {
+                true => Err(TlsError::Peer(CertificateFault::Expired { since: expires_at })),
+                false => Ok(()),
+            };
         }
         let verifier = shared.verifier.under(trust.clone(), cluster.clone());
         let verified = verifier.judge(&shared.chain, now).map_err(TlsError::Peer)?;

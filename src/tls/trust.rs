@@ -1,10 +1,13 @@
 //! Whom this process believes: the CAs, their revocation lists, and the one function that judges a chain.
 //!
 //! Revocation: every certificate of a chain is looked up in the list of its issuer, if one is loaded; an issuer
-//! without a list is not checked. A list past its `nextUpdate` stays in force and is warned about: what it revokes
-//! stays revoked, and a forgotten file does not lock everybody out of their disks.
+//! without a list is not checked, and warned about if there are lists of others. A list past its `nextUpdate` stays in
+//! force and is warned about: what it revokes stays revoked, and a forgotten file does not lock everybody out of their
+//! disks. While a process runs, a list is only ever replaced by a newer one of the same issuer: a file that was cut
+//! short, restored from a backup or overwritten with another CA's list makes nobody's certificate valid again.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::WebPkiSupportedAlgorithms;
@@ -29,18 +32,24 @@ pub struct TrustAnchors {
     authorities: Vec<Authority>,
     anchors: Vec<TrustAnchor<'static>>,
     /// Newest first: webpki takes the first list that speaks for an issuer.
-    revocation_lists: Vec<RevocationList>,
+    revocation_lists: Vec<Arc<RevocationList>>,
+    /// Issuers whose list in force is not the one in the file.
+    retained: Vec<String>,
 }
 
 /// A CA of the bundle, beside its trust anchor (webpki drops an anchor's validity).
 struct Authority {
     certificate: CertificateDer<'static>,
     facts: CertificateFacts,
+    /// Its subject as revocation lists name it, DER.
+    subject: Vec<u8>,
 }
 
 struct RevocationList {
     list: CertRevocationList<'static>,
     issuer: String,
+    /// The issuer's name, DER.
+    issuer_name: Vec<u8>,
     this_update: i64,
     next_update: Option<i64>,
 }
@@ -50,6 +59,7 @@ struct RevocationList {
 pub(super) struct Verified {
     pub(super) identity: Identity,
     pub(super) serial: String,
+    pub(super) not_before: u64,
     pub(super) not_after: u64,
     /// The first moment (Unix seconds) any certificate of the path, CA included, stops being valid.
     pub(super) expires_at: u64,
@@ -74,7 +84,12 @@ impl TrustAnchors {
     /// As [`TrustAnchors::from_pem_file`], from the content; `path` is for the errors.
     pub(super) fn from_pem(path: &Path, pem: &[u8]) -> Result<Self, TlsError> {
         let unusable = |what: String| TlsError::Unusable { path: path.to_owned(), what };
-        let mut trust = Self { authorities: Vec::new(), anchors: Vec::new(), revocation_lists: Vec::new() };
+        let mut trust = Self {
+            authorities: Vec::new(),
+            anchors: Vec::new(),
+            revocation_lists: Vec::new(),
+            retained: Vec::new(),
+        };
         for certificate in CertificateDer::pem_slice_iter(pem) {
             let certificate = certificate.map_err(|error| unusable(format!("not PEM: {error}")))?;
             trust.add(certificate).map_err(unusable)?;
@@ -104,8 +119,12 @@ impl TrustAnchors {
         if self.anchors.iter().any(clash) {
             return Err(format!("two CAs with different keys are both named {}: rename one", facts.subject));
         }
+        let subject = match X509Certificate::from_der(&certificate) {
+            Ok((_, parsed)) => parsed.subject().as_raw().to_vec(),
+            Err(error) => return Err(format!("a certificate does not parse: {error}")),
+        };
         self.anchors.push(anchor);
-        self.authorities.push(Authority { certificate, facts });
+        self.authorities.push(Authority { certificate, facts, subject });
         Ok(())
     }
 
@@ -116,13 +135,41 @@ impl TrustAnchors {
         for der in CertificateRevocationListDer::pem_slice_iter(pem) {
             let der = der.map_err(|error| unusable(format!("not PEM: {error}")))?;
             let list = self.parse_revocation_list(&der).map_err(unusable)?;
-            self.revocation_lists.push(list);
+            self.revocation_lists.push(Arc::new(list));
         }
         if self.revocation_lists.is_empty() {
             return Err(unusable("holds no revocation list (PEM, BEGIN X509 CRL)".to_owned()));
         }
-        self.revocation_lists.sort_by_key(|list| std::cmp::Reverse(list.this_update));
+        self.sort_revocation_lists();
         Ok(self)
+    }
+
+    /// Keeps in force each list of `previous` that these CAs still speak for and that nothing newer replaces.
+    pub(super) fn keeping_lists_of(mut self, previous: &Self) -> Self {
+        for list in &previous.revocation_lists {
+            let replaced = |newer: &Arc<RevocationList>| {
+                newer.issuer_name == list.issuer_name && newer.this_update >= list.this_update
+            };
+            if previous.speaks_for(list, &self) && !self.revocation_lists.iter().any(replaced) {
+                self.revocation_lists.push(list.clone());
+                self.retained.push(list.issuer.clone());
+            }
+        }
+        self.sort_revocation_lists();
+        self
+    }
+
+    /// Whether the issuer of `list`, one of ours, is the same CA in `next`; or an intermediate one, which is in neither.
+    fn speaks_for(&self, list: &RevocationList, next: &Self) -> bool {
+        let of = |trust: &Self| {
+            let issuer = trust.authorities.iter().find(|authority| authority.subject == list.issuer_name);
+            issuer.map(|authority| authority.facts.public_key().to_vec())
+        };
+        of(self) == of(next)
+    }
+
+    fn sort_revocation_lists(&mut self) {
+        self.revocation_lists.sort_by_key(|list| std::cmp::Reverse(list.this_update));
     }
 
     fn parse_revocation_list(&self, der: &[u8]) -> Result<RevocationList, String> {
@@ -134,7 +181,7 @@ impl TrustAnchors {
         for authority in &self.authorities {
             // It parsed when it was added.
             let Ok((_, certificate)) = X509Certificate::from_der(&authority.certificate) else { continue };
-            if certificate.subject().as_raw() == parsed.issuer().as_raw() {
+            if authority.subject == parsed.issuer().as_raw() {
                 parsed
                     .verify_signature(certificate.public_key())
                     .map_err(|_| format!("the revocation list of {issuer} is not signed by that CA"))?;
@@ -143,6 +190,7 @@ impl TrustAnchors {
         Ok(RevocationList {
             list: list.into(),
             issuer,
+            issuer_name: parsed.issuer().as_raw().to_vec(),
             this_update: parsed.last_update().timestamp(),
             next_update: parsed.next_update().map(|at| at.timestamp()),
         })
@@ -197,6 +245,7 @@ impl TrustAnchors {
         Ok(Verified {
             identity,
             serial: facts.serial,
+            not_before: facts.not_before,
             not_after: facts.not_after,
             expires_at: path_end.min(facts.not_after),
         })
@@ -256,10 +305,39 @@ impl TrustAnchors {
         self.anchors.iter().map(|anchor| rustls::DistinguishedName::in_sequence(&anchor.subject)).collect()
     }
 
+    /// What the CAs' certificates say, in the order of the bundle.
+    pub(super) fn authorities(&self) -> impl Iterator<Item = &CertificateFacts> {
+        self.authorities.iter().map(|authority| &authority.facts)
+    }
+
+    /// Whether `certificate` is one of the CAs.
+    pub(super) fn holds(&self, certificate: &CertificateDer<'_>) -> bool {
+        self.authorities.iter().any(|authority| authority.certificate == *certificate)
+    }
+
+    /// The CAs' certificates, DER, in the order of the bundle.
+    pub(super) fn certificates(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        self.authorities.iter().map(|authority| &authority.certificate)
+    }
+
+    /// CAs without a revocation list, if there are lists of others.
+    pub(super) fn authorities_without_list(&self) -> impl Iterator<Item = &str> {
+        let listed = |authority: &Authority| {
+            self.revocation_lists.iter().any(|list| list.issuer_name == authority.subject)
+        };
+        let without = move |authority: &&Authority| !self.revocation_lists.is_empty() && !listed(authority);
+        self.authorities.iter().filter(without).map(|authority| authority.facts.subject.as_str())
+    }
+
+    /// Issuers whose list in force is missing from the file, or older there.
+    pub(super) fn retained_revocation_lists(&self) -> &[String] {
+        &self.retained
+    }
+
     /// Issuers whose revocation list is past its `nextUpdate` at `now` (Unix seconds).
     pub(super) fn stale_revocation_lists(&self, now: u64) -> impl Iterator<Item = &str> {
         let now = i64::try_from(now).unwrap_or(i64::MAX);
-        let stale = move |list: &&RevocationList| list.next_update.is_some_and(|next| next < now);
+        let stale = move |list: &&Arc<RevocationList>| list.next_update.is_some_and(|next| next < now);
         self.revocation_lists.iter().filter(stale).map(|list| list.issuer.as_str())
     }
 }

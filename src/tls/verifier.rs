@@ -31,6 +31,8 @@ const CLIENT_PROTOCOL: &[u8] = b"h2";
 pub(super) enum Expected {
     /// A client of our cluster, whatever its role: what it may do is decided per request.
     Client,
+    /// A client of our cluster that is a node.
+    Node,
     /// A node of our cluster.
     Server(ExpectedPeer),
 }
@@ -57,7 +59,7 @@ impl PeerVerifier {
     /// Chain, revocation, cluster, and that it is whom we mean.
     pub(super) fn judge(&self, chain: &[CertificateDer<'_>], now: u64) -> Result<Verified, CertificateFault> {
         let side = match self.expected {
-            Expected::Client => Side::Client,
+            Expected::Client | Expected::Node => Side::Client,
             Expected::Server(_) => Side::Server,
         };
         let verified = self.trust.verify(chain, side, now)?;
@@ -68,15 +70,13 @@ impl PeerVerifier {
                 expected: self.cluster.clone(),
             });
         }
-        if let Expected::Server(peer) = self.expected {
-            if found.role != Role::Node {
-                return Err(CertificateFault::NotANode { found: found.clone() });
-            }
-            if let ExpectedPeer::Node(meant) = peer
-                && found.node_id() != Some(meant)
-            {
-                return Err(CertificateFault::OtherNode { found: found.clone(), meant });
-            }
+        if self.expected != Expected::Client && found.role != Role::Node {
+            return Err(CertificateFault::NotANode { found: found.clone() });
+        }
+        if let Expected::Server(ExpectedPeer::Node(meant)) = self.expected
+            && found.node_id() != Some(meant)
+        {
+            return Err(CertificateFault::OtherNode { found: found.clone(), meant });
         }
         Ok(verified)
     }

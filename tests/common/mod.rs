@@ -140,6 +140,15 @@ pub struct Load {
 impl Load {
     /// Starts `clients` of them, each beginning at another node.
     pub fn start(cluster: &TestCluster, clients: u64) -> Self {
+        Self::of((0..clients).map(|number| {
+            let mut nodes = ALL;
+            nodes.rotate_left((number % 3) as usize);
+            cluster.client("importer", &nodes)
+        }))
+    }
+
+    /// Starts one for each of `clients`.
+    pub fn of(clients: impl IntoIterator<Item = Client>) -> Self {
         let mut load = Self {
             stop: Arc::default(),
             acknowledged: Arc::default(),
@@ -147,10 +156,7 @@ impl Load {
             clients: JoinSet::new(),
         };
         let next = Arc::new(AtomicU64::new(1));
-        for number in 0..clients {
-            let mut nodes = ALL;
-            nodes.rotate_left((number % 3) as usize);
-            let client = cluster.client("importer", &nodes);
+        for client in clients {
             let (stop, acknowledged, failed, next) =
                 (load.stop.clone(), load.acknowledged.clone(), load.failed.clone(), next.clone());
             load.clients.spawn(async move {
@@ -158,7 +164,10 @@ impl Load {
                     let deposit = deposit(next.fetch_add(1, Ordering::Relaxed));
                     match client.escrow(&deposit).await {
                         Ok(receipt) => acknowledged.lock().await.push((deposit, receipt)),
-                        Err(_) => drop(failed.fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => {
+                            eprintln!("a request failed: {error}");
+                            failed.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                 }
             });

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use clap::Parser;
 
 use super::*;
-use crate::tls::{ExpectedPeer, Tls, TlsPaths};
+use crate::tls::{ExpectedPeer, RevocationFile, Tls, TlsPaths};
 
 #[derive(Parser)]
 struct Cli {
@@ -52,7 +52,7 @@ fn a_node_gets_files_of_its_own_names() {
         ca: place.join("ca.crt"),
         cert: place.join("node.crt"),
         key: place.join("node.key"),
-        crl: Some(dir.path().join("ca/crl.pem")),
+        crl: RevocationFile::Required(dir.path().join("ca/crl.pem")),
     };
     assert_eq!(std::fs::metadata(&paths.key).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(Tls::load(paths).unwrap().identity().node_id(), Some(1));
@@ -153,7 +153,7 @@ async fn a_client_and_a_node_from_the_command_line_connect() {
         ca: place.join("ca.crt"),
         cert: place.join("node.crt"),
         key: place.join("node.key"),
-        crl: Some(dir.path().join("ca/crl.pem")),
+        crl: RevocationFile::Required(dir.path().join("ca/crl.pem")),
     });
     let (node, client) = (node.unwrap(), Tls::load(TlsPaths::profile(&dir.path().join("pc"))).unwrap());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -163,4 +163,73 @@ async fn a_client_and_a_node_from_the_command_line_connect() {
         tokio::join!(node.accept(at_node), client.connect(tcp, ExpectedPeer::Node(1)));
     assert_eq!(accepted.unwrap().1.identity, client.identity());
     connected.unwrap();
+}
+
+/// A change of CA as the command line does it: each step is refused before the one it rests on.
+#[test]
+fn a_ca_is_changed_in_steps_that_cannot_be_taken_out_of_order() {
+    let dir = authority();
+    run(dir.path(), "issue --dir {}/ca --role node --name 1 --dns a.example --out {}/n1").unwrap();
+    run(dir.path(), "ca --dir {}/ca-2 --cluster acme").unwrap();
+    run(dir.path(), "ca --dir {}/other --cluster other").unwrap();
+    let paths = TlsPaths::in_directory(&dir.path().join("n1"), FileNames::NODE);
+    let node = Tls::load(paths.clone()).unwrap();
+    let refused = |line: &str, expected: &str| {
+        let before = [&paths.ca, &paths.cert, &paths.key].map(|path| std::fs::read(path).unwrap());
+        let error = run(dir.path(), line).expect_err(line);
+        let (text, exit) = (error.to_string(), Failure::from(error).exit);
+        assert!(text.contains(expected), "{line}: {text}");
+        assert_eq!(before, [&paths.ca, &paths.cert, &paths.key].map(|path| std::fs::read(path).unwrap()));
+        exit
+    };
+    let renew = "renew --dir {}/ca-2 {}/n1/node.crt";
+    let exit = refused(renew, "n1/ca.crt --add");
+    assert_eq!(exit, crate::cli::Exit::Conflict);
+    refused("trust --bundle {}/n1/ca.crt --add {}/other/ca.crt", "cluster other");
+    refused("trust --bundle {}/n1/ca.crt --add {}/n1/node.crt", "is not a CA's");
+    refused("trust --bundle {}/n1/ca.crt --remove {}/ca/ca.crt", "not the last one");
+    refused("trust --bundle {}/none.crt --add {}/ca/ca.crt", "none.crt");
+
+    for changed in [true, false] {
+        let report = json(&run(dir.path(), "trust --bundle {}/n1/ca.crt --add {}/ca-2/ca.crt").unwrap());
+        assert_eq!(
+            (&report["changed"], report["certificates"].as_array().unwrap().len()),
+            (&changed.into(), 2)
+        );
+    }
+    assert!(node.reload().unwrap());
+    let exit = refused("trust --bundle {}/n1/ca.crt --remove {}/ca/ca.crt", "node.crt was issued by the CA");
+    assert_eq!(exit, crate::cli::Exit::Conflict);
+
+    let report = json(&run(dir.path(), renew).unwrap());
+    assert_eq!(report["certificate"]["identity"], "spiffe://acme/node/1");
+    assert_eq!(report["certificate"]["names"], serde_json::json!(["a.example"]));
+    assert!(node.reload().unwrap(), "a running node takes it over");
+    let report = run(dir.path(), "trust --bundle {}/n1/ca.crt --remove {}/ca/ca.crt").unwrap();
+    assert!(report.to_string().contains("holds now"), "{report}");
+    assert!(node.reload().unwrap());
+    refused("renew --dir {}/ca {}/n1/node.crt", "does not hold this CA");
+    refused("renew --dir {}/other {}/n1/node.crt", "of cluster other");
+}
+
+#[test]
+fn a_directory_shows_its_certificates_and_what_keeps_it_from_being_used() {
+    let dir = authority();
+    run(dir.path(), "issue --dir {}/ca --role agent --name PC-0001 --out {}/pc").unwrap();
+    let shown = run(dir.path(), "show {}/pc").unwrap();
+    let document = json(&shown);
+    let files: Vec<_> =
+        document["certificates"].as_array().unwrap().iter().map(|line| &line["file"]).collect();
+    assert_eq!(files, ["client.crt", "ca.crt"]);
+    assert_eq!(document["certificates"][0]["days_left"], 89);
+    assert!(document.get("problems").is_none(), "{document}");
+    assert!(shown.to_string().contains("by Strongroom CA "), "{shown}");
+    assert!(shown.to_string().lines().all(|line| line.len() <= 80), "{shown}");
+
+    std::fs::set_permissions(dir.path().join("pc/client.key"), std::fs::Permissions::from_mode(0o644))
+        .unwrap();
+    let problems = json(&run(dir.path(), "show {}/pc").unwrap())["problems"].to_string();
+    assert!(problems.contains("chmod 600"), "{problems}");
+    let error = run(dir.path(), "show {}").unwrap_err().to_string();
+    assert!(error.starts_with("file: "), "{error}");
 }

@@ -400,7 +400,7 @@ mod tests {
             let config = Config::load(&node.config_path()).unwrap();
             assert_eq!((config.node_id, config.advertise.peer), (node.id, node.peer_address()));
             let TlsFiles { ca, cert, key, crl } = config.tls;
-            Tls::load(TlsPaths { ca, cert, key, crl }).unwrap();
+            Tls::load(TlsPaths { ca, cert, key, crl: crl.into() }).unwrap();
         }
     }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::secret;
+use crate::private_file::Reader;
 use crate::seal::{NodeKey, SealError, offline_identity};
 
 fn mode(path: &Path) -> u32 {
@@ -64,15 +65,15 @@ fn a_credential_of_the_service_manager_may_show_its_acl_mask_as_group_permission
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("node.key");
     NodeKey::load_or_create(&path).unwrap();
-    let here = || Some(OsString::from(directory.path()));
+    let here = || Reader::with_credentials(Some(OsString::from(directory.path())));
     fs::set_permissions(&path, Permissions::from_mode(0o440)).unwrap();
-    NodeKey::load_beside(&path, here()).unwrap();
+    NodeKey::load_as(&path, &here()).unwrap();
     for elsewhere in [None, Some(OsString::new()), Some(OsString::from("/run/credentials/other"))] {
-        let refused = NodeKey::load_beside(&path, elsewhere).unwrap_err();
+        let refused = NodeKey::load_as(&path, &Reader::with_credentials(elsewhere)).unwrap_err();
         assert!(matches!(refused, SealError::NodeKeyExposed { .. }), "{refused:?}");
     }
     fs::set_permissions(&path, Permissions::from_mode(0o444)).unwrap();
-    let refused = NodeKey::load_beside(&path, here()).unwrap_err();
+    let refused = NodeKey::load_as(&path, &here()).unwrap_err();
     assert!(matches!(refused, SealError::NodeKeyExposed { .. }), "{refused:?}");
 }
 

@@ -32,7 +32,7 @@ pub(super) fn date(seconds: u64) -> Result<OffsetDateTime, TlsError> {
 }
 
 /// X.509-SVID §3: a signing certificate names the trust domain and no path.
-pub(super) fn cluster_of(facts: &CertificateFacts) -> Option<ClusterName> {
+pub(in crate::tls) fn cluster_of(facts: &CertificateFacts) -> Option<ClusterName> {
     match facts.uris.as_slice() {
         [uri] => uri.strip_prefix("spiffe://")?.parse().ok(),
         _ => None,

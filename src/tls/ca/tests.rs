@@ -6,7 +6,7 @@ use super::params::SERIAL_BYTES;
 use super::*;
 use crate::tls::tests::TestCa;
 use crate::tls::trust::Side;
-use crate::tls::{CertificateFault, Tls, TlsPaths, TrustAnchors};
+use crate::tls::{CertificateFault, RevocationFile, Tls, TlsPaths, TrustAnchors};
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
@@ -153,7 +153,7 @@ fn a_renewed_certificate_keeps_identity_and_names_with_a_new_key() {
 fn a_revoked_certificate_is_on_the_list_and_cannot_be_renewed() {
     let ca = TestCa::new("acme");
     let (mut paths, issued) = ca.profile(IssueRequest::new(Role::Agent, "PC-0001"));
-    paths.crl = Some(ca.authority.revocation_list_path());
+    paths.crl = RevocationFile::Required(ca.authority.revocation_list_path());
     Tls::load(paths.clone()).unwrap();
     let which = Selector::Identity(issued.record.identity.clone());
     let revoked = ca.authority.revoke(&which).unwrap();
@@ -244,7 +244,8 @@ fn a_revocation_list_that_is_out_of_date_stays_in_force_and_locks_nobody_else_ou
     };
     let path = ca.place("stale.pem");
     std::fs::write(&path, list.signed_by(&ca.authority.issuer).unwrap().pem().unwrap()).unwrap();
-    (revoked.crl, kept.crl) = (Some(path.clone()), Some(path.clone()));
+    (revoked.crl, kept.crl) =
+        (RevocationFile::Required(path.clone()), RevocationFile::Required(path.clone()));
     let error = Tls::load(revoked).unwrap_err().to_string();
     assert!(error.ends_with("is revoked"), "{error}");
     Tls::load(kept).unwrap();
@@ -259,7 +260,7 @@ fn a_revocation_list_that_is_out_of_date_stays_in_force_and_locks_nobody_else_ou
     let new = std::fs::read(ca.authority.revocation_list_path()).unwrap();
     let old = std::fs::read(&path).unwrap();
     let (mut other, _) = ca.profile(IssueRequest::new(Role::Agent, "PC-0002"));
-    other.crl = Some(path.clone());
+    other.crl = RevocationFile::Required(path.clone());
     for both in [[old.clone(), new.clone()].concat(), [new, old].concat()] {
         std::fs::write(&path, both).unwrap();
         Tls::load(other.clone()).unwrap();

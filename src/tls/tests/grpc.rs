@@ -27,7 +27,7 @@ async fn a_grpc_client_learns_that_its_certificate_is_revoked() {
     let (client, issued) = ca.profile(IssueRequest::new(Role::Helpdesk, "jo"));
     ca.authority.revoke(&Selector::Serial(issued.record.serial)).unwrap();
     let (mut paths, _) = ca.profile(IssueRequest::new(Role::Node, "1"));
-    paths.crl = Some(ca.authority.revocation_list_path());
+    paths.crl = RevocationFile::Required(ca.authority.revocation_list_path());
     let node = Tls::load(paths).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -25,6 +25,9 @@ fn impersonate(tls: Tls, issued: &Issued) -> Tls {
     let current = tls.shared.current.load_full();
     tls.shared.current.store(Arc::new(Credentials {
         server: Arc::new(verifier::server_config(&certified, current.clients.clone()).unwrap()),
+        node_server: current.node_server.clone(),
+        nodes: current.nodes.clone(),
+        serial: current.serial.clone(),
         certified,
         identity: current.identity.clone(),
         trust: current.trust.clone(),
@@ -81,7 +84,7 @@ async fn a_revoked_client_is_refused_and_told_so() {
     let client = Tls::load(client).unwrap();
     ca.authority.revoke(&ca::Selector::Serial(issued.record.serial)).unwrap();
     let (mut paths, _) = ca.profile(IssueRequest::new(Role::Node, "1"));
-    paths.crl = Some(ca.authority.revocation_list_path());
+    paths.crl = RevocationFile::Required(ca.authority.revocation_list_path());
     let outcome = connect(&Tls::load(paths).unwrap(), &client, ExpectedPeer::AnyNode).await;
     assert_eq!(outcome.told(), "the server refused our certificate: it is revoked");
     assert_eq!(outcome.server_fault(), CertificateFault::Revoked);

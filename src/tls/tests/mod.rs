@@ -1,5 +1,6 @@
 //! Handshakes over real connections on loopback, with certificates made on the spot.
 
+mod files;
 mod grpc;
 mod handshake;
 mod reload;

@@ -7,7 +7,7 @@ use super::*;
 /// A node that reads its revocation list from the CA.
 fn node_with_list(ca: &TestCa) -> (TlsPaths, Tls) {
     let (mut paths, _) = ca.profile(IssueRequest::new(Role::Node, "1"));
-    paths.crl = Some(ca.authority.revocation_list_path());
+    paths.crl = RevocationFile::Required(ca.authority.revocation_list_path());
     let tls = Tls::load(paths.clone()).unwrap();
     (paths, tls)
 }
@@ -148,7 +148,7 @@ async fn each_of_two_cas_has_a_revocation_list_of_its_own() {
     let lists = [&one, &two].map(|ca| std::fs::read(ca.place("ca").join(CRL_FILE)).unwrap()).concat();
     let list = one.place("lists.pem");
     write(&list, &lists);
-    paths.crl = Some(list);
+    paths.crl = RevocationFile::Required(list);
     let node = Tls::load(paths).unwrap();
     for client in &clients {
         let outcome = connect(&node, client, ExpectedPeer::AnyNode).await;
@@ -218,13 +218,13 @@ fn bad_files_are_named_with_what_is_wrong_with_them() {
     let coming = Some(Validity::Between { not_before: now + 1_000, not_after: now + 2_000 });
     let (early, _) = ca.profile(IssueRequest { validity: coming, ..request() });
     let (mut no_list, _) = ca.profile(request());
-    no_list.crl = Some(ca.place("none.pem"));
+    no_list.crl = RevocationFile::Required(ca.place("none.pem"));
     let (mut foreign_ca, _) = ca.profile(request());
     foreign_ca.ca = TestCa::new("acme").place("gone");
     let (mut leaf_as_ca, _) = ca.profile(request());
     leaf_as_ca.ca = leaf_as_ca.cert.clone();
     let (mut key_as_list, _) = ca.profile(request());
-    key_as_list.crl = Some(key_as_list.key.clone());
+    key_as_list.crl = RevocationFile::Required(key_as_list.key.clone());
     let (mut ca_as_own, _) = ca.profile(request());
     ca_as_own.cert = ca_as_own.ca.clone();
     ca_as_own.key = ca.place("ca").join(ca::CA_KEY_FILE);
@@ -254,7 +254,7 @@ fn a_revocation_list_that_the_ca_did_not_sign_is_refused() {
     let pem = data_encoding::BASE64.encode(&forged);
     let path = ca.place("forged.pem");
     write(&path, format!("-----BEGIN X509 CRL-----\n{pem}\n-----END X509 CRL-----\n").as_bytes());
-    paths.crl = Some(path);
+    paths.crl = RevocationFile::Required(path);
     let error = Tls::load(paths).unwrap_err().to_string();
     assert!(error.contains("is not signed by that CA"), "{error}");
 }

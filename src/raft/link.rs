@@ -1,0 +1,179 @@
+//! The way to another node: a connection that is made when first needed, kept, made anew when it breaks, and left when
+//! the certificates it was made with are no longer the ones that count.
+//!
+//! A connection proves who both ends are once, and may live for a year. So it is left for a new one, which is judged by
+//! what counts then, as soon as this node's own files have changed (it was renewed, or believes other CAs or revocations)
+//! or the other end's certificate has ended. What is under way on the old one is finished there. Without this, a node
+//! that was renewed in time would be refused on its old connections when its first certificate ends.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::Service;
+
+use crate::tls::{ExpectedPeer, PeerCertificate, Tls, TlsError};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A peer that does not answer a ping this long has its connection dropped, so that a stopped process or a cut
+/// cable is noticed although TCP would wait for minutes.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks at whether a stream that stays should move to a new connection.
+const OUTDATED_POLL: Duration = Duration::from_secs(1);
+/// Between two lines in the log about the same refusal.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Most addresses whose last refusal is remembered; past it all are forgotten, and said again.
+const REFUSALS_MAX: usize = 64;
+
+/// Calls to one node. Clones share the connection.
+pub struct Link {
+    shared: Arc<Shared>,
+    /// What the next call goes over, once it is ready for one.
+    ready: Option<Channel>,
+}
+
+struct Shared {
+    tls: Tls,
+    address: String,
+    expected: ExpectedPeer,
+    refusals: Refusals,
+    current: Mutex<Connection>,
+}
+
+/// A connection and what it was judged by.
+#[derive(Clone)]
+struct Connection {
+    channel: Channel,
+    generation: u64,
+    /// Who answered, once somebody has.
+    server: Arc<Mutex<Option<PeerCertificate>>>,
+}
+
+impl Link {
+    /// The way to the node `expected` at `address`. Does not connect yet.
+    pub(super) fn new(tls: Tls, address: &str, expected: ExpectedPeer, refusals: Refusals) -> Self {
+        let current = Mutex::new(Connection::new(&tls, address, expected));
+        let shared = Shared { tls, address: address.to_owned(), expected, refusals, current };
+        Self { shared: Arc::new(shared), ready: None }
+    }
+
+    /// Resolves once what is called from now on should be called anew: for streams that stay.
+    pub(super) fn outdated(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let (shared, connection) = (self.shared.clone(), self.shared.current());
+        async move {
+            while !connection.is_outdated(&shared.tls) {
+                tokio::time::sleep(OUTDATED_POLL).await;
+            }
+        }
+    }
+}
+
+impl Clone for Link {
+    /// Readiness is one caller's own.
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone(), ready: None }
+    }
+}
+
+impl Service<http::Request<Body>> for Link {
+    type Response = http::Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.ready.get_or_insert_with(|| self.shared.current().channel).poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let mut channel = self.ready.take().unwrap_or_else(|| self.shared.current().channel);
+        let (answer, shared) = (channel.call(request), self.shared.clone());
+        Box::pin(async move {
+            let answer = answer.await;
+            if let Err(error) = &answer {
+                shared.refusals.note(&shared.address, error);
+            }
+            answer
+        })
+    }
+}
+
+impl Shared {
+    /// The connection that counts: a new one if it is time for one.
+    fn current(&self) -> Connection {
+        let mut current = lock(&self.current);
+        if current.is_outdated(&self.tls) {
+            *current = Connection::new(&self.tls, &self.address, self.expected);
+        }
+        current.clone()
+    }
+}
+
+impl Connection {
+    fn new(tls: &Tls, address: &str, expected: ExpectedPeer) -> Self {
+        // Read before the files are used: if they change in between, one connection too many is made.
+        let generation = tls.generation();
+        let server: Arc<Mutex<Option<PeerCertificate>>> = Arc::default();
+        let (tls, address, answered) = (tls.clone(), address.to_owned(), server.clone());
+        let connector = tower::service_fn(move |_: Uri| {
+            let (tls, address, answered) = (tls.clone(), address.clone(), answered.clone());
+            async move {
+                let tcp = TcpStream::connect(&address).await?;
+                tcp.set_nodelay(true)?;
+                let stream = tls.connect(tcp, expected).await.map_err(io::Error::other)?;
+                *lock(&answered) = Some(tls.server_certificate(&stream, expected).map_err(io::Error::other)?);
+                Ok::<_, io::Error>(TokioIo::new(stream))
+            }
+        });
+        // The connector dials the address itself; this only fills the HTTP/2 authority.
+        let channel = Endpoint::from_static("http://peer.strongroom")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .connect_with_connector_lazy(connector);
+        Self { channel, generation, server }
+    }
+
+    fn is_outdated(&self, tls: &Tls) -> bool {
+        self.generation != tls.generation()
+            || lock(&self.server).as_ref().is_some_and(|server| tls.check(server).is_err())
+    }
+}
+
+/// The refusals of certificates that were logged. Whoever is refused tries again many times a second.
+#[derive(Clone, Default)]
+pub(super) struct Refusals(Arc<Mutex<BTreeMap<String, (String, Instant)>>>);
+
+impl Refusals {
+    /// Logs that a certificate was refused between this node and `address`, by whom and why, if that is what `error` is.
+    fn note(&self, address: &str, error: &(dyn Error + 'static)) {
+        let Some(why) = TlsError::refusal(error) else { return };
+        let mut said = lock(&self.0);
+        let known = said.get(address);
+        if known.is_some_and(|(known, at)| *known == why && at.elapsed() < REFUSAL_LOG_INTERVAL) {
+            return;
+        }
+        tracing::warn!(address, why, "no connection to a node");
+        if said.len() >= REFUSALS_MAX {
+            said.clear();
+        }
+        said.insert(address.to_owned(), (why, Instant::now()));
+    }
+}
+
+/// What is behind these locks is replaced whole: a panic elsewhere leaves it usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
