@@ -59,7 +59,10 @@ fn what_is_not_said_has_its_documented_default() {
     assert_eq!(config.listen.admin, "127.0.0.1:7422".parse().unwrap());
     assert_eq!(config.identity.node_key, Path::new("/var/lib/strongroom/node.key"));
     assert_eq!(config.recovery.quorum_timeout(), Duration::from_secs(2));
-    assert_eq!(config.limits, Limits { max_connections: 1_024, max_in_flight: 1_024 });
+    assert_eq!(
+        config.limits,
+        Limits { max_connections: 1_024, max_in_flight: 1_024, drain_timeout_ms: 10_000 }
+    );
     assert_eq!(
         config.raft,
         RaftSettings {
