@@ -16,6 +16,7 @@ mod input;
 pub mod local_cluster;
 mod manual;
 mod member;
+mod node_config;
 mod output;
 mod receipt;
 mod recover;
@@ -316,7 +317,7 @@ fn command() -> clap::Command {
 /// A command that asks no node.
 fn offline(command: clap::Command) -> clap::Command {
     let verifies = command.get_name() == "verify";
-    let prints_text_only = matches!(command.get_name(), "completions" | "dev" | "man" | "server");
+    let prints_text_only = matches!(command.get_name(), "completions" | "dev" | "man");
     command
         .mut_args(|argument| match argument.get_id().as_str() {
             "endpoints" | "timeout" | "zone" => argument.hide(true),

@@ -3,6 +3,7 @@
 mod admin;
 mod api;
 mod port;
+pub mod preflight;
 mod shares;
 
 use std::net::SocketAddr;
@@ -28,7 +29,7 @@ use crate::raft::{Node, NodeError, NodeOptions};
 use crate::rpc::{Context, now};
 use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::StoreError;
-use crate::store::directory::DataDir;
+use crate::store::directory::{DataDir, Owner};
 use crate::store::policy::SnapshotPolicy;
 use crate::tls::{Tls, TlsError, TlsPaths};
 
@@ -88,18 +89,14 @@ struct Assembly {
 
 /// Opens the data directory and starts consensus, for `server` and `init` alike.
 async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
-    let tls = Tls::load(TlsPaths {
-        ca: config.tls.ca.clone(),
-        cert: config.tls.cert.clone(),
-        key: config.tls.key.clone(),
-        crl: config.tls.crl.clone(),
-    })?;
+    let tls = Tls::load(tls_paths(config))?;
     let identity = tls.identity();
     if identity.cluster != config.cluster || identity.node_id() != Some(config.node_id) {
         let expected = format!("spiffe://{}/{}/{}", config.cluster, Role::Node, config.node_id);
         return Err(ServerError::Identity { certificate: identity, expected });
     }
     let directory = DataDir::open_or_create(&config.data_dir)?;
+    directory.claim(&Owner { cluster: config.cluster.clone(), node: config.node_id })?;
     let key = NodeKey::load_or_create(&config.identity.node_key)?;
     let options = NodeOptions {
         id: config.node_id,
@@ -119,6 +116,16 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
         Storage::open(&directory, StorageOptions { snapshots: policy, ..StorageOptions::default() }).await?;
     let node = Node::start(options, directory, storage, tls.clone(), key).await?;
     Ok(Assembly { node, tls })
+}
+
+/// Where a node's credentials are.
+fn tls_paths(config: &Config) -> TlsPaths {
+    TlsPaths {
+        ca: config.tls.ca.clone(),
+        cert: config.tls.cert.clone(),
+        key: config.tls.key.clone(),
+        crl: config.tls.crl.clone(),
+    }
 }
 
 /// Makes a new cluster with this node as its only member, and stops again.

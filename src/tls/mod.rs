@@ -12,6 +12,7 @@ mod credentials;
 mod error;
 mod files;
 mod peer;
+mod preflight;
 mod trust;
 mod verifier;
 mod watch;
@@ -36,6 +37,7 @@ use verifier::{Expected, PeerVerifier, client_config};
 pub use certificate::CertificateFacts;
 pub use error::{CertificateFault, TlsError};
 pub use peer::PeerCertificate;
+pub use preflight::CredentialFile;
 pub use trust::{AUTHORITIES_MAX, TrustAnchors};
 pub use watch::EXPIRY_WARNING;
 
