@@ -174,7 +174,7 @@ fn each_thing_that_is_wrong_is_refused_before_a_socket_opens() {
         (&["identity.node_key=ca/ca.key"], "identity.node_key: "),
         (&["data_dir=node.toml"], "data_dir: looking at node.toml: "),
         (&["data_dir=node.toml/data"], "data_dir: "),
-        (&["data_dir=node-2"], "data_dir: data directory node-2: has no storage.json but is not empty"),
+        (&["data_dir=ca"], "data_dir: data directory ca: has no storage.json but is not empty"),
     ] {
         let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--set", flag]).collect();
         let problem = world.refused_for(&flags);
@@ -219,7 +219,7 @@ fn everything_that_is_wrong_is_said_at_once_and_where_it_was_said() {
 
     // What only shows when the files are looked at, all at once as well.
     world.write("");
-    let flags = ["tls.ca=a", "tls.cert=b", "tls.key=c", "tls.crl=d", "data_dir=node-2"];
+    let flags = ["tls.ca=a", "tls.cert=b", "tls.key=c", "tls.crl=d", "data_dir=ca"];
     let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--set", flag]).collect();
     let lines = world.refused(&flags, &[]);
     let fields: Vec<&str> = lines[1..].iter().map(|line| line.split(':').next().unwrap()).collect();

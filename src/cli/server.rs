@@ -10,7 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::node_config::NodeConfig;
 use super::{Exit, Failure, Printer};
-use crate::server::{Server, ServerError};
+use crate::server::{Server, ServerError, Stop};
 use crate::store::StoreError;
 use crate::telemetry;
 
@@ -47,28 +47,31 @@ impl ServerCommand {
         if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
             tracing::warn!(%error, "core dumps stay possible");
         }
-        let stop = CancellationToken::new();
-        stop_on_signal(stop.clone())?;
+        let stop = Stop::default();
+        stop_on_signals(stop.clone())?;
         if let Some(parent) = self.with_parent {
-            stop_without_parent(parent, stop.clone());
+            stop_without_parent(parent, stop.gently.clone());
         }
         let server = Server::start(&config).await.map_err(|error| server_failure(&error))?;
-        server.run(stop).await.map_err(|error| server_failure(&error))
+        server.run_until(stop).await.map_err(|error| server_failure(&error))
     }
 }
 
-/// Cancels `stop` at the first SIGTERM or SIGINT.
-fn stop_on_signal(stop: CancellationToken) -> Result<(), Failure> {
+/// Stops the node gently at the first SIGTERM or SIGINT, and at once at the second: whoever sends it twice has reasons
+/// not to wait.
+fn stop_on_signals(stop: Stop) -> Result<(), Failure> {
     let failed =
         |error: std::io::Error| Failure::new(Exit::Failed, format!("listening for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for told in [stop.gently, stop.now] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            told.cancel();
         }
-        stop.cancel();
     });
     Ok(())
 }

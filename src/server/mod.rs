@@ -2,6 +2,7 @@
 
 mod admin;
 mod api;
+mod notify;
 mod port;
 pub mod preflight;
 mod shares;
@@ -35,11 +36,13 @@ use crate::tls::{Tls, TlsError, TlsPaths};
 
 /// Between two looks at whether certificate files have changed.
 const CERTIFICATE_POLL: Duration = Duration::from_secs(2);
-/// Longest a stopping node waits for requests under way.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest a stopped node waits for the last of its tasks: what they wait for answers or fails within this.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
+/// What stopping may take beside the wait for requests under way: handing the leadership over (two of the longest
+/// elections), cutting connections, closing the storage, and [`RELEASE_TIMEOUT`]. For the service manager, which kills
+/// who takes longer.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at whether they are gone.
 const RELEASE_POLL: Duration = Duration::from_millis(5);
 
@@ -182,6 +185,15 @@ async fn initialize_node(
     }
 }
 
+/// How a node that serves is told to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Hand the leadership over, let requests under way finish, and end.
+    pub gently: CancellationToken,
+    /// After the other: wait for nobody any more.
+    pub now: CancellationToken,
+}
+
 /// A node that serves.
 pub struct Server {
     context: Context,
@@ -190,6 +202,7 @@ pub struct Server {
     admin: TcpListener,
     connections: usize,
     in_flight: usize,
+    drain: Duration,
 }
 
 impl Server {
@@ -211,7 +224,8 @@ impl Server {
         };
         let bound = |limit: u64| usize::try_from(limit).unwrap_or(Semaphore::MAX_PERMITS);
         let connections = bound(config.limits.max_connections);
-        Ok(Self { context, api, peer, admin, connections, in_flight: bound(config.limits.max_in_flight) })
+        let (in_flight, drain) = (bound(config.limits.max_in_flight), config.limits.drain_timeout());
+        Ok(Self { context, api, peer, admin, connections, in_flight, drain })
     }
 
     /// Serves until `stop` is cancelled, then hands the leadership over, lets requests under way finish, and ends.
@@ -220,7 +234,15 @@ impl Server {
     /// # Errors
     /// [`ServerError::Node`] if the consensus core stops by itself (a failed disk, for one).
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
-        let Self { context, api, peer, admin, connections, in_flight } = self;
+        self.run_until(Stop { gently: stop, ..Stop::default() }).await
+    }
+
+    /// As [`Server::run`], and ends requests under way at once if it is told twice to stop.
+    ///
+    /// # Errors
+    /// As [`Server::run`].
+    pub async fn run_until(self, stop: Stop) -> Result<(), ServerError> {
+        let Self { context, api, peer, admin, connections, in_flight, drain } = self;
         let (api_router, health) = api::api(&context, in_flight).await;
         let tls = context.tls.clone();
         let served = Served {
@@ -237,14 +259,19 @@ impl Server {
         let watching = CancellationToken::new();
         let _ends_with_this = watching.clone().drop_guard();
         tokio::spawn(async move { tls.watch(CERTIFICATE_POLL, watching).await });
+        let feeding = notify::feed_watchdog(context.node.clone());
         tracing::info!(node = context.node.options().id, "serving");
+        notify::serving(context.node.options().id);
 
         let failed = tokio::select! {
-            () = stop.cancelled() => None,
+            () = stop.gently.cancelled() => None,
             error = context.node.stopped() => Some(error),
         };
         tracing::info!("stopping");
-        served.stop(&context, failed.is_some()).await;
+        notify::stopping(drain + STOP_TIMEOUT);
+        served.stop(&context, failed.is_some(), drain, &stop.now).await;
+        // It holds the node, and from here on there is no core any more to ask.
+        drop(feeding);
         released(&context.node).await;
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
@@ -260,17 +287,24 @@ struct Served {
 
 impl Served {
     /// Stops serving, so that as few as possible notice: new requests are sent elsewhere first, then the leadership
-    /// goes, then requests under way are answered, through the new leader if need be. Peers are served until the
-    /// node has stopped, for it is still a voter and, to its own requests, a follower.
-    async fn stop(self, context: &Context, failed: bool) {
+    /// goes, then requests under way are answered, through the new leader if need be, for at most `drain` or until
+    /// `now`. Peers are served until the node has stopped, for it is still a voter and, to its own requests, a
+    /// follower.
+    async fn stop(self, context: &Context, failed: bool, drain: Duration, now: &CancellationToken) {
         let Self { api, peer, admin, health } = self;
         context.draining.store(true, Ordering::Relaxed);
         health.stopping().await;
-        if !failed {
-            context.node.hand_over().await;
+        let gently = async {
+            if !failed {
+                context.node.hand_over().await;
+            }
+            health.end().await;
+            api.finish(drain).await;
+        };
+        if now.run_until_cancelled(gently).await.is_none() {
+            tracing::warn!("told to stop again: requests under way are ended");
+            api.cut().await;
         }
-        health.end().await;
-        api.finish(DRAIN_TIMEOUT).await;
         context.node.stop().await;
         // A leader's append stream never ends by itself, and there is nobody any more to answer it.
         peer.cut().await;
