@@ -1,10 +1,16 @@
-//! A node's configuration: one TOML file.
+//! A node's configuration: one TOML file, the environment over it, flags over both.
 //!
-//! Everything that is wrong with a file is reported at once, each by the name of its field, so that a file is
-//! mended in one round. Unknown fields are errors: a misspelt limit must not silently be the default.
+//! The field `listen.api` is `api` in the section `[listen]` of the file, the environment variable
+//! `STRONGROOM_NODE__LISTEN__API`, and the flag `--set listen.api=…`. All of them are read by the same reader: what is
+//! refused in one is refused in the others.
+//!
+//! Everything that is wrong is reported at once, each by the name of its field and where its value came from, so that
+//! it is mended in one round. Unknown fields are errors: a misspelt limit must not silently be the default.
 
+mod layers;
 mod read;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,6 +20,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use self::layers::{ENVIRONMENT_PREFIX, Overrides, Source, variable_of};
 use self::read::Reader;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterName, Invalid, NodeId};
@@ -32,6 +39,7 @@ const NODE_IDS: RangeInclusive<u64> = 1..=i64::MAX as u64;
 const QUORUM_TIMEOUT_MS: RangeInclusive<u64> = 100..=60_000;
 const CONNECTIONS: RangeInclusive<u64> = 1..=65_536;
 const IN_FLIGHT: RangeInclusive<u64> = 1..=65_536;
+const DRAIN_TIMEOUT_MS: RangeInclusive<u64> = 0..=300_000;
 const HEARTBEAT_MS: RangeInclusive<u64> = 10..=10_000;
 const ELECTION_MS: RangeInclusive<u64> = 30..=120_000;
 /// From 1 MiB to 64 GiB.
@@ -132,6 +140,15 @@ pub struct Limits {
     pub max_connections: u64,
     /// Requests that are being worked on: 1 to 65,536, default 1,024.
     pub max_in_flight: u64,
+    /// Longest a stopping node waits for requests under way, in milliseconds: 0 to 300,000, default 10,000.
+    pub drain_timeout_ms: u64,
+}
+
+impl Limits {
+    /// Longest a stopping node waits for requests under way.
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
 }
 
 /// Consensus: timing, and when the log is cut. The same on all nodes.
@@ -178,38 +195,125 @@ impl Upgrade {
 #[derive(Debug)]
 pub enum ConfigError {
     /// Fields that are wrong, all of them. Prints one a line.
-    Invalid(Vec<Invalid>),
+    Invalid(Vec<Problem>),
     /// The file cannot be read.
     Read(io::Error),
     /// The configuration cannot be written as TOML: a path in it is not UTF-8.
     Render(toml::ser::Error),
-    /// The file is not TOML.
-    Syntax(toml::de::Error),
+    /// The file is not TOML: where, and what is wrong there. The text itself is not repeated, for it may be a secret
+    /// in the wrong place.
+    Syntax(String),
+}
+
+/// A field that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Which: `listen.api`.
+    pub field: String,
+    /// What would have been accepted, and where the value departs from it.
+    pub expected: String,
+    /// Where the value came from, if there is one.
+    pub source: Option<Source>,
+}
+
+impl Problem {
+    /// A problem with `field`.
+    pub fn new(field: impl Into<String>, expected: impl Into<String>, source: Option<Source>) -> Self {
+        Self { field: field.into(), expected: expected.into(), source }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.expected)?;
+        self.source.as_ref().map_or(Ok(()), |source| write!(f, " ({source})"))
+    }
+}
+
+/// A configuration, and where each of its values came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What a node goes by.
+    pub config: Config,
+    sources: BTreeMap<String, Source>,
+}
+
+impl Loaded {
+    /// Reads the file at `path` with `overrides` over it. Relative paths in the file are relative to its directory,
+    /// those in `overrides` to the working directory.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`], [`ConfigError::Syntax`], or [`ConfigError::Invalid`] with everything that is wrong.
+    pub fn load(path: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(ConfigError::Read)?;
+        Self::parse(&text, overrides, path.parent().unwrap_or(Path::new("")))
+    }
+
+    fn parse(text: &str, overrides: Overrides, base_dir: &Path) -> Result<Self, ConfigError> {
+        let table = text.parse().map_err(|error| syntax(text, &error))?;
+        let mut reader = Reader::new(table, overrides, base_dir);
+        let config = Config::read(&mut reader);
+        match (config, reader.finish()) {
+            (Some(config), (problems, sources)) if problems.is_empty() => Ok(Self { config, sources }),
+            (_, (problems, _)) => Err(ConfigError::Invalid(problems)),
+        }
+    }
+
+    /// Where the value of `field` came from.
+    pub fn source(&self, field: &str) -> Source {
+        self.sources.get(field).cloned().unwrap_or(Source::Default)
+    }
+
+    /// Every field that has a value, with it and where it came from, section by section.
+    ///
+    /// # Errors
+    /// [`ConfigError::Render`] if a path in it is not UTF-8.
+    pub fn fields(&self) -> Result<Vec<(String, toml::Value, Source)>, ConfigError> {
+        let table = toml::Table::try_from(&self.config).map_err(ConfigError::Render)?;
+        let (sections, fields): (Vec<_>, Vec<_>) = table.into_iter().partition(|(_, value)| value.is_table());
+        let mut named: Vec<(String, toml::Value)> = fields;
+        for (section, value) in sections {
+            let toml::Value::Table(fields) = value else { unreachable!("just parted") };
+            named.extend(fields.into_iter().map(|(field, value)| (format!("{section}.{field}"), value)));
+        }
+        Ok(named.into_iter().map(|(field, value)| (field.clone(), value, self.source(&field))).collect())
+    }
+}
+
+/// Where a text is not TOML.
+fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let (line, column) =
+        (before.matches('\n').count() + 1, before.chars().rev().take_while(|c| *c != '\n').count() + 1);
+    ConfigError::Syntax(format!("line {line}, column {column}: {}", error.message()))
 }
 
 impl Config {
-    /// Reads the file at `path`. Relative paths in it are relative to its directory.
+    /// Reads the file at `path` alone. Relative paths in it are relative to its directory.
     ///
     /// # Errors
-    /// [`ConfigError::Read`], or as [`Config::parse`].
+    /// As [`Loaded::load`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(ConfigError::Read)?;
-        Self::parse(&text, path.parent().unwrap_or(Path::new("")))
+        Ok(Loaded::load(path, Overrides::default())?.config)
     }
 
-    /// Reads `text`; relative paths in it are relative to `base_dir`.
+    /// Reads `text` alone; relative paths in it are relative to `base_dir`.
     ///
     /// # Errors
     /// [`ConfigError::Syntax`] if it is not TOML, otherwise [`ConfigError::Invalid`] with everything that is wrong.
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self, ConfigError> {
-        let mut reader = Reader::new(text.parse().map_err(ConfigError::Syntax)?, base_dir);
+        Ok(Loaded::parse(text, Overrides::default(), base_dir)?.config)
+    }
+
+    /// Takes every field off `reader`; `None` only if it has something to report.
+    fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let cluster = reader.required("cluster").and_then(|text| reader.checked("cluster", text, str::parse));
         let node_id = reader.required_number("node_id", NODE_IDS);
         let data_dir = reader.required_path("data_dir");
         let zone = reader.text("zone").unwrap_or_default();
         reader.checked("zone", zone.clone(), check_zone);
-        let listen = listen(&mut reader);
-        let advertise = advertise(&mut reader, &listen);
+        let listen = listen(reader);
+        let advertise = advertise(reader, &listen);
         let tls = TlsFiles {
             ca: reader.required_path("tls.ca"),
             cert: reader.required_path("tls.cert"),
@@ -223,28 +327,27 @@ impl Config {
         let limits = Limits {
             max_connections: reader.number("limits.max_connections", CONNECTIONS, 1_024),
             max_in_flight: reader.number("limits.max_in_flight", IN_FLIGHT, 1_024),
+            drain_timeout_ms: reader.number("limits.drain_timeout_ms", DRAIN_TIMEOUT_MS, 10_000),
         };
-        let raft = raft(&mut reader);
+        let raft = raft(reader);
         let upgrade = Upgrade {
             hold_feature_level: reader.optional_number("upgrade.hold_feature_level", FEATURE_LEVELS),
         };
-        match (cluster, reader.finish()) {
-            (Some(cluster), problems) if problems.is_empty() => Ok(Self {
-                cluster,
-                node_id,
-                data_dir,
-                zone,
-                listen,
-                advertise,
-                tls,
-                identity: IdentityFile { node_key },
-                recovery,
-                limits,
-                raft,
-                upgrade,
-            }),
-            (_, problems) => Err(ConfigError::Invalid(problems)),
-        }
+        let identity = IdentityFile { node_key };
+        Some(Self {
+            cluster: cluster?,
+            node_id,
+            data_dir,
+            zone,
+            listen,
+            advertise,
+            tls,
+            identity,
+            recovery,
+            limits,
+            raft,
+            upgrade,
+        })
     }
 
     /// The TOML that [`Config::parse`] reads as this, with every field written out.
@@ -386,7 +489,7 @@ impl fmt::Display for ConfigError {
             }
             Self::Read(_) => f.write_str("cannot read the configuration"),
             Self::Render(_) => f.write_str("cannot write the configuration"),
-            Self::Syntax(error) => write!(f, "not TOML: {}", error.to_string().trim_end()),
+            Self::Syntax(what) => write!(f, "not TOML: {what}"),
         }
     }
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::server::{load, server_failure};
+use super::node_config::NodeConfig;
+use super::server::server_failure;
 use super::{Exit, Failure, Printer};
 use crate::seal::{SealError, offline_identity};
 use crate::server::{self, ServerError};
@@ -17,9 +18,8 @@ use crate::server::{self, ServerError};
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("offline").args(["offline_recipient", "offline_identity_out"]).required(true))]
 pub(super) struct InitCommand {
-    /// The node's configuration.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[command(flatten)]
+    node: NodeConfig,
     /// The organisation's offline recovery recipient: the keyring is sealed to it as well.
     #[arg(long, value_name = "age1…")]
     offline_recipient: Option<String>,
@@ -30,7 +30,7 @@ pub(super) struct InitCommand {
 
 impl InitCommand {
     pub(super) async fn run(self, printer: Printer) -> Result<(), Failure> {
-        let config = load(&self.config)?;
+        let config = self.node.load_checked(|warning| printer.note(&format!("warning: {warning}")))?;
         let recipient = match (&self.offline_recipient, &self.offline_identity_out) {
             (Some(recipient), _) => recipient.clone(),
             (None, Some(path)) => create_offline_identity(path)?,
@@ -66,7 +66,7 @@ impl InitCommand {
                 "cluster {} ({cluster}) created with node {}\nnext: strongroom server --config {}",
                 config.cluster,
                 config.node_id,
-                self.config.display()
+                self.node.config.display()
             )
         })
     }

@@ -11,11 +11,13 @@ mod dev;
 mod escrow;
 mod failure;
 mod find;
+mod health;
 mod init;
 mod input;
 pub mod local_cluster;
 mod manual;
 mod member;
+mod node_config;
 mod output;
 mod receipt;
 mod recover;
@@ -126,6 +128,8 @@ enum Command {
     Escrow(escrow::EscrowCommand),
     /// Look keys up; never shows a secret.
     Find(find::FindCommand),
+    /// Ask a node's admin port whether it is ready.
+    Health(health::HealthCommand),
     /// Create a new cluster on its first node.
     Init(init::InitCommand),
     /// Print the manual page.
@@ -176,6 +180,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
             Command::Dev(dev) => dev.run(printer).await,
             Command::Escrow(escrow) => escrow.run(&global, printer).await,
             Command::Find(find) => find.run(&global, printer).await,
+            Command::Health(health) => health.run(printer),
             Command::Init(init) => init.run(printer).await,
             Command::Man => manual::print(),
             Command::Member(member) => member.run(&global, printer).await,
@@ -306,7 +311,7 @@ fn command() -> clap::Command {
     // Only now do the commands have the flags that every command takes.
     command.build();
     command.mut_subcommands(|subcommand| match subcommand.get_name() {
-        "cert" | "completions" | "demo" | "dev" | "init" | "man" | "receipt" | "server" => {
+        "cert" | "completions" | "demo" | "dev" | "health" | "init" | "man" | "receipt" | "server" => {
             offline(subcommand)
         }
         _ => subcommand,
@@ -316,7 +321,7 @@ fn command() -> clap::Command {
 /// A command that asks no node.
 fn offline(command: clap::Command) -> clap::Command {
     let verifies = command.get_name() == "verify";
-    let prints_text_only = matches!(command.get_name(), "completions" | "dev" | "man" | "server");
+    let prints_text_only = matches!(command.get_name(), "completions" | "dev" | "man");
     command
         .mut_args(|argument| match argument.get_id().as_str() {
             "endpoints" | "timeout" | "zone" => argument.hide(true),

@@ -22,6 +22,10 @@ fn every_command_of_the_contract_parses() {
         "init --config F --offline-recipient age1x",
         "init --config F --offline-identity-out O",
         "server --config F",
+        "server --config F --check --set listen.api=0.0.0.0:7420 --set zone=east",
+        "init --config F --offline-recipient age1x --set zone=east",
+        "health",
+        "health --admin 127.0.0.1:7432 --wait 60",
         r"escrow --machine M --volume C: --kind generic --user CORP\user1 --secret-file F",
         &format!(
             "escrow --machine M --volume C: --kind luks-recovery --key-id {id} --package-file P --receipt-out R"

@@ -59,7 +59,10 @@ fn what_is_not_said_has_its_documented_default() {
     assert_eq!(config.listen.admin, "127.0.0.1:7422".parse().unwrap());
     assert_eq!(config.identity.node_key, Path::new("/var/lib/strongroom/node.key"));
     assert_eq!(config.recovery.quorum_timeout(), Duration::from_secs(2));
-    assert_eq!(config.limits, Limits { max_connections: 1_024, max_in_flight: 1_024 });
+    assert_eq!(
+        config.limits,
+        Limits { max_connections: 1_024, max_in_flight: 1_024, drain_timeout_ms: 10_000 }
+    );
     assert_eq!(
         config.raft,
         RaftSettings {
@@ -151,6 +154,7 @@ fn every_refusal_names_its_field_and_what_is_expected() {
             "advertise.peer",
             "another address than advertise.api",
         ),
+        ("limits", "drain_timeout_ms = 300001", "limits.drain_timeout_ms", "from 0 to 300000"),
         ("tls", r#"ca = """#, "tls.ca", "required"),
         ("tls", r#"crl = """#, "tls.crl", "a path"),
         ("tls", r#"cert_file = "x""#, "tls.cert_file", "no such field"),
@@ -246,6 +250,106 @@ fn a_missing_file_is_said_to_be_missing() {
     let directory = tempfile::tempdir().unwrap();
     let refused = Config::load(&directory.path().join("node.toml")).unwrap_err();
     assert!(matches!(&refused, ConfigError::Read(source) if source.kind() == io::ErrorKind::NotFound));
+}
+
+/// [`MINIMAL`] with `environment` and `flags` over it.
+fn overridden(environment: &[(&str, &str)], flags: &[&str]) -> Result<Loaded, ConfigError> {
+    let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+    let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    Loaded::parse(MINIMAL, Overrides::new(environment, &flags), Path::new("/etc/strongroom"))
+}
+
+#[test]
+fn flags_go_over_the_environment_and_that_over_the_file() {
+    let zone = ("STRONGROOM_NODE__ZONE", "east");
+    let node = ("STRONGROOM_NODE__NODE_ID", "7");
+    let loaded = overridden(&[zone, node], &["zone=west", "limits.max_in_flight=5", "zone=north"]).unwrap();
+    assert_eq!(loaded.config.zone, "north", "the last flag counts");
+    assert_eq!(
+        (loaded.config.node_id, loaded.source("node_id").to_string()),
+        (7, "environment STRONGROOM_NODE__NODE_ID".to_owned())
+    );
+    assert_eq!(
+        (loaded.config.limits.max_in_flight, loaded.source("limits.max_in_flight")),
+        (5, Source::Flag)
+    );
+    assert_eq!(loaded.source("cluster"), Source::File);
+    assert_eq!(loaded.source("raft.keep_entries"), Source::Default);
+}
+
+#[test]
+fn every_field_can_be_set_by_its_variable_and_by_its_flag_as_in_the_file() {
+    let config = parse(&with("tls", r#"crl = "crl.pem""#)).unwrap();
+    let fields = Loaded { config: config.clone(), sources: BTreeMap::new() }.fields().unwrap();
+    assert!(fields.len() > 20, "{fields:?}");
+    let said = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let variables: Vec<(String, String)> =
+        fields.iter().map(|(field, value, _)| (variable_of(field), said(value))).collect();
+    let flags: Vec<String> =
+        fields.iter().map(|(field, value, _)| format!("{field}={}", said(value))).collect();
+    let environment = || variables.iter().map(|(name, value)| (name.into(), value.into()));
+    for overrides in [Overrides::new(environment(), &[]), Overrides::new([], &flags)] {
+        let loaded = Loaded::parse("", overrides, Path::new("/elsewhere")).unwrap();
+        assert_eq!(loaded.config, config);
+        assert!(fields.iter().all(|(field, ..)| loaded.source(field) > Source::Default));
+    }
+}
+
+#[test]
+fn a_path_of_the_file_is_relative_to_it_and_any_other_to_the_working_directory() {
+    let loaded =
+        overridden(&[("STRONGROOM_NODE__TLS__CERT", "here/node.crt")], &["tls.crl=crl.pem"]).unwrap();
+    assert_eq!(loaded.config.tls.ca, Path::new("/etc/strongroom/tls/ca.crt"));
+    assert_eq!(loaded.config.tls.cert, Path::new("here/node.crt"));
+    assert_eq!(loaded.config.tls.crl.as_deref(), Some(Path::new("crl.pem")));
+}
+
+#[test]
+fn what_is_wrong_in_any_layer_is_reported_at_once_and_says_where() {
+    let environment = [
+        ("STRONGROOM_NODE__LISTEN__API", "nowhere"),
+        ("STRONGROOM_NODE__LIMITS__MAX_IN_FLIGHT", "many"),
+        ("STRONGROOM_NODE__LISTEN__PORTAL", "0.0.0.0:443"),
+        ("STRONGROOM_NODE__zone", "x"),
+        ("STRONGROOM_NODE_PORT", "tcp://10.0.0.1:7420"),
+        ("STRONGROOM_ZONE", "the client's"),
+    ];
+    let printed = overridden(&environment, &["node_id=0", "lmits.x=1", "nonsense"]).unwrap_err().to_string();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines.len(), 7, "{printed}");
+    for (line, field, source) in [
+        (lines[0], "--set: a field and its value", ""),
+        (lines[1], "STRONGROOM_NODE__zone: no such variable", ""),
+        (
+            lines[2],
+            "limits.max_in_flight: a whole number",
+            "(environment STRONGROOM_NODE__LIMITS__MAX_IN_FLIGHT)",
+        ),
+        (lines[3], "listen.api: an IP address", "(environment STRONGROOM_NODE__LISTEN__API)"),
+        (lines[4], "listen.portal: no such field", "(environment STRONGROOM_NODE__LISTEN__PORTAL)"),
+        (lines[5], "lmits.x: no such field", "(--set)"),
+        (lines[6], "node_id: a whole number from 1", "(--set)"),
+    ] {
+        assert!(line.starts_with(field) && line.ends_with(source), "{line}");
+    }
+    let in_file = parse(&with("", "zone = 7")).unwrap_err().to_string();
+    assert!(in_file.ends_with("(file)"), "{in_file}");
+}
+
+#[test]
+fn what_looks_like_a_key_where_its_path_belongs_is_refused_and_not_repeated() {
+    let secret = "AGE-SECRET-KEY-1QQQQ";
+    for printed in [
+        overridden(&[], &[&format!("identity.node_key={secret}")]).unwrap_err().to_string(),
+        overridden(&[("STRONGROOM_NODE__TLS__KEY", "-----BEGIN PRIVATE KEY-----\nQQQQ\n")], &[])
+            .unwrap_err()
+            .to_string(),
+        parse(&with("tls", &format!("crl = {secret:?}"))).unwrap_err().to_string(),
+        overridden(&[], &[secret]).unwrap_err().to_string(),
+        parse(&format!("{MINIMAL}\n{secret}")).unwrap_err().to_string(),
+    ] {
+        assert!(!printed.contains("QQQQ"), "{printed}");
+    }
 }
 
 #[test]

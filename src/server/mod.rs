@@ -2,7 +2,9 @@
 
 mod admin;
 mod api;
+mod notify;
 mod port;
+pub mod preflight;
 mod shares;
 
 use std::net::SocketAddr;
@@ -28,17 +30,19 @@ use crate::raft::{Node, NodeError, NodeOptions};
 use crate::rpc::{Context, now};
 use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::StoreError;
-use crate::store::directory::DataDir;
+use crate::store::directory::{DataDir, Owner};
 use crate::store::policy::SnapshotPolicy;
 use crate::tls::{Tls, TlsError, TlsPaths};
 
 /// Between two looks at whether certificate files have changed.
 const CERTIFICATE_POLL: Duration = Duration::from_secs(2);
-/// Longest a stopping node waits for requests under way.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest a stopped node waits for the last of its tasks: what they wait for answers or fails within this.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
+/// What stopping may take beside the wait for requests under way: handing the leadership over (two of the longest
+/// elections), cutting connections, closing the storage, and [`RELEASE_TIMEOUT`]. For the service manager, which kills
+/// who takes longer.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at whether they are gone.
 const RELEASE_POLL: Duration = Duration::from_millis(5);
 
@@ -88,18 +92,14 @@ struct Assembly {
 
 /// Opens the data directory and starts consensus, for `server` and `init` alike.
 async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
-    let tls = Tls::load(TlsPaths {
-        ca: config.tls.ca.clone(),
-        cert: config.tls.cert.clone(),
-        key: config.tls.key.clone(),
-        crl: config.tls.crl.clone().into(),
-    })?;
+    let tls = Tls::load(tls_paths(config))?;
     let identity = tls.identity();
     if identity.cluster != config.cluster || identity.node_id() != Some(config.node_id) {
         let expected = format!("spiffe://{}/{}/{}", config.cluster, Role::Node, config.node_id);
         return Err(ServerError::Identity { certificate: identity, expected });
     }
     let directory = DataDir::open_or_create(&config.data_dir)?;
+    directory.claim(&Owner { cluster: config.cluster.clone(), node: config.node_id })?;
     let key = NodeKey::load_or_create(&config.identity.node_key)?;
     let options = NodeOptions {
         id: config.node_id,
@@ -120,6 +120,16 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
         Storage::open(&directory, StorageOptions { snapshots: policy, ..StorageOptions::default() }).await?;
     let node = Node::start(options, directory, storage, tls.clone(), key).await?;
     Ok(Assembly { node, tls })
+}
+
+/// Where a node's credentials are.
+fn tls_paths(config: &Config) -> TlsPaths {
+    TlsPaths {
+        ca: config.tls.ca.clone(),
+        cert: config.tls.cert.clone(),
+        key: config.tls.key.clone(),
+        crl: config.tls.crl.clone().into(),
+    }
 }
 
 /// Makes a new cluster with this node as its only member, and stops again.
@@ -176,6 +186,15 @@ async fn initialize_node(
     }
 }
 
+/// How a node that serves is told to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Hand the leadership over, let requests under way finish, and end.
+    pub gently: CancellationToken,
+    /// After the other: wait for nobody any more.
+    pub now: CancellationToken,
+}
+
 /// A node that serves.
 pub struct Server {
     context: Context,
@@ -184,6 +203,7 @@ pub struct Server {
     admin: TcpListener,
     connections: usize,
     in_flight: usize,
+    drain: Duration,
 }
 
 impl Server {
@@ -205,7 +225,8 @@ impl Server {
         };
         let bound = |limit: u64| usize::try_from(limit).unwrap_or(Semaphore::MAX_PERMITS);
         let connections = bound(config.limits.max_connections);
-        Ok(Self { context, api, peer, admin, connections, in_flight: bound(config.limits.max_in_flight) })
+        let (in_flight, drain) = (bound(config.limits.max_in_flight), config.limits.drain_timeout());
+        Ok(Self { context, api, peer, admin, connections, in_flight, drain })
     }
 
     /// Serves until `stop` is cancelled, then hands the leadership over, lets requests under way finish, and ends.
@@ -214,7 +235,15 @@ impl Server {
     /// # Errors
     /// [`ServerError::Node`] if the consensus core stops by itself (a failed disk, for one).
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
-        let Self { context, api, peer, admin, connections, in_flight } = self;
+        self.run_until(Stop { gently: stop, ..Stop::default() }).await
+    }
+
+    /// As [`Server::run`], and ends requests under way at once if it is told twice to stop.
+    ///
+    /// # Errors
+    /// As [`Server::run`].
+    pub async fn run_until(self, stop: Stop) -> Result<(), ServerError> {
+        let Self { context, api, peer, admin, connections, in_flight, drain } = self;
         let (api_router, health) = api::api(&context, in_flight).await;
         let tls = context.tls.clone();
         let served = Served {
@@ -231,14 +260,19 @@ impl Server {
         let watching = CancellationToken::new();
         let _ends_with_this = watching.clone().drop_guard();
         tokio::spawn(async move { tls.watch(CERTIFICATE_POLL, watching).await });
+        let feeding = notify::feed_watchdog(context.node.clone());
         tracing::info!(node = context.node.options().id, "serving");
+        notify::serving(context.node.options().id);
 
         let failed = tokio::select! {
-            () = stop.cancelled() => None,
+            () = stop.gently.cancelled() => None,
             error = context.node.stopped() => Some(error),
         };
         tracing::info!("stopping");
-        served.stop(&context, failed.is_some()).await;
+        notify::stopping(drain + STOP_TIMEOUT);
+        served.stop(&context, failed.is_some(), drain, &stop.now).await;
+        // It holds the node, and from here on there is no core any more to ask.
+        drop(feeding);
         released(&context.node).await;
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
@@ -254,17 +288,24 @@ struct Served {
 
 impl Served {
     /// Stops serving, so that as few as possible notice: new requests are sent elsewhere first, then the leadership
-    /// goes, then requests under way are answered, through the new leader if need be. Peers are served until the
-    /// node has stopped, for it is still a voter and, to its own requests, a follower.
-    async fn stop(self, context: &Context, failed: bool) {
+    /// goes, then requests under way are answered, through the new leader if need be, for at most `drain` or until
+    /// `now`. Peers are served until the node has stopped, for it is still a voter and, to its own requests, a
+    /// follower.
+    async fn stop(self, context: &Context, failed: bool, drain: Duration, now: &CancellationToken) {
         let Self { api, peer, admin, health } = self;
         context.draining.store(true, Ordering::Relaxed);
         health.stopping().await;
-        if !failed {
-            context.node.hand_over().await;
+        let gently = async {
+            if !failed {
+                context.node.hand_over().await;
+            }
+            health.end().await;
+            api.finish(drain).await;
+        };
+        if now.run_until_cancelled(gently).await.is_none() {
+            tracing::warn!("told to stop again: requests under way are ended");
+            api.cut().await;
         }
-        health.end().await;
-        api.finish(DRAIN_TIMEOUT).await;
         context.node.stop().await;
         // A leader's append stream never ends by itself, and there is nobody any more to answer it.
         peer.cut().await;

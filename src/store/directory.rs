@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data>/storage.json   the identity of this storage and its format
+//! <data>/owner.json     the node and the cluster it is for
 //! <data>/lock           held by the process that has the directory open
 //! <data>/log/           the Raft log (see `log`)
 //! <data>/base/          the rebuildable base of the state (see `base`)
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::escrow::ids::{ClusterName, NodeId};
 
 /// The layout written, and the newest one that is opened.
 pub const DIRECTORY_FORMAT: u32 = 1;
@@ -28,12 +30,34 @@ const IDENTITY_MAX_BYTES: u64 = 4_096;
 
 const IDENTITY_FILE: &str = "storage.json";
 const LOCK_FILE: &str = "lock";
+const OWNER_FILE: &str = "owner.json";
+const LOG_DIRECTORY: &str = "log";
 
 /// What `storage.json` says.
 #[derive(Debug, Serialize, Deserialize)]
 struct Identity {
     format: u32,
     storage: Uuid,
+}
+
+/// Whose storage a directory is: its disk may be mounted at another node by mistake.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The name of its cluster.
+    pub cluster: ClusterName,
+    /// Its id there.
+    pub node: NodeId,
+}
+
+/// What a data directory is, seen from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// The identity of its storage; `None` if it is new.
+    pub storage: Option<Uuid>,
+    /// Whose it is, if it says so.
+    pub owner: Option<Owner>,
+    /// Whether there is a log in it: its node has run.
+    pub has_log: bool,
 }
 
 /// An open data directory. While it lives, no other process can open the same one.
@@ -65,6 +89,39 @@ impl DataDir {
         Ok(Self { path, storage, _lock: lock })
     }
 
+    /// Looks at the directory at `path` without opening or changing anything; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`DataDir::open_or_create`], but for the lock, which is not looked at.
+    pub fn inspect(path: &Path) -> Result<Option<Inspection>, StoreError> {
+        match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("looking at", path, error)),
+            Ok(metadata) if !metadata.is_dir() => {
+                let error = io::Error::from(io::ErrorKind::NotADirectory);
+                return Err(StoreError::io("looking at", path, error));
+            }
+            Ok(_) => {}
+        }
+        let storage = read_identity(path)?;
+        let owner = read_owner(path)?;
+        let has_log = path.join(LOG_DIRECTORY).is_dir();
+        Ok(Some(Inspection { storage, owner, has_log }))
+    }
+
+    /// Writes down whose directory this is, once; from then on it is nobody else's.
+    ///
+    /// # Errors
+    /// [`StoreError::Directory`] if it is another's; [`StoreError::Io`].
+    pub fn claim(&self, owner: &Owner) -> Result<(), StoreError> {
+        if let Some(found) = read_owner(&self.path)? {
+            return found.check(owner, &self.path);
+        }
+        let text = serde_json::to_vec_pretty(owner).expect("two plain fields always serialise");
+        let path = self.path.join(OWNER_FILE);
+        write_durably(&path, &text).map_err(|error| StoreError::io("writing", &path, error))
+    }
+
     /// The identity drawn when the directory was made. A wiped disk has another one.
     pub fn storage(&self) -> Uuid {
         self.storage
@@ -77,7 +134,7 @@ impl DataDir {
 
     /// Where the Raft log is.
     pub fn log(&self) -> PathBuf {
-        self.path.join("log")
+        self.path.join(LOG_DIRECTORY)
     }
 
     /// Where the base is.
@@ -115,21 +172,49 @@ fn acquire_lock(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-fn read_identity(path: &Path) -> Result<Option<Uuid>, StoreError> {
-    let file_path = path.join(IDENTITY_FILE);
-    let file = match File::open(&file_path) {
+impl Owner {
+    /// Whether this, which the directory at `path` says of itself, is `wanted`.
+    ///
+    /// # Errors
+    /// [`StoreError::Directory`] if it is not: under another node's id its log would vote a second time.
+    pub fn check(&self, wanted: &Self, path: &Path) -> Result<(), StoreError> {
+        if self == wanted {
+            return Ok(());
+        }
+        let reason = format!(
+            "belongs to node {} of cluster {}, but this is node {} of cluster {}: is the wrong disk mounted, or \
+             node_id or cluster wrong?",
+            self.node, self.cluster, wanted.node, wanted.cluster
+        );
+        Err(StoreError::Directory { path: path.to_owned(), reason })
+    }
+}
+
+/// The content of a small file of ours; `None` if there is none.
+fn read_small<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> Result<Option<T>, StoreError> {
+    let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return refuse_foreign(path).map(|()| None),
-        Err(error) => return Err(StoreError::io("opening", &file_path, error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::io("opening", path, error)),
     };
     let mut text = String::new();
     file.take(IDENTITY_MAX_BYTES)
         .read_to_string(&mut text)
-        .map_err(|error| StoreError::io("reading", &file_path, error))?;
-    let identity: Identity = serde_json::from_str(&text).map_err(|error| StoreError::Directory {
-        path: file_path.clone(),
-        reason: format!("not a storage identity: {error}"),
-    })?;
+        .map_err(|error| StoreError::io("reading", path, error))?;
+    serde_json::from_str(&text).map(Some).map_err(|error| StoreError::Directory {
+        path: path.to_owned(),
+        reason: format!("not {what}: {error}"),
+    })
+}
+
+fn read_owner(path: &Path) -> Result<Option<Owner>, StoreError> {
+    read_small(&path.join(OWNER_FILE), "the name of an owner")
+}
+
+fn read_identity(path: &Path) -> Result<Option<Uuid>, StoreError> {
+    let Some(identity) = read_small::<Identity>(&path.join(IDENTITY_FILE), "a storage identity")? else {
+        return refuse_foreign(path).map(|()| None);
+    };
     if identity.format > DIRECTORY_FORMAT {
         let reason = format!(
             "has format {}; this release opens up to format {DIRECTORY_FORMAT}: upgrade it first",
@@ -234,6 +319,38 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o700);
         assert_eq!(mode(&path.join(IDENTITY_FILE)), 0o600);
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_node_of_one_cluster_for_good() {
+        let root = tempfile::tempdir().unwrap();
+        let owner = |cluster: &str, node| Owner { cluster: cluster.parse().unwrap(), node };
+        let data = DataDir::open_or_create(root.path()).unwrap();
+        data.claim(&owner("acme", 1)).unwrap();
+        data.claim(&owner("acme", 1)).unwrap();
+        for another in [owner("acme", 2), owner("other", 1)] {
+            let error = data.claim(&another).unwrap_err().to_string();
+            assert!(error.contains("belongs to node 1 of cluster acme"), "{error}");
+        }
+        let seen = DataDir::inspect(root.path()).unwrap().unwrap();
+        let expected =
+            Inspection { storage: Some(data.storage()), owner: Some(owner("acme", 1)), has_log: false };
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn looking_at_a_directory_changes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("data");
+        assert_eq!(DataDir::inspect(&path).unwrap(), None);
+        assert!(!path.exists());
+        fs::create_dir(&path).unwrap();
+        let new = Inspection { storage: None, owner: None, has_log: false };
+        assert_eq!(DataDir::inspect(&path).unwrap(), Some(new));
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        fs::write(path.join("notes.txt"), "").unwrap();
+        assert!(DataDir::inspect(&path).unwrap_err().to_string().contains("not empty"));
+        assert!(DataDir::inspect(&path.join("notes.txt")).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod error;
 mod expiry;
 mod files;
 mod peer;
+mod preflight;
 mod trust;
 mod verifier;
 mod watch;
@@ -44,6 +45,7 @@ pub use expiry::{
     EXPIRY_WARNING, Urgency,
 };
 pub use peer::PeerCertificate;
+pub use preflight::CredentialFile;
 pub use trust::{AUTHORITIES_MAX, TrustAnchors};
 pub use watch::{CredentialsProblem, ReloadFailure};
 

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::layout::{Layout, NodePlan, file_error};
 use super::{LocalClusterError, START_TIMEOUT};
 use crate::cli::WITH_PARENT_FLAG;
+use crate::config::ENVIRONMENT_PREFIX;
 use crate::escrow::ids::NodeId;
 
 /// How long the admin port may take to answer.
@@ -30,13 +31,18 @@ pub(super) struct NodeProcess {
     pid: u32,
 }
 
-/// The command for `program`: no colour and no endpoints of the caller's environment, so that what a node does
+/// The command for `program`: no colour, no endpoints and no fields of the caller's environment, so that what a node does
 /// depends on its configuration alone.
 fn command(program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     for variable in ["STRONGROOM_ENDPOINTS", "STRONGROOM_PROFILE", "STRONGROOM_OUTPUT", "STRONGROOM_ZONE"] {
         command.env_remove(variable);
+    }
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with(ENVIRONMENT_PREFIX)) {
+            command.env_remove(name);
+        }
     }
     // A Ctrl-C in the terminal goes to this process, which stops the nodes in order.
     command.process_group(0);
