@@ -5,6 +5,7 @@
 //! ([`membership`]). Below it are openraft with its storage over the `store` room ([`log_store`], [`state_machine`]) and
 //! its network over the peer service (`network`, [`peers`]).
 
+pub mod agreement;
 mod compaction;
 mod error;
 mod keyring;
@@ -21,5 +22,7 @@ pub mod state_machine;
 pub mod storage;
 pub mod types;
 
+pub use crate::store::quarantine::Quarantine;
+pub use agreement::Agreement;
 pub use error::NodeError;
 pub use node::{Committed, Freshness, Node, NodeOptions, Vitals};

@@ -2,7 +2,7 @@
 //! answering peers in `peer_side`, changing who is a member in `membership`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -18,9 +18,11 @@ use crate::escrow::records::{ClusterRecord, LogPosition};
 use crate::seal::{Keyring, NodeKey};
 use crate::store::digest::Digest;
 use crate::store::directory::DataDir;
+use crate::store::quarantine::Quarantine;
 use crate::store::view::View;
 use crate::tls::Tls;
 
+use super::agreement::Agreement;
 use super::compaction;
 use super::error::NodeError;
 use super::keyring::KeyringCache;
@@ -123,6 +125,8 @@ pub(super) struct Inner {
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) membership_change: Mutex<()>,
+    /// What the last comparison with the others came to.
+    pub(super) agreement: std::sync::Mutex<Agreement>,
 }
 
 impl Node {
@@ -175,6 +179,7 @@ impl Node {
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
                 membership_change: Mutex::new(()),
+                agreement: std::sync::Mutex::default(),
             }),
         };
         node.start_reads();
@@ -295,6 +300,17 @@ impl Node {
     /// Whether `id` is a member, voter or learner, as this node knows it.
     pub fn is_member(&self, id: NodeId) -> bool {
         self.inner.raft.metrics().borrow_watched().membership_config.get_node(&id).is_some()
+    }
+
+    /// Whether its state is that of the others, as last compared.
+    pub fn agreement(&self) -> Agreement {
+        *self.inner.agreement.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why this node has put itself aside; `None` if it has not. While it has, it serves no clients, leads only if
+    /// nobody else can, and gives its state to nobody.
+    pub fn quarantine(&self) -> Option<Quarantine> {
+        self.inner.storage.quarantine.current()
     }
 
     /// What this node knows about itself.

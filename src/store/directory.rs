@@ -6,6 +6,7 @@
 //! <data>/log/           the Raft log (see `log`)
 //! <data>/base/          the rebuildable base of the state (see `base`)
 //! <data>/snapshots/     the newest snapshot (see `snapshot`)
+//! <data>/quarantine.json  why the node has put itself aside, if it has (see `quarantine`)
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -88,6 +89,11 @@ impl DataDir {
     /// Where snapshots are.
     pub fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
+    }
+
+    /// Where it says why the node has put itself aside.
+    pub fn quarantine(&self) -> PathBuf {
+        self.path.join("quarantine.json")
     }
 
     /// Bytes this process could still write to the file system of the directory.

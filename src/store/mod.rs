@@ -44,6 +44,7 @@
 //! | [`applied`], [`digest`] | where the state stands, and its sum |
 //! | [`snapshot`] | snapshot files: write, read, receive |
 //! | [`policy`] | when to take one |
+//! | [`quarantine`] | that this node has put itself aside, durably |
 
 pub mod applied;
 mod base;
@@ -55,6 +56,7 @@ pub mod log;
 pub mod machine;
 mod overlay;
 pub mod policy;
+pub mod quarantine;
 mod shared;
 pub mod snapshot;
 pub mod view;
