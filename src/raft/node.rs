@@ -25,6 +25,7 @@ use crate::tls::Tls;
 use super::agreement::Agreement;
 use super::compaction;
 use super::error::NodeError;
+use super::fetch::OFFERS_MAX;
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
 use super::membership::failure_tolerance;
@@ -114,7 +115,7 @@ pub(super) struct Inner {
     pub(super) raft: Raft,
     pub(super) storage: Storage,
     /// Holds the lock on the data directory for as long as anything may write there.
-    _directory: DataDir,
+    pub(super) directory: DataDir,
     pub(super) stop: CancellationToken,
     pub(super) peers: Peers,
     pub(super) cluster: Arc<OnceLock<ClusterId>>,
@@ -125,6 +126,8 @@ pub(super) struct Inner {
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) membership_change: Mutex<()>,
+    /// Room for snapshots on their way to who asked for one.
+    pub(super) offers: Arc<Semaphore>,
     /// What the last comparison with the others came to.
     pub(super) agreement: std::sync::Mutex<Agreement>,
 }
@@ -157,7 +160,7 @@ impl Node {
         let quorum = QuorumClock::default();
         let cluster = Arc::new(OnceLock::new());
         let peers = Peers::new(tls, cluster.clone());
-        let network = Network::new(peers.clone(), quorum.clone());
+        let network = Network::new(peers.clone(), quorum.clone(), storage.quarantine.clone());
         let (log, machine) = (storage.log_store(), storage.state_machine());
         let raft = Raft::new(options.id, Arc::new(config), network, log, machine)
             .await
@@ -169,7 +172,7 @@ impl Node {
                 options,
                 raft,
                 storage,
-                _directory: directory,
+                directory,
                 stop,
                 peers,
                 cluster,
@@ -179,11 +182,13 @@ impl Node {
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
                 membership_change: Mutex::new(()),
+                offers: Arc::new(Semaphore::new(OFFERS_MAX)),
                 agreement: std::sync::Mutex::default(),
             }),
         };
         node.start_reads();
         node.watch_quorum();
+        node.watch_agreement();
         node.cluster()?;
         Ok(node)
     }
@@ -295,6 +300,14 @@ impl Node {
         let metrics = metrics.borrow_watched();
         let member = metrics.membership_config.get_node(&id)?;
         Some(self.inner.peers.control(id, member))
+    }
+
+    /// A client of a member with a connection of its own, for what is long.
+    pub(super) fn member_connection(&self, id: NodeId) -> Option<PeerClient> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let member = metrics.membership_config.get_node(&id)?;
+        Some(self.inner.peers.member(id, member))
     }
 
     /// Whether `id` is a member, voter or learner, as this node knows it.

@@ -78,7 +78,7 @@ impl Storage {
 
     /// The state for openraft.
     pub fn state_machine(&self) -> StateMachine {
-        StateMachine::new(self.machine.clone())
+        StateMachine::new(self.machine.clone(), self.quarantine.clone())
     }
 
     /// Whether it is time for a snapshot: to be asked now and then, and followed by openraft's trigger.
