@@ -5,10 +5,16 @@
 //! ([`membership`]). Below it are openraft with its storage over the `store` room ([`log_store`], [`state_machine`]) and
 //! its network over the peer service (`network`, [`peers`]). What members support decides in [`features`] which commands
 //! are allowed.
+//!
+//! A replica is compared with the others and repaired in `healing`, by the verdict in [`agreement`]; `fetch` brings a
+//! snapshot from a peer, and `rescue` does that for a node that starts without a state.
 
+pub mod agreement;
 mod compaction;
 mod error;
 pub mod features;
+mod fetch;
+mod healing;
 mod keyring;
 pub mod leader;
 pub mod link;
@@ -20,6 +26,7 @@ mod peer_side;
 pub mod peers;
 mod quorum;
 mod read_index;
+mod rescue;
 pub mod state_machine;
 pub mod storage;
 pub mod types;
@@ -28,8 +35,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::escrow::ids::Timestamp;
 
+pub use crate::store::quarantine::Quarantine;
+pub use agreement::Agreement;
 pub use error::NodeError;
 pub use node::{Committed, Freshness, Node, NodeOptions, Vitals};
+pub use rescue::open_storage;
 
 /// This process's clock, as it goes into commands.
 pub fn now() -> Timestamp {

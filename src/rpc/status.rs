@@ -36,6 +36,7 @@ impl From<NodeError> for Status {
             | NodeError::NoCluster
             | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)
+            | NodeError::Quarantined(_)
             | NodeError::Transfer(_)
             | NodeError::Unconfirmed(_)
             | NodeError::Overloaded { .. }
@@ -49,9 +50,10 @@ impl From<NodeError> for Status {
         match &error {
             NodeError::Change(refused) => with(status, HINT_KEY, &refused.instead),
             NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
-            NodeError::NoQuorum(_) | NodeError::NotLeader(_) | NodeError::Overloaded { .. } => {
-                with(status, NOT_BEGUN_KEY, "true")
-            }
+            NodeError::NoQuorum(_)
+            | NodeError::NotLeader(_)
+            | NodeError::Overloaded { .. }
+            | NodeError::Quarantined(_) => with(status, NOT_BEGUN_KEY, "true"),
             NodeError::Unconfirmed(_) => with(
                 status,
                 HINT_KEY,

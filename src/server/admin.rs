@@ -22,6 +22,9 @@ impl Admin for AdminView {
         if let Err(error) = node.running() {
             reasons.push(error.to_string());
         }
+        if let Some(why) = node.quarantine() {
+            reasons.push(format!("quarantined: {why}"));
+        }
         if node.leader_in_contact().is_none() {
             reasons.push("knows no leader".to_owned());
         }
