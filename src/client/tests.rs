@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Response, Status};
+use uuid::Uuid;
 
 use super::*;
 use crate::escrow::ids::Role;
@@ -19,6 +20,7 @@ use crate::proto::cluster_service_server::{ClusterService, ClusterServiceServer}
 use crate::proto::escrow_service_server::{EscrowService, EscrowServiceServer};
 use crate::tls::TlsPaths;
 use crate::tls::ca::{Authority, FileNames, IssueRequest, Selector};
+use uuid::Uuid;
 
 const CLUSTER: &str = "test";
 

@@ -6,6 +6,7 @@
 //! its network over the peer service (`network`, [`peers`]).
 
 mod compaction;
+mod contacts;
 mod error;
 mod keyring;
 pub mod leader;
@@ -13,6 +14,7 @@ pub mod log_store;
 pub mod membership;
 mod network;
 pub mod node;
+mod observe;
 mod peer_side;
 pub mod peers;
 mod quorum;
@@ -20,6 +22,9 @@ mod read_index;
 pub mod state_machine;
 pub mod storage;
 pub mod types;
+mod usage;
 
 pub use error::NodeError;
 pub use node::{Committed, Freshness, Node, NodeOptions, Vitals};
+pub use observe::PeerView;
+pub use usage::Usage;

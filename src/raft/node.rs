@@ -15,6 +15,7 @@ use crate::escrow::command::Reply;
 use crate::escrow::ids::{ClusterId, NodeId};
 use crate::escrow::lookup;
 use crate::escrow::records::{ClusterRecord, LogPosition};
+use crate::metrics::Metrics;
 use crate::seal::{Keyring, NodeKey};
 use crate::store::digest::Digest;
 use crate::store::directory::DataDir;
@@ -22,6 +23,7 @@ use crate::store::view::View;
 use crate::tls::Tls;
 
 use super::compaction;
+use super::contacts::Contacts;
 use super::error::NodeError;
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
@@ -32,6 +34,7 @@ use super::quorum::QuorumClock;
 use super::read_index::ReadIndex;
 use super::storage::Storage;
 use super::types::{Member, Raft, TypeConfig};
+use super::usage::UsageMeter;
 
 /// Longest a reader waits for this replica to apply the index it needs.
 pub const APPLY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -54,6 +57,8 @@ pub struct NodeOptions {
     pub election_max_ms: u64,
     /// Entries kept behind a snapshot, so that a follower that lags a little needs no snapshot.
     pub keep_entries: u64,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 /// A committed command and its answer.
@@ -123,6 +128,8 @@ pub(super) struct Inner {
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) membership_change: Mutex<()>,
+    pub(super) contacts: Contacts,
+    pub(super) usage: UsageMeter,
 }
 
 impl Node {
@@ -160,6 +167,8 @@ impl Node {
             .map_err(|error| NodeError::Fatal(error.to_string()))?;
         let stop = CancellationToken::new();
         compaction::spawn(raft.clone(), storage.clone(), stop.clone());
+        let usage = UsageMeter::default();
+        usage.spawn(storage.clone(), directory.path().to_owned(), stop.clone());
         let node = Self {
             inner: Arc::new(Inner {
                 options,
@@ -175,10 +184,13 @@ impl Node {
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
                 membership_change: Mutex::new(()),
+                contacts: Contacts::default(),
+                usage,
             }),
         };
         node.start_reads();
         node.watch_quorum();
+        node.watch_leader();
         node.cluster()?;
         Ok(node)
     }

@@ -2,6 +2,7 @@
 
 mod admin;
 mod api;
+mod observe;
 mod port;
 mod shares;
 
@@ -16,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::admin::AdminView;
-use self::port::{Bounds, Entry, Port};
+use self::port::{Bounds, Entry, Port, PortCounts};
 use crate::config::Config;
 use crate::escrow::command::{Action, Command, Initialize, Reply};
 use crate::escrow::ids::{ClusterId, Identity, RequestId, Role};
 use crate::escrow::records::{KeyringRecord, NodeRecord, Source};
 use crate::http;
+use crate::metrics::{Metrics, PortName};
 use crate::raft::storage::{Storage, StorageOptions};
 use crate::raft::types::Member;
 use crate::raft::{Node, NodeError, NodeOptions};
@@ -29,6 +31,8 @@ use crate::rpc::{Context, now};
 use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::StoreError;
 use crate::store::directory::DataDir;
+use crate::store::log::LogOptions;
+use crate::store::machine::MachineOptions;
 use crate::store::policy::SnapshotPolicy;
 use crate::tls::{Tls, TlsError, TlsPaths};
 
@@ -101,6 +105,7 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
     }
     let directory = DataDir::open_or_create(&config.data_dir)?;
     let key = NodeKey::load_or_create(&config.identity.node_key)?;
+    let metrics = Metrics::default();
     let options = NodeOptions {
         id: config.node_id,
         member: Member {
@@ -113,10 +118,12 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
         election_min_ms: config.raft.election_min_ms,
         election_max_ms: config.raft.election_max_ms,
         keep_entries: config.raft.keep_entries,
+        metrics: metrics.clone(),
     };
     let policy = SnapshotPolicy { floor_bytes: config.raft.snapshot_log_bytes, ..SnapshotPolicy::default() };
-    let storage =
-        Storage::open(&directory, StorageOptions { snapshots: policy, ..StorageOptions::default() }).await?;
+    let log = LogOptions { metrics: metrics.log.clone(), ..LogOptions::default() };
+    let machine = MachineOptions { metrics: metrics.machine.clone(), ..MachineOptions::default() };
+    let storage = Storage::open(&directory, StorageOptions { log, machine, snapshots: policy }).await?;
     let node = Node::start(options, directory, storage, tls.clone(), key).await?;
     Ok(Assembly { node, tls })
 }
@@ -216,14 +223,29 @@ impl Server {
         let Self { context, api, peer, admin, connections, in_flight } = self;
         let (api_router, health) = api::api(&context, in_flight).await;
         let tls = context.tls.clone();
+        let connection_counts = context.node.options().metrics.connections.clone();
+        let counts = |name| PortCounts { name, all: connection_counts.clone() };
         let served = Served {
-            api: Port::serve(api, Entry::Clients(tls.clone()), Bounds::api(connections), api_router),
-            peer: Port::serve(peer, Entry::Nodes(tls.clone()), Bounds::peer(), api::peer(&context)),
+            api: Port::serve(
+                api,
+                Entry::Clients(tls.clone()),
+                Bounds::api(connections),
+                counts(PortName::Api),
+                api_router,
+            ),
+            peer: Port::serve(
+                peer,
+                Entry::Nodes(tls.clone()),
+                Bounds::peer(),
+                counts(PortName::Peer),
+                api::peer(&context),
+            ),
             admin: Port::serve(
                 admin,
                 Entry::Anyone,
                 Bounds::admin(),
-                http::admin(AdminView(context.clone())),
+                counts(PortName::Admin),
+                http::admin(AdminView::new(context.clone())),
             ),
             health,
         };

@@ -71,6 +71,11 @@ impl TrustAnchors {
         Self::from_pem(path, &files::read(path)?)
     }
 
+    /// What the CAs' certificates say, in the order of the bundle.
+    pub fn authorities(&self) -> impl Iterator<Item = &CertificateFacts> {
+        self.authorities.iter().map(|authority| &authority.facts)
+    }
+
     /// As [`TrustAnchors::from_pem_file`], from the content; `path` is for the errors.
     pub(super) fn from_pem(path: &Path, pem: &[u8]) -> Result<Self, TlsError> {
         let unusable = |what: String| TlsError::Unusable { path: path.to_owned(), what };
