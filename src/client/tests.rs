@@ -20,7 +20,6 @@ use crate::proto::cluster_service_server::{ClusterService, ClusterServiceServer}
 use crate::proto::escrow_service_server::{EscrowService, EscrowServiceServer};
 use crate::tls::TlsPaths;
 use crate::tls::ca::{Authority, FileNames, IssueRequest, Selector};
-use uuid::Uuid;
 
 const CLUSTER: &str = "test";
 

@@ -103,6 +103,10 @@ pub struct RaftMetrics {
     pub leader_changes: Counter,
     /// Commands that came in through this node.
     pub proposals: Counters<ProposalOutcome>,
+    /// Times this node put itself aside.
+    pub quarantines: Counter,
+    /// Times it came back repaired.
+    pub repairs: Counter,
 }
 
 impl Default for RaftMetrics {
@@ -111,6 +115,8 @@ impl Default for RaftMetrics {
             commit: Histogram::of_short_times(),
             leader_changes: Counter::default(),
             proposals: Counters::default(),
+            quarantines: Counter::default(),
+            repairs: Counter::default(),
         }
     }
 }
@@ -227,6 +233,16 @@ impl Metrics {
                 "strongroom_leader_changes",
                 "Times this node saw another leader than before.",
                 self.raft.leader_changes.get(),
+            ),
+            Metric::counter(
+                "strongroom_quarantines",
+                "Times this node put itself aside because its state was not right.",
+                self.raft.quarantines.get(),
+            ),
+            Metric::counter(
+                "strongroom_state_repairs",
+                "Times this node came back with a state that a peer gave it.",
+                self.raft.repairs.get(),
             ),
         ]
     }

@@ -8,6 +8,7 @@ use crate::escrow::lookup::LookupError;
 use crate::escrow::state::StateError;
 use crate::seal::SealError;
 use crate::store::StoreError;
+use crate::store::quarantine::Quarantine;
 
 /// A failure of the replicated service. A [`Refusal`] by the domain is an answer, not one of these.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,9 @@ pub enum NodeError {
     /// The domain refused a command this node proposed on its own account.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// This node has put itself aside: its state differs from that of the others.
+    #[error("this node is quarantined: {0}")]
+    Quarantined(Quarantine),
     /// Reading this node's replica failed.
     #[error(transparent)]
     State(#[from] StateError),

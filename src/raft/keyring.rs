@@ -22,6 +22,11 @@ impl KeyringCache {
         self.key.recipient()
     }
 
+    /// Forgets what was opened: it may have come from a state that was wrong.
+    pub fn forget(&self) {
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// The keyring in `record`.
     ///
     /// # Errors

@@ -73,7 +73,9 @@ impl Question for Commit<'_> {
         }
         match node.commit(self.0.to_vec()).await {
             Ok(committed) => Ok(Attempt::Done(committed)),
-            Err(NodeError::NotLeader(_) | NodeError::NoQuorum(_)) => Ok(Attempt::NotBegun),
+            Err(NodeError::NotLeader(_) | NodeError::NoQuorum(_) | NodeError::Quarantined(_)) => {
+                Ok(Attempt::NotBegun)
+            }
             Err(NodeError::Unconfirmed(_)) => Ok(Attempt::Unknown),
             Err(error) => Err(error),
         }
@@ -206,6 +208,10 @@ impl Node {
     }
 
     async fn commit(&self, body: Vec<u8>) -> Result<Committed, NodeError> {
+        // It would be answered from this node's state, which is wrong.
+        if let Some(why) = self.quarantine() {
+            return Err(NodeError::Quarantined(why));
+        }
         // A leader cut off from the majority would append what nobody may ever confirm. Better to hold the command
         // back, with nothing stored, than to leave the caller with an unknown outcome. openraft does the same when its
         // lease has run out; this is sooner.

@@ -5,9 +5,12 @@
 //! ([`membership`]). Below it are openraft with its storage over the `store` room ([`log_store`], [`state_machine`]) and
 //! its network over the peer service (`network`, [`peers`]).
 
+pub mod agreement;
 mod compaction;
 mod contacts;
 mod error;
+mod fetch;
+mod healing;
 mod keyring;
 pub mod leader;
 pub mod log_store;
@@ -19,12 +22,16 @@ mod peer_side;
 pub mod peers;
 mod quorum;
 mod read_index;
+mod rescue;
 pub mod state_machine;
 pub mod storage;
 pub mod types;
 mod usage;
 
+pub use crate::store::quarantine::Quarantine;
+pub use agreement::Agreement;
 pub use error::NodeError;
 pub use node::{Committed, Freshness, Node, NodeOptions, Vitals};
 pub use observe::PeerView;
+pub use rescue::open_storage;
 pub use usage::Usage;

@@ -20,6 +20,7 @@ use tonic::Code;
 use crate::escrow::ids::NodeId;
 use crate::proto::peer::{Envelope, SnapshotChunk, snapshot_chunk};
 use crate::store::format;
+use crate::store::quarantine::QuarantineNote;
 use crate::store::snapshot::SnapshotFile;
 
 use super::peers::{PeerClient, Peers};
@@ -31,7 +32,16 @@ const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 /// Longest an append stream may take to be accepted by the peer; it then lives as long as the leadership.
 const STREAM_SETUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What precedes the bytes of a snapshot.
+/// What precedes the bytes of a snapshot that was asked for.
+#[derive(Serialize, Deserialize)]
+pub struct OfferHeader {
+    /// Length of the file that follows.
+    pub bytes: u64,
+    /// SHA-256 of the file that follows.
+    pub sha256: [u8; 32],
+}
+
+/// What precedes the bytes of a snapshot from the leader.
 #[derive(Serialize, Deserialize)]
 pub struct SnapshotHeader {
     /// The vote of the leader that sends it.
@@ -46,12 +56,13 @@ pub struct SnapshotHeader {
 pub struct Network {
     peers: Peers,
     quorum: QuorumClock,
+    quarantine: QuarantineNote,
 }
 
 impl Network {
-    /// A network over `peers` that stamps appends with the age of `quorum`.
-    pub fn new(peers: Peers, quorum: QuorumClock) -> Self {
-        Self { peers, quorum }
+    /// A network over `peers` that stamps appends with the age of `quorum`, and sends no snapshot in `quarantine`.
+    pub fn new(peers: Peers, quorum: QuorumClock, quarantine: QuarantineNote) -> Self {
+        Self { peers, quorum, quarantine }
     }
 }
 
@@ -63,6 +74,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             control: self.peers.control(target, node),
             data: self.peers.member(target, node),
             quorum: self.quorum.clone(),
+            quarantine: self.quarantine.clone(),
         }
     }
 }
@@ -75,6 +87,7 @@ pub struct Peer {
     control: PeerClient,
     data: PeerClient,
     quorum: QuorumClock,
+    quarantine: QuarantineNote,
 }
 
 impl RaftNetworkV2<TypeConfig> for Peer {
@@ -150,6 +163,11 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        if self.quarantine.current().is_some() {
+            // Never: the follower would take what is wrong for the state. It is asked again after a pause.
+            let why = "this node is quarantined and sends its state to nobody";
+            return Err(StreamingError::from(RPCError::from(Unreachable::<TypeConfig>::from_string(why))));
+        }
         let chunks = snapshot_chunks(vote, snapshot);
         tokio::select! {
             closed = cancel => Err(closed.into()),
@@ -171,12 +189,20 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     }
 }
 
-/// The messages of one snapshot: its header, then its bytes. A read error ends the stream early, which the
-/// receiver detects by length and hash.
+/// The messages of a snapshot from the leader: its header, then its bytes.
 fn snapshot_chunks(vote: Vote, snapshot: Snapshot) -> impl Stream<Item = SnapshotChunk> + Send + 'static {
     let file = snapshot.snapshot;
     let header = SnapshotHeader { vote, bytes: file.bytes(), sha256: file.sha256() };
-    let header = SnapshotChunk { part: Some(snapshot_chunk::Part::Header(format::encode(&header).into())) };
+    file_chunks(format::encode(&header), file)
+}
+
+/// A header and the bytes of a file. A read error ends the stream early, which the receiver detects by length and
+/// hash.
+pub(super) fn file_chunks(
+    header: Vec<u8>,
+    file: SnapshotFile,
+) -> impl Stream<Item = SnapshotChunk> + Send + 'static {
+    let header = SnapshotChunk { part: Some(snapshot_chunk::Part::Header(header.into())) };
     let data = stream::unfold((file, 0), |(file, offset)| async move {
         match file.chunk(offset, SNAPSHOT_CHUNK_BYTES).await {
             Ok(chunk) if chunk.is_empty() => None,

@@ -2,7 +2,7 @@
 //! answering peers in `peer_side`, changing who is a member in `membership`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -19,12 +19,15 @@ use crate::metrics::Metrics;
 use crate::seal::{Keyring, NodeKey};
 use crate::store::digest::Digest;
 use crate::store::directory::DataDir;
+use crate::store::quarantine::Quarantine;
 use crate::store::view::View;
 use crate::tls::Tls;
 
+use super::agreement::Agreement;
 use super::compaction;
 use super::contacts::Contacts;
 use super::error::NodeError;
+use super::fetch::OFFERS_MAX;
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
 use super::membership::failure_tolerance;
@@ -117,7 +120,7 @@ pub(super) struct Inner {
     pub(super) raft: Raft,
     pub(super) storage: Storage,
     /// Holds the lock on the data directory for as long as anything may write there.
-    _directory: DataDir,
+    pub(super) directory: DataDir,
     pub(super) stop: CancellationToken,
     pub(super) peers: Peers,
     pub(super) cluster: Arc<OnceLock<ClusterId>>,
@@ -130,6 +133,10 @@ pub(super) struct Inner {
     pub(super) membership_change: Mutex<()>,
     pub(super) contacts: Contacts,
     pub(super) usage: UsageMeter,
+    /// Room for snapshots on their way to who asked for one.
+    pub(super) offers: Arc<Semaphore>,
+    /// What the last comparison with the others came to.
+    pub(super) agreement: std::sync::Mutex<Agreement>,
 }
 
 impl Node {
@@ -160,7 +167,7 @@ impl Node {
         let quorum = QuorumClock::default();
         let cluster = Arc::new(OnceLock::new());
         let peers = Peers::new(tls, cluster.clone());
-        let network = Network::new(peers.clone(), quorum.clone());
+        let network = Network::new(peers.clone(), quorum.clone(), storage.quarantine.clone());
         let (log, machine) = (storage.log_store(), storage.state_machine());
         let raft = Raft::new(options.id, Arc::new(config), network, log, machine)
             .await
@@ -174,7 +181,7 @@ impl Node {
                 options,
                 raft,
                 storage,
-                _directory: directory,
+                directory,
                 stop,
                 peers,
                 cluster,
@@ -186,11 +193,14 @@ impl Node {
                 membership_change: Mutex::new(()),
                 contacts: Contacts::default(),
                 usage,
+                offers: Arc::new(Semaphore::new(OFFERS_MAX)),
+                agreement: std::sync::Mutex::default(),
             }),
         };
         node.start_reads();
         node.watch_quorum();
         node.watch_leader();
+        node.watch_agreement();
         node.cluster()?;
         Ok(node)
     }
@@ -304,9 +314,28 @@ impl Node {
         Some(self.inner.peers.control(id, member))
     }
 
+    /// A client of a member with a connection of its own, for what is long.
+    pub(super) fn member_connection(&self, id: NodeId) -> Option<PeerClient> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let member = metrics.membership_config.get_node(&id)?;
+        Some(self.inner.peers.member(id, member))
+    }
+
     /// Whether `id` is a member, voter or learner, as this node knows it.
     pub fn is_member(&self, id: NodeId) -> bool {
         self.inner.raft.metrics().borrow_watched().membership_config.get_node(&id).is_some()
+    }
+
+    /// Whether its state is that of the others, as last compared.
+    pub fn agreement(&self) -> Agreement {
+        *self.inner.agreement.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why this node has put itself aside; `None` if it has not. While it has, it serves no clients, leads only if
+    /// nobody else can, and gives its state to nobody.
+    pub fn quarantine(&self) -> Option<Quarantine> {
+        self.inner.storage.quarantine.current()
     }
 
     /// What this node knows about itself.

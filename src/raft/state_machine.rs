@@ -1,6 +1,7 @@
 //! openraft's state machine over [`store::machine`](crate::store::machine).
 
 use std::io;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use openraft::alias::{EntryOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
@@ -8,6 +9,7 @@ use openraft::entry::EntryPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{OptionalSend, Snapshot, SnapshotMeta, StoredMembership};
 use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
 
 use super::log_store::{decode_membership, encode_membership, log_id, position};
 use super::types::{Applied, LogId, TypeConfig};
@@ -15,21 +17,32 @@ use crate::store::StoreError;
 use crate::store::applied;
 use crate::store::format::Payload;
 use crate::store::machine::Machine;
+use crate::store::quarantine::QuarantineNote;
 use crate::store::snapshot::SnapshotFile;
 
 /// Most entries applied in one go before their callers are answered.
 pub const APPLY_BATCH_MAX: usize = 256;
 
+/// How long the installation of a snapshot is tried while the disk does not take it. Nothing is applied meanwhile.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two attempts at it.
+const INSTALL_RETRY: Duration = Duration::from_secs(1);
+
 /// The state as openraft sees it.
 #[derive(Clone)]
 pub struct StateMachine {
     machine: Machine,
+    quarantine: QuarantineNote,
 }
 
 impl StateMachine {
-    /// Over an open machine.
-    pub fn new(machine: Machine) -> Self {
-        Self { machine }
+    /// Over an open machine, of which no snapshot is made while it is in `quarantine`.
+    pub fn new(machine: Machine, quarantine: QuarantineNote) -> Self {
+        Self { machine, quarantine }
+    }
+
+    fn snapshot_builder(&self) -> SnapshotBuilder {
+        SnapshotBuilder { machine: self.machine.clone(), quarantine: self.quarantine.clone() }
     }
 }
 
@@ -59,11 +72,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
-        Some(SnapshotBuilder { machine: self.machine.clone() })
+        Some(self.snapshot_builder())
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { machine: self.machine.clone() }
+        self.snapshot_builder()
     }
 
     async fn install_snapshot(
@@ -77,8 +90,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 format!("the snapshot file is not the one announced: {meta}"),
             ));
         }
-        self.machine.install(snapshot).await?;
-        Ok(())
+        // openraft takes any error of this for fatal. A full disk is no reason to stop voting: the old state stays, and
+        // what came is installed when there is room, or the node stops after all.
+        let deadline = Instant::now() + INSTALL_PATIENCE;
+        loop {
+            match self.machine.install(snapshot.clone()).await {
+                Err(error @ StoreError::Io { .. }) if Instant::now() < deadline => {
+                    tracing::error!(%error, "a snapshot cannot be installed: tried again");
+                    sleep(INSTALL_RETRY).await;
+                }
+                installed => return Ok(installed.map(drop)?),
+            }
+        }
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
@@ -111,6 +134,7 @@ fn apply_one(
 /// Writes snapshots while entries go on being applied.
 pub struct SnapshotBuilder {
     machine: Machine,
+    quarantine: QuarantineNote,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
@@ -120,6 +144,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     /// the state. A snapshot that is not newer than the last one is ignored by openraft, and the next trigger asks again.
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
         loop {
+            // A snapshot of a wrong state would let the log be purged that the right one is to be made with. openraft
+            // builds in a task of its own and asks for no other meanwhile, so nothing but the purge waits.
+            self.quarantine.lifted().await;
             match (self.machine.snapshot().await, self.machine.snapshots().newest()) {
                 (Ok(file), _) => return snapshot_of(file),
                 (Err(StoreError::Busy), _) => {

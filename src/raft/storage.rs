@@ -11,6 +11,7 @@ use crate::store::directory::DataDir;
 use crate::store::log::{Log, LogOptions};
 use crate::store::machine::{Machine, MachineOptions};
 use crate::store::policy::SnapshotPolicy;
+use crate::store::quarantine::QuarantineNote;
 use crate::store::snapshot::Snapshots;
 
 /// Sizes and waits of the storage; smaller in tests.
@@ -33,6 +34,8 @@ pub struct Storage {
     pub machine: Machine,
     /// When to take a snapshot.
     pub policy: SnapshotPolicy,
+    /// Whether this node has put itself aside.
+    pub quarantine: QuarantineNote,
 }
 
 impl Storage {
@@ -41,13 +44,14 @@ impl Storage {
     /// # Errors
     /// As [`Log::open`], [`Snapshots::open`], [`Machine::open`].
     pub async fn open(data: &DataDir, options: StorageOptions) -> Result<Self, StoreError> {
-        let paths = (data.log(), data.snapshots(), data.base());
+        let paths = (data.log(), data.snapshots(), data.base(), data.quarantine());
         let open = move || {
-            let (log_dir, snapshots_dir, base_dir) = paths;
+            let (log_dir, snapshots_dir, base_dir, note) = paths;
+            let quarantine = QuarantineNote::open(&note)?;
             let log = Log::open(&log_dir, &options.log)?;
             let snapshots = Snapshots::open(&snapshots_dir)?;
             let machine = Machine::open(&base_dir, &options.machine, snapshots, &log)?;
-            Ok::<_, StoreError>(Self { log, machine, policy: options.snapshots })
+            Ok::<_, StoreError>(Self { log, machine, policy: options.snapshots, quarantine })
         };
         let storage =
             spawn_blocking(open).await.map_err(|panic| StoreError::Stopped(panic.to_string()))??;
@@ -74,7 +78,7 @@ impl Storage {
 
     /// The state for openraft.
     pub fn state_machine(&self) -> StateMachine {
-        StateMachine::new(self.machine.clone())
+        StateMachine::new(self.machine.clone(), self.quarantine.clone())
     }
 
     /// Whether it is time for a snapshot: to be asked now and then, and followed by openraft's trigger.

@@ -134,6 +134,8 @@ impl Context {
             snapshot: vitals.snapshot,
             certificate_expires_at: self.tls.expires_at(),
             last_log_term: vitals.last_log_term,
+            agreement: self.node.agreement().to_string(),
+            quarantine: self.node.quarantine().map(|why| why.to_string()).unwrap_or_default(),
             feature_level: FeatureLevel::SUPPORTED.0,
             draining: self.is_draining(),
             disk_free_bytes: usage.map_or(0, |usage| usage.space.free),

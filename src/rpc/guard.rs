@@ -8,6 +8,7 @@ use tonic::{Request, Status};
 use crate::escrow::ids::{Identity, NodeId};
 use crate::escrow::policy::{self, Operation};
 use crate::escrow::records::Source;
+use crate::raft::NodeError;
 use crate::raft::peers::{CLUSTER_HEADER, STORAGE_HEADER};
 use crate::tls::{PeerCertificate, Tls};
 
@@ -54,7 +55,7 @@ impl Context {
     ///
     /// # Errors
     /// `PERMISSION_DENIED` if it may not or its certificate has expired or been revoked since the handshake;
-    /// `UNAVAILABLE` if this node is stopping.
+    /// `UNAVAILABLE` if this node is stopping or quarantined.
     pub fn admit<T>(&self, request: &Request<T>, operation: Operation) -> Result<Caller, Status> {
         let caller = self.caller(request)?;
         if self.is_draining() {
@@ -65,7 +66,22 @@ impl Context {
             tracing::warn!(by = %caller.identity, ?operation, address = %caller.source.address, "denied");
             return Err(Status::permission_denied(format!("role {role} may not {operation}")));
         }
+        // What does not touch the state helps the operator to see and to mend.
+        if !matches!(operation, Operation::ChangeMembership | Operation::Status) {
+            self.refuse_in_quarantine()?;
+        }
         Ok(caller)
+    }
+
+    /// Refuses what would be answered from this node's state, if that is known to differ from the others'.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`, so that the caller asks another node.
+    pub fn refuse_in_quarantine(&self) -> Result<(), Status> {
+        match self.node.quarantine() {
+            Some(why) => Err(NodeError::Quarantined(why).into()),
+            None => Ok(()),
+        }
     }
 
     /// The caller of `request`, if it is a node and means this one.

@@ -10,8 +10,9 @@ use crate::escrow::records::Source;
 use crate::proto::MemberProgress;
 use crate::proto::peer::peer_service_server::PeerService;
 use crate::proto::peer::{
-    DescribeRequest, DescribeResponse, Envelope, ForwardedChange, ProveCustodyRequest, ProveCustodyResponse,
-    ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
+    DescribeRequest, DescribeResponse, DigestsRequest, DigestsResponse, Envelope, FetchSnapshotRequest,
+    ForwardedChange, ProveCustodyRequest, ProveCustodyResponse, ReadIndexRequest, ReadIndexResponse,
+    SnapshotChunk,
 };
 use crate::raft::NodeError;
 use crate::raft::leader::Forwarded;
@@ -21,6 +22,7 @@ use super::guard::{Caller, PeerCaller};
 use super::{Context, status, wire};
 
 type Frames = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
+type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotChunk, Status>> + Send>>;
 type ProgressStream = Pin<Box<dyn Stream<Item = Result<MemberProgress, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -59,6 +61,9 @@ impl PeerService for Context {
         if self.is_draining() {
             // Said at once, so that a leader that is stopping too does not wait for this node to take over.
             return Err(Status::failed_precondition("this node is stopping and takes no leadership over"));
+        }
+        if let Some(why) = self.node.quarantine() {
+            return Err(Status::failed_precondition(format!("this node is quarantined: {why}")));
         }
         Ok(Response::new(self.node.transfer_leader(caller, &request.into_inner().body).await?))
     }
@@ -108,11 +113,28 @@ impl PeerService for Context {
         Ok(Response::new(self.change_membership_here(change, caller).boxed()))
     }
 
+    async fn digests(&self, request: Request<DigestsRequest>) -> Result<Response<DigestsResponse>, Status> {
+        self.admit_member(&request)?;
+        Ok(Response::new(self.node.digests(&request.into_inner())))
+    }
+
+    type FetchSnapshotStream = SnapshotStream;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<FetchSnapshotRequest>,
+    ) -> Result<Response<SnapshotStream>, Status> {
+        let caller = self.admit_member(&request)?.id;
+        let chunks = self.node.offer_snapshot(caller, request.into_inner().min_index).await?;
+        Ok(Response::new(chunks.map(Ok).boxed()))
+    }
+
     async fn prove_custody(
         &self,
         request: Request<ProveCustodyRequest>,
     ) -> Result<Response<ProveCustodyResponse>, Status> {
         self.admit_member(&request)?;
+        self.refuse_in_quarantine()?;
         let request = request.into_inner();
         let (outcome, proof, detail) = self.prove(request.key_id.parse()?, &request.nonce).await;
         Ok(Response::new(ProveCustodyResponse {

@@ -30,6 +30,7 @@ impl From<NodeError> for Status {
             | NodeError::NoCluster
             | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)
+            | NodeError::Quarantined(_)
             | NodeError::Transfer(_)
             | NodeError::Unconfirmed(_)
             | NodeError::Overloaded { .. }
@@ -42,9 +43,10 @@ impl From<NodeError> for Status {
         let status = Self::new(code, chain(&error));
         match &error {
             NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
-            NodeError::NoQuorum(_) | NodeError::NotLeader(_) | NodeError::Overloaded { .. } => {
-                with(status, NOT_BEGUN_KEY, "true")
-            }
+            NodeError::NoQuorum(_)
+            | NodeError::NotLeader(_)
+            | NodeError::Overloaded { .. }
+            | NodeError::Quarantined(_) => with(status, NOT_BEGUN_KEY, "true"),
             NodeError::Unconfirmed(_) => with(
                 status,
                 HINT_KEY,

@@ -6,12 +6,15 @@ use crate::escrow::features::FeatureLevel;
 use crate::escrow::lookup;
 use crate::http::Admin;
 use crate::metrics::{Metric, Sample, Values};
-use crate::raft::{Usage, Vitals};
+use crate::raft::{Agreement, Usage, Vitals};
 use crate::rpc::Context;
 use crate::rpc::health::DISK_FULL_BYTES;
 
 /// What a node can be, as metrics say it.
 const ROLES: [&str; 5] = ["leader", "follower", "candidate", "learner", "stopped"];
+
+/// What a comparison of states can come to, as metrics say it.
+const AGREEMENTS: [Agreement; 3] = [Agreement::Agrees, Agreement::Differs, Agreement::Unknown];
 
 /// A node as the admin port sees it.
 #[derive(Clone)]
@@ -43,6 +46,9 @@ impl Admin for AdminView {
         }
         if let Err(error) = node.running() {
             reasons.push(error.to_string());
+        }
+        if let Some(why) = node.quarantine() {
+            reasons.push(format!("quarantined: {why}"));
         }
         if node.leader_in_contact().is_none() {
             reasons.push("knows no leader".to_owned());
@@ -178,6 +184,7 @@ impl AdminView {
     fn freshness(&self, vitals: &Vitals) -> Vec<Metric> {
         let node = &self.context.node;
         let tolerance = node.failure_tolerance();
+        let agreement = node.agreement();
         let mut all = vec![
             number("strongroom_raft_voters", "Voters, as this node knows them.", node.voters().len() as u64),
             Metric::gauge(
@@ -191,6 +198,17 @@ impl AdminView {
                 vitals.leader.unwrap_or(0),
             ),
         ];
+        all.push(gauges(
+            "strongroom_state_agreement",
+            "1 for what the last comparison of the state with the others' came to.",
+            "agreement",
+            AGREEMENTS.map(|one| (one, flag(one == agreement))),
+        ));
+        all.push(Metric::gauge(
+            "strongroom_quarantined",
+            "1 while this node has put itself aside because its state is not right.",
+            flag(node.quarantine().is_some()),
+        ));
         if let Some(age) = node.freshness().quorum_age {
             all.push(Metric::gauge(
                 "strongroom_quorum_age_seconds",

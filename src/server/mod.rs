@@ -24,9 +24,9 @@ use crate::escrow::ids::{ClusterId, Identity, RequestId, Role};
 use crate::escrow::records::{KeyringRecord, NodeRecord, Source};
 use crate::http;
 use crate::metrics::{Metrics, PortName};
-use crate::raft::storage::{Storage, StorageOptions};
+use crate::raft::storage::StorageOptions;
 use crate::raft::types::Member;
-use crate::raft::{Node, NodeError, NodeOptions};
+use crate::raft::{Node, NodeError, NodeOptions, open_storage};
 use crate::rpc::{Context, now};
 use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::StoreError;
@@ -123,7 +123,8 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
     let policy = SnapshotPolicy { floor_bytes: config.raft.snapshot_log_bytes, ..SnapshotPolicy::default() };
     let log = LogOptions { metrics: metrics.log.clone(), ..LogOptions::default() };
     let machine = MachineOptions { metrics: metrics.machine.clone(), ..MachineOptions::default() };
-    let storage = Storage::open(&directory, StorageOptions { log, machine, snapshots: policy }).await?;
+    let storage = StorageOptions { log, machine, snapshots: policy };
+    let storage = open_storage(config.node_id, &directory, storage, &tls).await?;
     let node = Node::start(options, directory, storage, tls.clone(), key).await?;
     Ok(Assembly { node, tls })
 }

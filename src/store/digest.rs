@@ -12,6 +12,10 @@ pub const MILESTONE_EVERY: u64 = 1_024;
 /// How many of those are kept.
 pub const MILESTONES_MAX: usize = 16;
 
+/// The digest after each of this many last entries is kept in memory, so that replicas that are close to each other have
+/// an index in common although no milestone was reached since.
+pub const RECENT_MAX: usize = 1_024;
+
 /// The sum, modulo 2^64 in each of four lanes, of SHA-256 over each row's key and value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DigestValue(pub [u64; 4]);
@@ -29,6 +33,26 @@ impl DigestValue {
         for (lane, hash) in self.0.iter_mut().zip(row_hash(key, value)) {
             *lane = lane.wrapping_sub(hash);
         }
+    }
+}
+
+impl DigestValue {
+    /// The lanes, little endian, one after the other.
+    pub fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (chunk, lane) in bytes.chunks_exact_mut(8).zip(self.0) {
+            chunk.copy_from_slice(&lane.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The value that [`DigestValue::to_bytes`] made `bytes` from.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        let mut lanes = [0; 4];
+        for (lane, chunk) in lanes.iter_mut().zip(bytes.chunks_exact(8)) {
+            *lane = u64::from_le_bytes(chunk.try_into().expect("chunks of eight bytes"));
+        }
+        Self(lanes)
     }
 }
 
@@ -53,12 +77,7 @@ fn row_hash(key: &[u8], value: &[u8]) -> [u64; 4] {
     context.update(&(key.len() as u64).to_le_bytes());
     context.update(key);
     context.update(value);
-    let hash = context.finish();
-    let mut lanes = [0; 4];
-    for (lane, bytes) in lanes.iter_mut().zip(hash.as_ref().chunks_exact(8)) {
-        *lane = u64::from_le_bytes(bytes.try_into().expect("chunks of eight bytes"));
-    }
-    lanes
+    DigestValue::from_bytes(context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")).0
 }
 
 #[cfg(test)]
@@ -89,6 +108,7 @@ mod tests {
         let mut digest = DigestValue::default();
         digest.add(b"key", b"value");
         assert_eq!(digest.to_string(), KNOWN);
+        assert_eq!(DigestValue::from_bytes(digest.to_bytes()), digest);
     }
 
     /// `sha256(u64le(3) + "key" + "value")`, read as four little-endian numbers; computed with another program.

@@ -6,6 +6,8 @@
 //! <data>/log/           the Raft log (see `log`)
 //! <data>/base/          the rebuildable base of the state (see `base`)
 //! <data>/snapshots/     the newest snapshot (see `snapshot`)
+//! <data>/members.json   who the members are, for a node that lost its state
+//! <data>/quarantine.json  why the node has put itself aside, if it has (see `quarantine`)
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -13,6 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -88,6 +91,43 @@ impl DataDir {
     /// Where snapshots are.
     pub fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
+    }
+
+    /// Where it says who the members are.
+    pub fn members(&self) -> PathBuf {
+        self.path.join("members.json")
+    }
+
+    /// Replaces a small file of the directory by `content`, in one step.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write_file<T: Serialize>(path: &Path, content: &T) -> Result<(), StoreError> {
+        let io = |error| StoreError::io("writing", path, error);
+        write_durably(path, &serde_json::to_vec_pretty(content).map_err(|error| io(error.into()))?)
+            .map_err(io)
+    }
+
+    /// The content of a small file of the directory, if it is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; [`StoreError::Directory`] if it is not what [`DataDir::write_file`] wrote.
+    pub fn read_file<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("reading", path, error)),
+        };
+        let content = serde_json::from_slice(&bytes);
+        content.map(Some).map_err(|error| StoreError::Directory {
+            path: path.to_owned(),
+            reason: format!("cannot be understood: {error}"),
+        })
+    }
+
+    /// Where it says why the node has put itself aside.
+    pub fn quarantine(&self) -> PathBuf {
+        self.path.join("quarantine.json")
     }
 
     /// Bytes this process could still write to the file system of the directory.

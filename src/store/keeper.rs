@@ -14,6 +14,7 @@ use super::applied::Applied;
 use super::base::{self, Base, BaseDir};
 use super::log::Log;
 use super::overlay::Changes;
+use super::scrub::{self, Scrub, Step};
 use super::shared::{Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
 use crate::escrow::records::LogPosition;
@@ -34,6 +35,8 @@ pub(super) enum Task {
     Drain(oneshot::Sender<Result<(), StoreError>>),
     /// Replace the state.
     Install(SnapshotFile, oneshot::Sender<Result<SnapshotFile, StoreError>>),
+    /// Replace the state whatever it is.
+    Replace(SnapshotFile, oneshot::Sender<Result<SnapshotFile, StoreError>>),
     /// Read all rows again and compare.
     Scrub(oneshot::Sender<Result<Applied, StoreError>>),
     /// A generation was sealed.
@@ -46,6 +49,7 @@ pub(super) enum Task {
 pub(super) struct Keeper {
     pub base: Base,
     pub dir: BaseDir,
+    pub scrub: Scrub,
     pub drain_every: Duration,
     pub metrics: MachineMetrics,
     pub shared: Arc<Shared>,
@@ -153,7 +157,9 @@ impl Keeper {
         let _last_word = LastWord { shared: self.shared.clone(), witness: self.dir.witness_path() };
         let mut flushed = true;
         loop {
-            match tasks.recv_timeout(self.drain_every) {
+            let task = tasks.recv_timeout(self.drain_every);
+            self.scrub_on();
+            match task {
                 Ok(Task::Close(done)) => return self.close(done),
                 Ok(Task::Distrust) => self.dir.distrust(),
                 Ok(Task::Drain(done)) => {
@@ -165,6 +171,10 @@ impl Keeper {
                     let installed = self.install(file);
                     self.count(SnapshotAction::Install, began, &installed);
                     self.answer(done, installed);
+                }
+                Ok(Task::Replace(file, done)) => {
+                    let replaced = self.replace(file);
+                    self.answer(done, replaced);
                 }
                 Ok(Task::Scrub(done)) => {
                     let scrubbed = self.scrub();
@@ -229,11 +239,12 @@ impl Keeper {
     }
 
     /// Brings the sealed generations into the base, oldest first.
-    fn write_sealed(&self) -> Result<(), StoreError> {
+    fn write_sealed(&mut self) -> Result<(), StoreError> {
         while let Some(sealed) = self.shared.oldest_sealed() {
             if !sealed.views_are_gone(self.view_patience) {
                 return Err(StoreError::Busy);
             }
+            self.scrub.before_write(&self.base, &sealed.changes)?;
             self.base.write(&sealed.changes, &sealed.upto)?;
             self.shared.forget_oldest();
         }
@@ -241,14 +252,14 @@ impl Keeper {
     }
 
     /// Brings all that is applied by now into the base, and says where that is.
-    fn drain(&self) -> Result<Applied, StoreError> {
+    fn drain(&mut self) -> Result<Applied, StoreError> {
         let upto = self.shared.seal();
         self.write_sealed()?;
         Ok(upto)
     }
 
     /// Writes a snapshot of the state as it is when this begins. Nothing else writes the base meanwhile.
-    fn snapshot(&self) -> Result<SnapshotFile, StoreError> {
+    fn snapshot(&mut self) -> Result<SnapshotFile, StoreError> {
         let upto = self.drain()?;
         if let Some(newest) = self.snapshots.newest().filter(|newest| newest.position() == upto.position) {
             return Ok(newest);
@@ -259,7 +270,7 @@ impl Keeper {
         written
     }
 
-    fn scrub(&self) -> Result<Applied, StoreError> {
+    fn scrub(&mut self) -> Result<Applied, StoreError> {
         let upto = self.drain()?;
         if upto.describes(&self.base.recount()?) {
             return Ok(upto);
@@ -267,7 +278,27 @@ impl Keeper {
         Err(StoreError::Damaged("the rows of the base do not match the digest".to_owned()))
     }
 
-    /// Replaces the state by that of a snapshot. Until all of it is checked, nothing that is in use is touched; after
+    /// Reads the base on, a little. What it finds stops nothing: whoever runs the node puts it aside.
+    fn scrub_on(&mut self) {
+        let why = match self.scrub.step(&self.base) {
+            Ok(Step::More | Step::Matches) => return,
+            Ok(Step::Mismatch) => "the rows of the base do not match its digest".to_owned(),
+            Err(error) if error.is_damage() => error.to_string(),
+            Err(error) => {
+                tracing::warn!(%error, "the base could not be read again; tried anew later");
+                return self.scrub.begin_again(scrub::PASS_EVERY);
+            }
+        };
+        if self.shared.suspicion().is_none() {
+            tracing::error!(why, "scrub: the base is not what was written to it");
+        }
+        self.scrub.begin_again(scrub::PASS_EVERY);
+        // If this process ends first, the next one reads it through before it uses it.
+        self.dir.distrust();
+        self.shared.suspect(&why);
+    }
+
+    /// Replaces the state by that of a snapshot if it is newer. Until all of it is checked, nothing that is in use is touched; after
     /// that the file is made durable first, and whatever a crash leaves undone from then on is done at the next start.
     fn install(&mut self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
         if file.position() <= self.shared.applied().position {
@@ -276,6 +307,20 @@ impl Keeper {
             file.verify()?;
             return self.snapshots.adopt(file);
         }
+        self.put_in_place(file, Snapshots::adopt)
+    }
+
+    /// As [`Keeper::install`], but also if the state is newer, for that state is wrong; and so may older snapshots be,
+    /// whatever index they stand at. A crash on the way leaves the old base in use, or the new one.
+    fn replace(&mut self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
+        self.put_in_place(file, Snapshots::replace)
+    }
+
+    fn put_in_place(
+        &mut self,
+        file: SnapshotFile,
+        publish: fn(&Snapshots, SnapshotFile) -> Result<SnapshotFile, StoreError>,
+    ) -> Result<SnapshotFile, StoreError> {
         let before = self.dir.number();
         let fresh = self.dir.create().and_then(|(number, fresh)| {
             load(&fresh, Some(&file))?;
@@ -289,10 +334,11 @@ impl Keeper {
                 return Err(error.of_a_fresh_base(file.path()));
             }
         };
-        let file = self.snapshots.adopt(file)?;
+        let file = publish(&self.snapshots, file)?;
         self.dir.switch_to(number)?;
         let views = self.shared.replace(fresh.clone(), file.applied().clone());
         self.base = fresh;
+        self.scrub.begin_again(scrub::STEP_EVERY);
         // Readers of the old rows finish; if one takes long, the next start removes its files.
         if matches!(views.recv_timeout(OLD_READERS_PATIENCE), Err(RecvTimeoutError::Disconnected)) {
             self.dir.remove(before)?;
@@ -302,7 +348,7 @@ impl Keeper {
 
     /// Drains, syncs and lets go of the base before it answers, so that the directory is free by then. After a failure
     /// it only lets go: vouched for here, a base known to be damaged would be trusted at every start to come.
-    fn close(self, done: oneshot::Sender<Result<(), StoreError>>) {
+    fn close(mut self, done: oneshot::Sender<Result<(), StoreError>>) {
         let closed = match self.shared.failure() {
             Some(_) => Ok(()),
             None => self.drain().and_then(|_| self.base.flush()),
@@ -316,6 +362,11 @@ impl Keeper {
             Some(reason) => {
                 dir.distrust();
                 closed.and(Err(StoreError::Stopped(reason)))
+            }
+            // Read through at the next start, like any base that nobody vouches for.
+            None if shared.suspicion().is_some() => {
+                dir.distrust();
+                closed
             }
             None => closed.and_then(|()| dir.sync_files()).and_then(|()| dir.witness(true)),
         };

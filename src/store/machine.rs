@@ -4,6 +4,7 @@
 //! runs of entries to the base behind it. So the base always stands at the end of an entry, and whatever a crash
 //! leaves of it, replaying the log from there gives the state again.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use super::digest::Digest;
 use super::format::{self, Payload};
 use super::keeper::{Keeper, Task, open_base};
 use super::log::Log;
+use super::scrub::Scrub;
 use super::shared::{Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
 use super::view::{Transaction, View};
@@ -38,6 +40,9 @@ pub const CACHE_BYTES: u64 = 96 * 1024 * 1024;
 pub const DRAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long the keeper waits for the views that hold back the base, before it answers [`StoreError::Busy`].
 pub const VIEW_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes of entries read at once when the log is applied over a replaced state.
+const REPLAY_MAX_BYTES: usize = 1024 * 1024;
 
 /// Sizes and waits of a [`Machine`]; smaller in tests.
 #[derive(Debug, Clone)]
@@ -135,6 +140,7 @@ impl Machine {
         let keeper = Keeper {
             base,
             dir: base_dir,
+            scrub: Scrub::new(),
             drain_every: options.drain_every,
             metrics: options.metrics.clone(),
             shared: shared.clone(),
@@ -161,6 +167,30 @@ impl Machine {
     /// The digest of the state and the index it stands at. Earlier ones are in [`Applied::milestones`].
     pub fn digest(&self) -> Digest {
         self.applied().digest()
+    }
+
+    /// Digests to compare with another replica's: where this state stands, its milestones, and the digests after some of
+    /// the last entries, ever further apart.
+    pub fn digests(&self) -> Vec<Digest> {
+        let back = |recent: &VecDeque<Digest>| {
+            let steps = std::iter::successors(Some(1), |step| Some(step * 2));
+            steps.map_while(|step| recent.len().checked_sub(step).map(|at| recent[at])).collect()
+        };
+        self.0.shared.digests(back)
+    }
+
+    /// Digests for another replica to compare with: as [`Machine::digests`], with those after the last entries at the
+    /// indices it asks `about`, as far as they are still known ([`RECENT_MAX`](super::digest::RECENT_MAX)).
+    pub fn digests_about(&self, about: &[u64]) -> Vec<Digest> {
+        let asked = |recent: &VecDeque<Digest>| {
+            recent.iter().filter(|digest| about.contains(&digest.index)).copied().collect()
+        };
+        self.0.shared.digests(asked)
+    }
+
+    /// Why the rows on the disk are not what was written there, if a scrub found that since the state was last replaced.
+    pub fn suspicion(&self) -> Option<String> {
+        self.0.shared.suspicion()
     }
 
     /// The snapshots of this state.
@@ -261,6 +291,60 @@ impl Machine {
     /// [`StoreError::Io`], [`StoreError::Base`], [`StoreError::Closed`].
     pub async fn install(&self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
         self.ask(|done| Task::Install(file, done)).await
+    }
+
+    /// Replaces a state that is wrong by that of a snapshot, and applies from `log` what it had applied beyond, so that it
+    /// stands at the same entry as before: whoever applies entries notices nothing but a wait. Nothing may be installed
+    /// meanwhile. Says where it stands and what the digest is there. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Snapshot`] if the file is damaged, is ahead of the state, or the log does not reach back to it: the
+    /// state is as before. [`StoreError::Io`], [`StoreError::Base`], [`StoreError::Closed`]. If the log cannot be applied
+    /// over the new state, this replica stops: opened again, it goes on from the new state.
+    pub fn replace(&self, file: SnapshotFile, log: &Log) -> Result<Digest, StoreError> {
+        let _nothing_is_applied = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let _last_word = LastWord(self);
+        let (from, upto) = (file.position(), self.applied().position);
+        let purged = log.state().map_err(StoreError::Log)?.purged;
+        let refused = |reason: &str| {
+            Err(StoreError::Snapshot { path: file.path().to_owned(), reason: reason.to_owned() })
+        };
+        match from {
+            Some(_) if from > upto => return refused("it is ahead of the state it is to replace"),
+            Some(position) if from >= purged && log.holds(position).map_err(StoreError::Log)? => {}
+            _ => return refused("the log does not begin there"),
+        }
+        let (done, answer) = oneshot::channel();
+        self.send(Task::Replace(file, done))?;
+        answer.blocking_recv().map_err(|_| StoreError::Closed)??;
+        let replayed = self.replay(upto, log);
+        if let Err(error) = &replayed {
+            // Behind where it stood, it would apply the next entry over a gap.
+            self.0.shared.stop(Stop::Failed(format!("applying the log over a replaced state: {error}")));
+        }
+        replayed
+    }
+
+    /// Applies what `log` holds from here up to and with `upto`.
+    fn replay(&self, upto: Option<LogPosition>, log: &Log) -> Result<Digest, StoreError> {
+        let end = upto.map_or(0, |position| position.index + 1);
+        loop {
+            let next = self.applied_index() + 1;
+            if next >= end {
+                return Ok(self.digest());
+            }
+            let records = log.read_blocking(next, end, REPLAY_MAX_BYTES).map_err(StoreError::Log)?;
+            if records.is_empty() {
+                return Err(StoreError::Entry { index: next, reason: "the log does not hold it".to_owned() });
+            }
+            for (position, record) in records {
+                let payload = Payload::decode(&record).map_err(|error| StoreError::Entry {
+                    index: position.index,
+                    reason: error.to_string(),
+                })?;
+                self.apply_next(position, payload)?;
+            }
+        }
     }
 
     /// Reads all rows again and compares them with the digest. Slow; the base is not written meanwhile.

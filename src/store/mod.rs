@@ -39,11 +39,12 @@
 //! | [`mod@format`] | bytes with a version; the only file that names bincode |
 //! | [`log`] | the Raft log, over raft-log |
 //! | [`machine`] | the state: apply, view, snapshot, install |
-//! | `shared`, `overlay`, `base`, `keeper` | its parts |
+//! | `shared`, `overlay`, `base`, `keeper`, `scrub` | its parts |
 //! | [`view`] | reading at one index, and the transaction of one entry |
 //! | [`applied`], [`digest`] | where the state stands, and its sum |
 //! | [`snapshot`] | snapshot files: write, read, receive |
 //! | [`policy`] | when to take one |
+//! | [`quarantine`] | that this node has put itself aside, durably |
 
 pub mod applied;
 mod base;
@@ -55,6 +56,8 @@ pub mod log;
 pub mod machine;
 mod overlay;
 pub mod policy;
+pub mod quarantine;
+mod scrub;
 mod shared;
 pub mod snapshot;
 pub mod view;

@@ -1,11 +1,13 @@
 //! What the machine's users and its keeper share.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::StoreError;
 use super::applied::{Applied, Effect};
 use super::base::Base;
+use super::digest::{Digest, RECENT_MAX};
 use super::overlay::{Overlay, Sealed};
 use super::view::View;
 
@@ -30,12 +32,23 @@ struct State {
     /// `None` once closed.
     base: Option<Base>,
     overlay: Overlay,
+    /// The digests after the last entries, the newest at the end.
+    recent: VecDeque<Digest>,
     stop: Option<Stop>,
+    /// Why the rows are not to be believed, if a scrub found so.
+    suspicion: Option<String>,
 }
 
 impl Shared {
     pub fn new(base: Base, applied: Applied, overlay_max_bytes: usize, generation_max_bytes: usize) -> Self {
-        let state = State { applied, base: Some(base), overlay: Overlay::new(), stop: None };
+        let state = State {
+            applied,
+            base: Some(base),
+            overlay: Overlay::new(),
+            recent: VecDeque::new(),
+            stop: None,
+            suspicion: None,
+        };
         Self { state: state.into(), room: Condvar::new(), overlay_max_bytes, generation_max_bytes }
     }
 
@@ -77,6 +90,11 @@ impl Shared {
         let mut state = self.lock();
         state.overlay.put(effect.changes);
         state.applied = effect.applied;
+        if state.recent.len() == RECENT_MAX {
+            state.recent.pop_front();
+        }
+        let digest = state.applied.digest();
+        state.recent.push_back(digest);
         if state.overlay.active_bytes() < self.generation_max_bytes {
             return false;
         }
@@ -109,6 +127,9 @@ impl Shared {
         let old = std::mem::replace(&mut state.overlay, Overlay::new());
         state.base = Some(base);
         state.applied = applied;
+        // They were of another state.
+        state.recent.clear();
+        state.suspicion = None;
         drop(state);
         self.room.notify_all();
         old.into_views()
@@ -135,6 +156,26 @@ impl Shared {
             Some(Stop::Failed(reason)) => Some(reason),
             Some(Stop::Closed) | None => None,
         }
+    }
+
+    /// The rows in the base are not what was written there.
+    pub fn suspect(&self, why: &str) {
+        self.lock().suspicion.get_or_insert_with(|| why.to_owned());
+    }
+
+    /// What [`Shared::suspect`] was told of the state as it is.
+    pub fn suspicion(&self) -> Option<String> {
+        self.lock().suspicion.clone()
+    }
+
+    /// Digests of this state: where it stands, its milestones, and as many as `pick` takes of those after the last
+    /// entries.
+    pub fn digests(&self, pick: impl Fn(&VecDeque<Digest>) -> Vec<Digest>) -> Vec<Digest> {
+        let state = self.lock();
+        let mut digests = state.applied.milestones.clone();
+        digests.extend(pick(&state.recent));
+        digests.push(state.applied.digest());
+        digests
     }
 
     pub fn overlay_len(&self) -> usize {

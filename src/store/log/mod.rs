@@ -231,6 +231,19 @@ impl Log {
         spawn_blocking(move || inner.read_range(from, to, max_bytes)).await.map_err(io::Error::other)?
     }
 
+    /// As [`Log::read`], for a thread that may block.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    pub fn read_blocking(
+        &self,
+        from: u64,
+        to: u64,
+        max_bytes: usize,
+    ) -> io::Result<Vec<(LogPosition, Bytes)>> {
+        self.0.read_range(from, to, max_bytes)
+    }
+
     /// Saves the vote. On the disk when it returns: without that, a node that crashed could vote twice in one term.
     ///
     /// # Errors

@@ -99,10 +99,33 @@ impl Snapshots {
     /// Gives a verified file its final name and makes it the newest, unless there is a newer one. Durable when it
     /// returns; older ones are removed after that.
     pub(super) fn adopt(&self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
-        let mut newest = self.0.lock();
+        let newest = self.0.lock();
         if let Some(newest) = newest.as_ref().filter(|newest| newest.position() >= file.position()) {
             return Ok(newest.clone());
         }
+        self.put(newest, file)
+    }
+
+    /// As [`Snapshots::adopt`], but in the place of whatever there is: those are of a state that is wrong.
+    pub(super) fn replace(&self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
+        self.put(self.0.lock(), file)
+    }
+
+    /// Checks a received file completely and makes it the newest snapshot, unless there is a newer one: for a node whose
+    /// state is not open. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Snapshot`] if it is damaged; [`StoreError::Io`].
+    pub fn keep(&self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
+        file.verify()?;
+        self.adopt(file)
+    }
+
+    fn put(
+        &self,
+        mut newest: MutexGuard<'_, Option<SnapshotFile>>,
+        file: SnapshotFile,
+    ) -> Result<SnapshotFile, StoreError> {
         let path = self.0.path.join(file_name(&file));
         self.publish(file.path(), &path).map_err(|error| StoreError::io("publishing", &path, error))?;
         let file = file.renamed(path);

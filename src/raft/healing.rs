@@ -1,0 +1,331 @@
+//! A node compares its state with the others', puts itself aside if it is the one that differs, takes the state from
+//! one that does not, and comes back once it agrees (P7).
+//!
+//! # While it is quarantined
+//!
+//! - It serves no clients: they are told to ask another node.
+//! - It goes on voting and storing the log: neither rests on the state, and the log is not what differs. Without it the
+//!   others might have no quorum.
+//! - It does not stand for election and hands a leadership over, for a leader answers from its state; and while it
+//!   leads, it takes no commands. Only if there has been no leader for [`LEADERLESS_PATIENCE`] does it stand: its log
+//!   may be the longest there is, and then nobody else can lead before it has been handed on.
+//! - It makes no snapshot and sends none, so the log that the repair needs is not purged either.
+//!
+//! # The repair
+//!
+//! | step | what a crash behind it leaves |
+//! |---|---|
+//! | note the quarantine | the old state, quarantined |
+//! | fetch a snapshot from a node whose state a majority has | the same; what came is removed at the start |
+//! | load it into a base of its own, check every row | the same |
+//! | put it in the place of the older snapshots | the same |
+//! | bring that base into use, apply the log up to where the old state stood | the new state, quarantined; the log is applied at the start |
+//! | note that it was replaced | the new state, quarantined |
+//! | find that a majority of the voters agrees, at the same index or later | the new state, quarantined |
+//! | remove the note | the new state |
+//!
+//! openraft sees none of it: the state stands at the same entry before and after, and nothing is applied between.
+//!
+//! A node whose applying itself goes wrong would differ again; so the repair is repeated ever more slowly.
+
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, Weak};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use openraft::async_runtime::WatchReceiver;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+
+use crate::escrow::ids::NodeId;
+use crate::proto::peer::{DigestAt, DigestsRequest, DigestsResponse};
+use crate::store::StoreError;
+use crate::store::digest::{Digest, DigestValue, MILESTONES_MAX};
+use crate::store::quarantine::{Cause, Quarantine, Stage};
+
+use super::agreement::{Testimony, Verdict, judge, sound, testimony};
+use super::error::NodeError;
+use super::fetch::fetch;
+use super::node::{Inner, Node};
+use super::rescue::Acquaintances;
+use super::state_machine::StateMachine;
+
+/// Between two comparisons. Each costs a short question to every voter.
+pub const COMPARE_EVERY: Duration = Duration::from_secs(2);
+/// Longest a voter may take to say its digests.
+const DIGESTS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most indices a node may be asked about at once.
+pub const ABOUT_MAX: usize = 64;
+/// Most digests taken from one answer: what it was asked about, milestones, and where it stands.
+const DIGESTS_MAX: usize = ABOUT_MAX + MILESTONES_MAX + 1;
+/// How long a quarantined node waits for another to lead before it stands for election itself.
+pub const LEADERLESS_PATIENCE: Duration = Duration::from_secs(10);
+/// From one attempt at a repair to the next; doubled each time, up to [`REPAIR_EVERY_MAX`].
+const REPAIR_EVERY_MIN: Duration = Duration::from_secs(2);
+/// See [`REPAIR_EVERY_MIN`].
+const REPAIR_EVERY_MAX: Duration = Duration::from_secs(600);
+/// Longest a fetched snapshot waits for this node to have applied what it covers.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the voters that answered have.
+struct Round {
+    own: Testimony,
+    votes: bool,
+    others: BTreeMap<NodeId, Testimony>,
+    voters: usize,
+}
+
+impl Round {
+    fn verdict(&self) -> Verdict {
+        judge(&self.own, self.votes, &self.others, self.voters)
+    }
+}
+
+/// What the task remembers between two rounds.
+struct Healing {
+    node: Weak<Inner>,
+    acquaintances: Acquaintances,
+    last: Option<Verdict>,
+    led: Instant,
+    repair_due: Instant,
+    repair_wait: Duration,
+}
+
+impl Node {
+    /// Starts comparing, until the node stops.
+    pub(super) fn watch_agreement(&self) {
+        let now = Instant::now();
+        let mut healing = Healing {
+            node: std::sync::Arc::downgrade(&self.inner),
+            acquaintances: Acquaintances::of(&self.inner.directory),
+            last: None,
+            led: now,
+            repair_due: now,
+            repair_wait: REPAIR_EVERY_MIN,
+        };
+        // Before anything else may happen: it must not stand for election the moment it starts.
+        self.inner.raft.runtime_config().elect(self.quarantine().is_none());
+        let stop = self.inner.stop.clone();
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            let mut ticks = tokio::time::interval(COMPARE_EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(inner) = healing.node.upgrade() else { return };
+                healing.round(&Node { inner }).await;
+            }
+        }));
+    }
+
+    /// Answers another node's question for digests.
+    pub fn digests(&self, request: &DigestsRequest) -> DigestsResponse {
+        let about = &request.about[..request.about.len().min(ABOUT_MAX)];
+        let digests = self.inner.storage.machine.digests_about(about).into_iter();
+        let digests = digests
+            .map(|digest| DigestAt { index: digest.index, value: digest.value.to_bytes().to_vec().into() });
+        DigestsResponse { digests: digests.collect(), quarantined: self.quarantine().is_some() }
+    }
+
+    /// Asks every other voter for its digests.
+    async fn compare(&self) -> Round {
+        // Before the others are asked: they have more time to get there.
+        let own = self.inner.storage.machine.digests();
+        let id = self.options().id;
+        let mut voters = self.voters();
+        voters.sort_unstable();
+        voters.dedup();
+        let asked =
+            voters.iter().filter(|voter| **voter != id).map(|voter| self.ask_for_digests(*voter, &own));
+        let others = join_all(asked).await.into_iter().flatten().collect();
+        Round { own: testimony(own), votes: voters.contains(&id), others, voters: voters.len() }
+    }
+
+    /// What `id` has, unless it does not answer or bears no witness.
+    async fn ask_for_digests(&self, id: NodeId, own: &[Digest]) -> Option<(NodeId, Testimony)> {
+        let about = own.iter().rev().take(ABOUT_MAX).map(|digest| digest.index).collect();
+        let mut peer = self.member_client(id)?;
+        let answer = timeout(DIGESTS_TIMEOUT, peer.digests(DigestsRequest { about })).await.ok()?;
+        let answer =
+            answer.inspect_err(|status| tracing::debug!(node = id, %status, "asking for digests")).ok()?;
+        let answer = answer.into_inner();
+        if answer.quarantined {
+            return None;
+        }
+        let digests = answer.digests.into_iter().take(DIGESTS_MAX).filter_map(|digest| {
+            let value = DigestValue::from_bytes(digest.value.as_ref().try_into().ok()?);
+            Some(Digest { index: digest.index, value })
+        });
+        Some((id, testimony(digests)))
+    }
+
+    /// Puts this node aside, or notes how far its repair is.
+    fn set_aside(&self, cause: Cause, index: u64, stage: Stage) {
+        let since_ms = self.quarantine().map_or_else(now_ms, |earlier| earlier.since_ms);
+        let quarantine = Quarantine { cause, index, since_ms, stage };
+        if let Err(error) = self.inner.storage.quarantine.set(quarantine) {
+            tracing::error!(%error, "the quarantine of this node would not outlive its process");
+        }
+        self.inner.raft.runtime_config().elect(false);
+    }
+
+    /// Takes the state from one of `from`, the first that gives it.
+    async fn repair(&self, from: &[NodeId]) -> Result<Digest, NodeError> {
+        let storage = &self.inner.storage;
+        let purged =
+            storage.log.state().map_err(StoreError::Log)?.purged.map_or(0, |position| position.index);
+        let mut outcome = Err(NodeError::Transfer("no node has a state to take".to_owned()));
+        for id in from {
+            let Some(peer) = self.member_connection(*id) else { continue };
+            tracing::info!(node = id, "fetching the state");
+            outcome = match fetch(peer, storage.machine.snapshots(), purged.max(1)).await {
+                Ok(file) => self.replace_state(file).await,
+                Err(error) => Err(error),
+            };
+            match &outcome {
+                Ok(_) => break,
+                Err(error) => tracing::warn!(node = id, %error, "the state could not be taken from there"),
+            }
+        }
+        outcome
+    }
+
+    async fn replace_state(&self, file: crate::store::snapshot::SnapshotFile) -> Result<Digest, NodeError> {
+        let index = file.position().map_or(0, |position| position.index);
+        let wait = self.inner.raft.wait(Some(CATCH_UP_TIMEOUT));
+        if wait.applied_index_at_least(Some(index), "repairing").await.is_err() {
+            return Err(NodeError::Behind { applied: self.applied(), wanted: index });
+        }
+        let (machine, log) = (self.inner.storage.machine.clone(), self.inner.storage.log.clone());
+        // In the place of openraft's own applying and installing, so that neither comes between.
+        let replaced = self.inner.raft.with_state_machine(move |_: &mut StateMachine| {
+            let replace = spawn_blocking(move || machine.replace(file, &log));
+            Box::pin(async move { replace.await.map_err(|panic| StoreError::Stopped(panic.to_string()))? })
+        });
+        Ok(replaced.await.map_err(|fatal| NodeError::Fatal(fatal.to_string()))??)
+    }
+}
+
+impl Healing {
+    async fn round(&mut self, node: &Node) {
+        self.acquaintances.remember(node);
+        let round = node.compare().await;
+        let verdict = round.verdict();
+        *node.inner.agreement.lock().unwrap_or_else(PoisonError::into_inner) = match (&verdict, &self.last) {
+            // What was found before still is the last that is known.
+            (Verdict::Unknown, Some(last)) => last.agreement(),
+            (verdict, _) => verdict.agreement(),
+        };
+        self.say(&verdict);
+        match node.quarantine() {
+            None => self.look(node, &verdict),
+            Some(quarantine) => self.heal(node, quarantine, &round, &verdict).await,
+        }
+        if verdict != Verdict::Unknown {
+            self.last = Some(verdict);
+        }
+    }
+
+    /// Says once what has changed.
+    fn say(&self, verdict: &Verdict) {
+        let before = self.last.as_ref().map(Verdict::agreement);
+        match verdict {
+            Verdict::Split { index, with } if !matches!(self.last, Some(Verdict::Split { .. })) => {
+                tracing::error!(index, ?with, "nodes differ, and there is no majority to say which is wrong");
+            }
+            Verdict::Agrees { index, .. } if before.is_some_and(|before| before != verdict.agreement()) => {
+                tracing::info!(index, "this node agrees with the others again");
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a node that is well should put itself aside.
+    fn look(&mut self, node: &Node, verdict: &Verdict) {
+        let found = match (verdict, node.inner.storage.machine.suspicion()) {
+            (Verdict::Minority { index }, _) => Some((Cause::Differs, *index)),
+            (_, Some(_)) => Some((Cause::Scrub, node.applied())),
+            _ => None,
+        };
+        if let Some((cause, index)) = found {
+            node.set_aside(cause, index, Stage::Waiting);
+            node.options().metrics.raft.quarantines.inc();
+            if let Some(why) = node.quarantine() {
+                tracing::error!(%why, "this node is quarantined: it serves no clients until it is repaired");
+            }
+            (self.led, self.repair_due) = (Instant::now(), Instant::now());
+        }
+    }
+
+    /// Brings a node that is aside one step further.
+    async fn heal(&mut self, node: &Node, quarantine: Quarantine, round: &Round, verdict: &Verdict) {
+        self.yield_the_lead(node).await;
+        match (quarantine.stage, verdict) {
+            (Stage::Replaced, Verdict::Agrees { index, majority: true }) if *index >= quarantine.index => {
+                self.come_back(node, *index);
+            }
+            (Stage::Replaced, Verdict::Minority { index }) if *index >= quarantine.index => {
+                tracing::error!(index, "the state was replaced and differs again");
+                node.set_aside(Cause::Differs, *index, Stage::Waiting);
+            }
+            (Stage::Replaced, _) => {}
+            (Stage::Waiting, _) => self.try_repair(node, quarantine, round).await,
+        }
+    }
+
+    async fn try_repair(&mut self, node: &Node, quarantine: Quarantine, round: &Round) {
+        if Instant::now() < self.repair_due {
+            return;
+        }
+        // After a scrub it is the rows that are wrong, and not what this node knows their sum should be.
+        let own = (quarantine.cause == Cause::Scrub && round.votes).then_some(&round.own);
+        let from = sound(own, &round.others, round.voters);
+        if from.is_empty() {
+            tracing::debug!("no majority of the other voters agrees: there is nobody to take the state from");
+            return;
+        }
+        match node.repair(&from).await {
+            Ok(digest) => {
+                tracing::info!(index = digest.index, "the state was replaced; now it is compared");
+                node.set_aside(quarantine.cause, digest.index, Stage::Replaced);
+            }
+            Err(error) => {
+                let (error, again) = (crate::error::chain(&error), self.repair_wait.as_secs());
+                tracing::error!(error, again, "the repair failed; seconds until it is tried again");
+            }
+        }
+        self.repair_due = Instant::now() + self.repair_wait;
+        self.repair_wait = (self.repair_wait * 2).min(REPAIR_EVERY_MAX);
+    }
+
+    fn come_back(&mut self, node: &Node, index: u64) {
+        if let Err(error) = node.inner.storage.quarantine.lift() {
+            tracing::error!(%error, "this node is repaired, but stays aside while its note cannot be removed");
+            return;
+        }
+        // One sealed to this node may have come from the wrong state.
+        node.inner.keyring.forget();
+        node.inner.raft.runtime_config().elect(true);
+        self.repair_wait = REPAIR_EVERY_MIN;
+        node.options().metrics.raft.repairs.inc();
+        tracing::info!(index, "this node is repaired, agrees with the others and serves again");
+    }
+
+    /// Leaves the leadership to others, as long as there are any to take it.
+    async fn yield_the_lead(&mut self, node: &Node) {
+        let leader = node.leader_in_contact();
+        if leader.is_some() {
+            self.led = Instant::now();
+        }
+        let leads =
+            node.inner.raft.server_metrics().borrow_watched().current_leader == Some(node.options().id);
+        node.inner.raft.runtime_config().elect(self.led.elapsed() >= LEADERLESS_PATIENCE);
+        if leads {
+            node.hand_over().await;
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,98 @@
+//! Reading the base again, slowly, and comparing what is there with the digest that was kept of it: the digest is of
+//! what was written, and says nothing of what became of it on the disk.
+//!
+//! A pass goes over the base in the order of keys, a little at a time, while entries go on being applied. The keeper is
+//! the only one who writes the base, and tells the pass before it does: a row behind the pass that changes is taken out
+//! of its sum as it rests there now, and into it as it will be. So at the end of a pass its sum is that of the base as it
+//! is then. What sled holds in its cache is not read from the disk again.
+
+use std::ops::Bound;
+use std::time::{Duration, Instant};
+
+use super::StoreError;
+use super::applied::Applied;
+use super::base::{Base, FIRST_ROW_KEY};
+use super::overlay::Changes;
+
+/// Between two steps of a pass.
+pub const STEP_EVERY: Duration = Duration::from_secs(1);
+/// Most bytes of rows read in one step: with [`STEP_EVERY`], a gigabyte takes some four minutes. The keeper does
+/// nothing else meanwhile, a few milliseconds.
+pub const STEP_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Most rows read in one step.
+pub const STEP_MAX_ROWS: usize = 16_384;
+/// From the end of one pass to the beginning of the next.
+pub const PASS_EVERY: Duration = Duration::from_secs(3_600);
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// There is more to read, or it is not time yet.
+    More,
+    /// The pass is over: the rows are those that were written.
+    Matches,
+    /// The pass is over, and they are not.
+    Mismatch,
+}
+
+/// See the module.
+pub(super) struct Scrub {
+    /// The last key that was read; `None` before the first.
+    cursor: Option<Vec<u8>>,
+    counted: Applied,
+    /// When the next step is due.
+    due: Instant,
+}
+
+impl Scrub {
+    /// A pass that begins at once: a node that was restarted has more reason to look than any.
+    pub fn new() -> Self {
+        Self { cursor: None, counted: Applied::default(), due: Instant::now() }
+    }
+
+    /// Begins again, with a pause of `pause`.
+    pub fn begin_again(&mut self, pause: Duration) {
+        *self = Self { due: Instant::now() + pause, ..Self::new() };
+    }
+
+    /// Takes note of what is about to be written to `base`.
+    pub fn before_write(&mut self, base: &Base, changes: &Changes) -> Result<(), StoreError> {
+        let Some(cursor) = &self.cursor else { return Ok(()) };
+        for (key, change) in changes {
+            if key[..] > cursor[..] {
+                // In the order of keys: the rest lies before the pass.
+                break;
+            }
+            let before = base.get(key)?;
+            self.counted.change(key, before.as_deref(), change.as_deref());
+        }
+        Ok(())
+    }
+
+    /// Reads on, if it is time.
+    pub fn step(&mut self, base: &Base) -> Result<Step, StoreError> {
+        if Instant::now() < self.due {
+            return Ok(Step::More);
+        }
+        let lower = match self.cursor.take() {
+            Some(cursor) => Bound::Excluded(cursor),
+            None => Bound::Included(FIRST_ROW_KEY.to_vec()),
+        };
+        let (mut bytes, mut rows) = (0, 0);
+        for row in base.range((lower, Bound::Unbounded)) {
+            let (key, value) = row?;
+            self.counted.change(&key, None, Some(&value));
+            bytes += (key.len() + value.len()) as u64;
+            rows += 1;
+            if bytes >= STEP_MAX_BYTES || rows >= STEP_MAX_ROWS {
+                self.cursor = Some(key.to_vec());
+                self.due = Instant::now() + STEP_EVERY;
+                return Ok(Step::More);
+            }
+        }
+        let kept = base.applied()?.unwrap_or_default();
+        let matches = kept.describes(&self.counted);
+        self.begin_again(PASS_EVERY);
+        Ok(if matches { Step::Matches } else { Step::Mismatch })
+    }
+}
