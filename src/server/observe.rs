@@ -56,14 +56,14 @@ async fn observe(State(observer): State<Observer>, request: Request, next: Next)
         Some(id) => tracing::error_span!("request", request_id = %id, method = metrics.method),
         None => Span::none(),
     };
-    let ending =
+    // From here on: if the caller goes away meanwhile, this is dropped and tells so.
+    let mut ending =
         Ending { began: Instant::now(), metrics, side: observer.side, span: span.clone(), told: false };
     let answering = next.run(request).instrument(span);
     let response = match id {
         Some(id) => id.scope(answering).await,
         None => answering.await,
     };
-    let mut ending = ending;
     if let Some(code) = code_in(response.headers()) {
         ending.tell(code);
         return response;
