@@ -19,9 +19,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The public services describe themselves to gRPC reflection; the peer service is nobody's to explore.
     let public = protox::compile(SERVICES.iter().filter(|file| !file.ends_with("peer.proto")), ["proto"])?;
     std::fs::write(out.join("public.bin"), prost::Message::encode_to_vec(&public))?;
+    std::fs::write(out.join("methods.rs"), methods(&descriptors))?;
     tonic_prost_build::configure()
         .bytes(".strongroom.v1.peer")
         .skip_debug(SECRET_MESSAGES)
         .compile_fds(descriptors)?;
     Ok(())
+}
+
+/// The table of all methods: path, service without its package, method, whether either side streams.
+fn methods(descriptors: &prost_types::FileDescriptorSet) -> String {
+    let mut rows = String::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                let (package, service, name) = (file.package(), service.name(), method.name());
+                let streams = method.client_streaming() || method.server_streaming();
+                let path = format!("/{package}.{service}/{name}");
+                rows.push_str(&format!("    ({path:?}, {service:?}, {name:?}, {streams}),\n"));
+            }
+        }
+    }
+    format!("&[\n{rows}]\n")
 }

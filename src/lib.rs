@@ -17,7 +17,7 @@
 //! | [`seal`] | the keyring, sealing and opening of secrets, receipts |
 //! | [`tls`] | identities, certificates, reload, the built-in CA |
 //! | [`escrow`] | the pure domain: no async, no I/O, no clock, no randomness |
-//! | [`config`], [`error`], [`private_file`], [`proto`], [`secret`], [`telemetry`] | leaves; [`proto`] is generated, [`config`] uses the domain's ids |
+//! | [`config`], [`error`], [`metrics`], [`private_file`], [`proto`], [`request_id`], [`secret`], [`telemetry`] | leaves; [`proto`] is generated and [`metrics`] counts by its methods, [`config`] uses the domain's ids |
 //!
 //! A write travels `rpc/escrow.rs` → `raft/leader.rs` → `store/log` → `store/machine.rs` → [`escrow::apply`], and the
 //! reply comes back the same way.
@@ -28,9 +28,11 @@ pub mod config;
 pub mod error;
 pub mod escrow;
 pub mod http;
+pub mod metrics;
 pub mod private_file;
 pub mod proto;
 pub mod raft;
+pub mod request_id;
 pub mod rpc;
 pub mod seal;
 pub mod secret;

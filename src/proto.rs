@@ -13,6 +13,9 @@ pub mod peer {
 /// The public services' descriptors, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));
 
+/// Every method of the services: its path, its service without the package, its name, whether either side streams.
+pub const METHODS: &[(&str, &str, &str, bool)] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
 /// In place of bytes that nobody may see.
 const REDACTED: &str = "redacted";
 

@@ -2,6 +2,9 @@
 //!
 //! Standard output belongs to results. What is logged is ids and positions, never a request, so that no secret can
 //! get here (see [`Secret`](crate::secret::Secret)).
+//!
+//! Whatever is logged for a request carries its [id](crate::request_id). At `info` is what people do and what is refused:
+//! reveals, membership changes, new leaders; at `debug` what agents do all day.
 
 use std::env::VarError;
 use std::io::IsTerminal;

@@ -60,12 +60,14 @@ pub struct Failure {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The id of the request, which the logs of the nodes hold.
+    pub request_id: Option<String>,
 }
 
 impl Failure {
     /// A failure that ends the process with `exit`.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), hint: None }
+        Self { exit, message: message.into(), hint: None, request_id: None }
     }
 
     /// The same with advice.
@@ -79,15 +81,22 @@ impl Failure {
     pub fn render(&self, format: Format) -> String {
         match format {
             Format::Json => {
-                let Self { exit, message, hint } = self;
-                let report = Report { error: Error { code: exit.as_str(), message, hint: hint.as_deref() } };
+                let Self { exit, message, hint, request_id } = self;
+                let (code, hint, request_id) = (exit.as_str(), hint.as_deref(), request_id.as_deref());
+                let report = Report { error: Error { code, message, hint, request_id } };
                 // Strings always encode; if they did not, the message would still be told.
                 serde_json::to_string(&report).unwrap_or_else(|_| message.clone())
             }
-            Format::Table => match &self.hint {
-                Some(hint) => format!("error: {}\nhint: {hint}", self.message),
-                None => format!("error: {}", self.message),
-            },
+            Format::Table => {
+                let mut text = format!("error: {}", self.message);
+                let more = [("hint", &self.hint), ("request id", &self.request_id)];
+                for (name, value) in more {
+                    if let Some(value) = value {
+                        text.push_str(&format!("\n{name}: {value}"));
+                    }
+                }
+                text
+            }
         }
     }
 }
@@ -103,6 +112,8 @@ struct Error<'a> {
     code: &'static str,
     message: &'a str,
     hint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
 }
 
 impl fmt::Display for Failure {
@@ -121,7 +132,8 @@ impl From<ClientError> for Failure {
             ClientError::NotFound(_) => Exit::NotFound,
             ClientError::Temporary(_) | ClientError::Unavailable { .. } => Exit::Unavailable,
         };
-        Self { exit, message: error.to_string(), hint: error.hint() }
+        let request_id = error.request_id().map(ToString::to_string);
+        Self { exit, message: error.to_string(), hint: error.hint(), request_id }
     }
 }
 
@@ -203,6 +215,10 @@ mod tests {
         assert_eq!(failure.render(Format::Table), "error: no such key\nhint: look it up");
         let json = r#"{"error":{"code":"not-found","message":"no such key","hint":"look it up"}}"#;
         assert_eq!(failure.render(Format::Json), json);
+        let asked = Failure { request_id: Some("r-1".into()), ..failure };
+        assert_eq!(asked.render(Format::Table), "error: no such key\nhint: look it up\nrequest id: r-1");
+        let json = r#"{"error":{"code":"not-found","message":"no such key","hint":"look it up","request_id":"r-1"}}"#;
+        assert_eq!(asked.render(Format::Json), json);
         let without_hint = Failure::new(Exit::Failed, "x");
         assert_eq!(without_hint.render(Format::Table), "error: x");
         assert_eq!(

@@ -9,6 +9,10 @@ use crate::proto::{NodeStatus, StatusResponse};
 
 /// Digits of a digest in the table: enough to see that two differ.
 const DIGEST_SHOWN: usize = 12;
+/// Columns of a terminal.
+const WIDTH: usize = 80;
+/// Of an RFC 3339 time, its date.
+const DATE_LENGTH: usize = 10;
 
 pub(super) async fn run(global: &Global, printer: Printer) -> Result<(), Failure> {
     let status = global.client()?.status().await?;
@@ -43,6 +47,16 @@ fn json_of(status: &StatusResponse) -> Value {
                 "purged": node.reachable.then_some(node.purged),
                 "snapshot": node.reachable.then_some(node.snapshot),
                 "certificate_expires_at": expiry(node),
+                "last_contact_ms": node.last_contact_ms,
+                "agreement": known(&node.agreement),
+                "quarantine": known(&node.quarantine),
+                "draining": node.reachable.then_some(node.draining),
+                "disk_free_bytes": measured(node).map(|node| node.disk_free_bytes),
+                "disk_size_bytes": measured(node).map(|node| node.disk_size_bytes),
+                "disk_used_bytes": measured(node).map(|node| node.disk_used_bytes),
+                "overlay_bytes": measured(node).map(|node| node.overlay_bytes),
+                "overlay_max_bytes": measured(node).map(|node| node.overlay_max_bytes),
+                "feature_level": node.reachable.then_some(node.feature_level),
             })
         })
         .collect();
@@ -53,12 +67,20 @@ fn json_of(status: &StatusResponse) -> Value {
         "term": status.term,
         "answered_by": status.answered_by,
         "failure_tolerance": tolerated(status),
+        "health": known(&status.health),
+        "warnings": status.warnings,
+        "feature_level": (status.feature_level > 0).then_some(status.feature_level),
         "nodes": nodes,
     })
 }
 
 fn known(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
+}
+
+/// The node, if it has said what it takes: one that has just started has not looked yet.
+fn measured(node: &NodeStatus) -> Option<&NodeStatus> {
+    (node.disk_size_bytes > 0).then_some(node)
 }
 
 /// When the node's certificate expires; `None` if it could not be asked.
@@ -75,15 +97,37 @@ fn text_of(status: &StatusResponse) -> String {
         );
     }
     let leader = status.leader.map_or("no leader".to_owned(), |leader| format!("leader is node {leader}"));
+    let health = known(&status.health).map(|health| format!("{health}: ")).unwrap_or_default();
+    let warnings: String =
+        status.warnings.iter().map(|warning| format!("\n{}", wrapped("warning: ", warning))).collect();
     format!(
-        "cluster {} ({})\n{leader} in term {}, as node {} sees it\n{}\n\n{}",
+        "cluster {} ({})\n{leader} in term {}, as node {} sees it\n{health}{}{warnings}\n\n{}\n\n{}",
         status.cluster_name,
         status.cluster,
         status.term,
         status.answered_by,
         tolerance(status),
         nodes_text(status),
+        upkeep_text(status),
     )
+}
+
+/// `text` after `label`, in lines of at most [`WIDTH`], the later ones indented as far as the label goes.
+fn wrapped(label: &str, text: &str) -> String {
+    let mut lines = label.trim_end().to_owned();
+    let mut used = lines.chars().count();
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if used + 1 + length > WIDTH {
+            lines.push('\n');
+            lines.push_str(&" ".repeat(label.len() - 1));
+            used = label.len() - 1;
+        }
+        lines.push(' ');
+        lines.push_str(word);
+        used += 1 + length;
+    }
+    lines
 }
 
 /// How many voters may still be lost, those that are unreachable now counted as lost.
@@ -133,6 +177,60 @@ fn nodes_text(status: &StatusResponse) -> String {
     table(&header, &[0, 3, 4], rows)
 }
 
+/// What operators look after, as a table.
+fn upkeep_text(status: &StatusResponse) -> String {
+    let header = ["NODE", "VERSION", "STATE", "HEARD", "FREE", "USED", "OVERLAY", "CERTIFICATE"];
+    let dash = || "-".to_owned();
+    let rows = status
+        .nodes
+        .iter()
+        .map(|node| {
+            let percent = |node: &NodeStatus| {
+                let max = node.overlay_max_bytes.max(1);
+                format!("{} %", node.overlay_bytes.saturating_mul(100) / max)
+            };
+            vec![
+                node.id.to_string(),
+                known(&node.version).unwrap_or("-").to_owned(),
+                state(node).to_owned(),
+                heard(node).unwrap_or_else(dash),
+                measured(node).map_or_else(dash, |node| size(node.disk_free_bytes)),
+                measured(node).map_or_else(dash, |node| size(node.disk_used_bytes)),
+                measured(node).map_or_else(dash, percent),
+                expiry(node).map_or_else(dash, |at| at.chars().take(DATE_LENGTH).collect()),
+            ]
+        })
+        .collect();
+    table(&header, &[0, 3, 4, 5, 6], rows)
+}
+
+/// The most important thing about a node's state, in a word.
+fn state(node: &NodeStatus) -> &str {
+    match node {
+        _ if !node.quarantine.is_empty() => "quarantined",
+        _ if node.draining => "stopping",
+        _ => known(&node.agreement).unwrap_or("-"),
+    }
+}
+
+/// How long ago it was heard from.
+fn heard(node: &NodeStatus) -> Option<String> {
+    Some(match node.last_contact_ms? / 1_000 {
+        0 => "now".to_owned(),
+        seconds @ 1..=119 => format!("{seconds} s"),
+        seconds @ 120..=7_199 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3_600),
+    })
+}
+
+/// Bytes as people read them.
+fn size(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let exponent = (bytes.max(1).ilog2() / 10).clamp(1, 4);
+    let value = bytes as f64 / f64::from(1 << (10 * (exponent - 1))) / 1_024.0;
+    format!("{value:.1} {}", units[exponent as usize - 1])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +252,13 @@ mod tests {
             purged: 0,
             snapshot: 0,
             certificate_expires_at: if role == "unreachable" { 0 } else { 1_700_000_000 },
+            disk_free_bytes: 123 << 30,
+            disk_size_bytes: 456 << 30,
+            disk_used_bytes: 17 << 20,
+            overlay_bytes: 12,
+            overlay_max_bytes: 100,
+            last_contact_ms: (id < 3).then_some(61_000),
+            agreement: "agrees".into(),
             ..NodeStatus::default()
         }
     }
@@ -171,8 +276,40 @@ mod tests {
             ],
             failure_tolerance: 1,
             answered_by: 2,
-            ..StatusResponse::default()
+            feature_level: 2,
+            health: "degraded".into(),
+            warnings: vec![
+                "voter 3 is away: last heard from 61 s ago".into(),
+                "node 2 is quarantined and serves no reads: its state differs from that of the others (at \
+                 index 12345678; to be replaced by a peer's)"
+                    .into(),
+            ],
         }
+    }
+
+    #[test]
+    fn the_table_says_what_needs_attention_and_json_says_everything() {
+        let mut status = status();
+        status.nodes[1].quarantine = "its state differs".into();
+        let text = text_of(&status);
+        assert!(text.contains("\ndegraded: 1 of 3 voters away, tolerates no more\n"), "{text}");
+        assert!(text.contains("\nwarning: voter 3 is away: last heard from 61 s ago\n"), "{text}");
+        for shown in ["quarantined", "123.0 GiB", "17.0 MiB", "12 %", "61 s", "2023-11-14"] {
+            assert!(text.contains(shown), "{shown} is missing in:\n{text}");
+        }
+        let json = json_of(&status);
+        assert_eq!((&json["health"], &json["feature_level"]), (&json!("degraded"), &json!(2)));
+        assert_eq!(json["warnings"].as_array().map(Vec::len), Some(2));
+        assert_eq!(json["nodes"][1]["quarantine"], "its state differs");
+        assert_eq!(json["nodes"][0]["quarantine"], Value::Null);
+        assert_eq!(json["nodes"][0]["overlay_max_bytes"], 100);
+        assert_eq!(json["nodes"][2]["last_contact_ms"], Value::Null);
+    }
+
+    #[test]
+    fn sizes_are_readable_and_nothing_is_divided_by_zero() {
+        let sizes = [0, 1, 1_023, 1 << 20, 5 << 39, u64::MAX].map(size);
+        assert_eq!(sizes, ["0.0 KiB", "0.0 KiB", "1.0 KiB", "1.0 MiB", "2.5 TiB", "16777216.0 TiB"]);
     }
 
     #[test]

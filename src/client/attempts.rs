@@ -13,9 +13,10 @@ use tonic::{Response, Status};
 use super::connection::{DialError, dial, refusal, round_trip};
 use super::endpoint::{Endpoint, EndpointAddress, Established};
 use super::error::{ClientError, Trouble, is_temporary};
-use super::{ClientOptions, Preference, bounded};
+use super::{Budget, ClientOptions, Preference, bounded};
 use crate::proto;
 use crate::proto::cluster_service_client::ClusterServiceClient;
+use crate::request_id::TraceId;
 use crate::tls::Tls;
 
 /// How long one endpoint may take to answer one attempt. A node that hangs (paused, partitioned behind its
@@ -67,6 +68,28 @@ impl Pool {
     /// Tries `operation` on one endpoint after the other until one gives a definite answer or time is up.
     pub(super) async fn call<T, F, Answering>(&self, operation: F) -> Result<T, ClientError>
     where
+        F: Fn(Channel, Budget) -> Answering,
+        Answering: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.call_as(TraceId::draw(), operation).await
+    }
+
+    /// As [`Pool::call`], with a request id of the caller's.
+    pub(super) async fn call_as<T, F, Answering>(
+        &self,
+        trace: TraceId,
+        operation: F,
+    ) -> Result<T, ClientError>
+    where
+        F: Fn(Channel, Budget) -> Answering,
+        Answering: Future<Output = Result<Response<T>, Status>>,
+    {
+        let operation = |channel, time| operation(channel, Budget { time, trace: trace.clone() });
+        self.call_until_answered(operation).await.map_err(|error| error.with_request_id(&trace))
+    }
+
+    async fn call_until_answered<T, F, Answering>(&self, operation: F) -> Result<T, ClientError>
+    where
         F: Fn(Channel, Duration) -> Answering,
         Answering: Future<Output = Result<Response<T>, Status>>,
     {
@@ -92,6 +115,7 @@ impl Pool {
                     waited: started.elapsed(),
                     rounds,
                     reached,
+                    request_id: None,
                     troubles,
                 });
             }
@@ -239,7 +263,8 @@ impl Pool {
     async fn learn_zones(&self) {
         for endpoint in self.ranked() {
             let Ok(established) = self.connection(endpoint).await else { continue };
-            let request = bounded(proto::StatusRequest {}, ZONE_TIMEOUT);
+            let budget = Budget { time: ZONE_TIMEOUT, trace: TraceId::draw() };
+            let request = bounded(proto::StatusRequest {}, budget);
             let Ok(response) = ClusterServiceClient::new(established.channel).status(request).await else {
                 continue;
             };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use crate::request_id::TraceId;
 use crate::rpc::status::{FIELD_KEY, HINT_KEY};
 
 /// Why a call did not succeed.
@@ -61,6 +62,8 @@ pub enum ClientError {
         rounds: u32,
         /// Whether there was a connection to any of them.
         reached: bool,
+        /// The id of the call, to look for in the nodes' logs.
+        request_id: Option<TraceId>,
         /// What became of the last attempt at each endpoint.
         troubles: Vec<Trouble>,
     },
@@ -72,7 +75,13 @@ impl ClientError {
         let code = status.code();
         if is_temporary(code) {
             let troubles = vec![Trouble::new(endpoint, status.message())];
-            return Self::Unavailable { waited: Duration::ZERO, rounds: 1, reached: true, troubles };
+            return Self::Unavailable {
+                waited: Duration::ZERO,
+                rounds: 1,
+                reached: true,
+                request_id: None,
+                troubles,
+            };
         }
         let answer = Answer::new(status, endpoint);
         match code {
@@ -91,6 +100,36 @@ impl ClientError {
             return Self::Temporary(Answer::new(status, endpoint));
         }
         Self::from_status(status, endpoint)
+    }
+
+    /// The same, of the call with this id.
+    pub(super) fn with_request_id(mut self, id: &TraceId) -> Self {
+        match &mut self {
+            Self::Conflict(answer)
+            | Self::Denied(answer)
+            | Self::Failed(answer)
+            | Self::Invalid(answer)
+            | Self::NotFound(answer)
+            | Self::Temporary(answer) => answer.request_id = Some(id.clone()),
+            Self::Unavailable { request_id, .. } => *request_id = Some(id.clone()),
+            Self::Endpoints { .. } | Self::Malformed { .. } | Self::Refused { .. } => {}
+        }
+        self
+    }
+
+    /// The id of the call that failed, to look for in the nodes' logs; `None` if no node was asked.
+    pub fn request_id(&self) -> Option<&TraceId> {
+        match self {
+            Self::Conflict(answer)
+            | Self::Denied(answer)
+            | Self::Failed(answer)
+            | Self::Invalid(answer)
+            | Self::NotFound(answer)
+            | Self::Temporary(answer) => answer.request_id.as_ref(),
+            // Where there was no connection, no log holds it.
+            Self::Unavailable { request_id, reached, .. } => request_id.as_ref().filter(|_| *reached),
+            Self::Endpoints { .. } | Self::Malformed { .. } | Self::Refused { .. } => None,
+        }
     }
 
     /// What the caller may do about it, if the node said so or it follows from the error.
@@ -138,6 +177,8 @@ pub struct Answer {
     pub field: Option<String>,
     /// Which endpoint answered.
     pub endpoint: String,
+    /// The id of the call, to look for in the nodes' logs.
+    pub request_id: Option<TraceId>,
     /// The answer itself.
     pub status: Box<Status>,
 }
@@ -153,6 +194,7 @@ impl Answer {
             hint: text(HINT_KEY),
             field: text(FIELD_KEY),
             endpoint: endpoint.to_owned(),
+            request_id: None,
             status: Box::new(status),
         }
     }
@@ -269,13 +311,20 @@ mod tests {
     fn unavailable_says_what_happened_at_each_endpoint() {
         let troubles = vec![Trouble::new("a:1", "connection refused"), Trouble::new("b:1", "no quorum")];
         let waited = Duration::from_millis(2_040);
-        let error = ClientError::Unavailable { waited, rounds: 3, reached: true, troubles };
+        let error = ClientError::Unavailable { waited, rounds: 3, reached: true, request_id: None, troubles };
         assert_eq!(
             error.to_string(),
             "no node gave an answer within 2.0 s, asked 3 times: a:1: connection refused; b:1: no quorum"
         );
         assert!(error.hint().unwrap().contains("doing the same again is safe"));
-        let unreached = ClientError::Unavailable { waited, rounds: 1, reached: false, troubles: Vec::new() };
+        let id = TraceId::draw();
+        let error = error.with_request_id(&id);
+        assert_eq!(error.request_id(), Some(&id));
+        let troubles = Vec::new();
+        let unreached =
+            ClientError::Unavailable { waited, rounds: 1, reached: false, request_id: None, troubles };
+        let unreached = unreached.with_request_id(&id);
+        assert_eq!(unreached.request_id(), None, "no node has heard of it");
         assert!(unreached.hint().unwrap().contains("addresses"));
     }
 }

@@ -7,6 +7,9 @@
 //! else a node answers is definite and is handed back as it is: who is at fault is the variant of
 //! [`ClientError`].
 //!
+//! Every call has a request id, which goes with each of its attempts and is in the error if it fails: the nodes' logs
+//! hold it.
+//!
 //! Retrying is safe because every attempt of one call carries the same request id: a node that already did what
 //! was asked answers the same again.
 
@@ -20,7 +23,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tonic::{Request, Status, Streaming};
-use uuid::Uuid;
 
 pub use self::attempts::ATTEMPT_TIMEOUT;
 pub use self::endpoint::EndpointAddress;
@@ -33,6 +35,7 @@ use crate::proto;
 use crate::proto::cluster_service_client::ClusterServiceClient;
 use crate::proto::escrow_service_client::EscrowServiceClient;
 use crate::proto::recovery_service_client::RecoveryServiceClient;
+use crate::request_id::{REQUEST_ID_KEY, TraceId};
 use crate::seal::receipt::Receipt;
 use crate::secret::Secret;
 use crate::tls::Tls;
@@ -127,10 +130,11 @@ impl Client {
     /// Any [`ClientError`]. After [`ClientError::Unavailable`] the key may or may not be kept: doing it again is
     /// safe.
     pub async fn escrow(&self, deposit: &Deposit) -> Result<Receipt, ClientError> {
-        let request_id = Uuid::new_v4().to_string();
+        let trace = TraceId::draw();
+        let request_id = trace.to_string();
         let response = self
             .pool
-            .call(|channel, budget| {
+            .call_as(trace, |channel, budget| {
                 let request = escrow_request(&request_id, deposit);
                 async move { EscrowServiceClient::new(channel).escrow(bounded(request, budget)).await }
             })
@@ -164,15 +168,16 @@ impl Client {
         reason: &str,
         user: Option<&UserName>,
     ) -> Result<Recovered, ClientError> {
+        let trace = TraceId::draw();
         let request = proto::RecoverRequest {
-            request_id: Uuid::new_v4().to_string(),
+            request_id: trace.to_string(),
             key_id: key_id.to_string(),
             reason: reason.to_owned(),
             user: user.map(ToString::to_string).unwrap_or_default(),
         };
         let mut details = self
             .pool
-            .call(|channel, budget| {
+            .call_as(trace, |channel, budget| {
                 let request = request.clone();
                 async move { RecoveryServiceClient::new(channel).recover(bounded(request, budget)).await }
             })
@@ -233,15 +238,16 @@ impl Client {
         &self,
         change: &proto::MembershipChange,
     ) -> Result<MembershipChange, ClientError> {
+        let trace = TraceId::draw();
         let progress = self
             .pool
-            .call(|channel, _| {
-                let change = change.clone();
+            .call_as(trace.clone(), |channel, budget| {
                 // No deadline on the request: catching up takes as long as there is state to send.
-                async move { ClusterServiceClient::new(channel).change_membership(change).await }
+                let request = budget.unbounded(change.clone());
+                async move { ClusterServiceClient::new(channel).change_membership(request).await }
             })
             .await?;
-        Ok(MembershipChange { progress })
+        Ok(MembershipChange { progress, trace })
     }
 
     /// Adds the node whose peer service is at `peer_address`, as a voter or, if asked, as a learner.
@@ -262,6 +268,7 @@ impl Client {
 /// A membership change that is under way.
 pub struct MembershipChange {
     progress: Streaming<proto::MemberProgress>,
+    trace: TraceId,
 }
 
 impl MembershipChange {
@@ -271,11 +278,14 @@ impl MembershipChange {
     /// Any [`ClientError`]. The change is not undone: asking for the same again goes on where it ended.
     pub async fn next(&mut self) -> Result<Option<proto::MemberProgress>, ClientError> {
         match tokio::time::timeout(PROGRESS_TIMEOUT, self.progress.message()).await {
-            Ok(message) => message.map_err(|status| ClientError::from_last_status(status, "the cluster")),
+            Ok(message) => message.map_err(|status| {
+                ClientError::from_last_status(status, "the cluster").with_request_id(&self.trace)
+            }),
             Err(_) => Err(ClientError::Unavailable {
                 waited: PROGRESS_TIMEOUT,
                 rounds: 1,
                 reached: true,
+                request_id: Some(self.trace.clone()),
                 troubles: vec![Trouble::new(
                     "the cluster",
                     "no progress of the membership change was reported",
@@ -285,10 +295,28 @@ impl MembershipChange {
     }
 }
 
-/// Tells the server how long the client will wait for this attempt.
-fn bounded<T>(message: T, budget: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(budget);
+/// What one attempt has: time, and the id of the call it belongs to.
+#[derive(Debug, Clone)]
+struct Budget {
+    time: Duration,
+    trace: TraceId,
+}
+
+impl Budget {
+    /// A request that carries the id and says nothing of time.
+    fn unbounded<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Ok(id) = self.trace.as_str().parse() {
+            request.metadata_mut().insert(REQUEST_ID_KEY, id);
+        }
+        request
+    }
+}
+
+/// Tells the server how long the client will wait for this attempt, and which call it belongs to.
+fn bounded<T>(message: T, budget: Budget) -> Request<T> {
+    let mut request = budget.unbounded(message);
+    request.set_timeout(budget.time);
     request
 }
 

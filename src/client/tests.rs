@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Response, Status};
+use uuid::Uuid;
 
 use super::*;
 use crate::escrow::ids::Role;

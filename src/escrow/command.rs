@@ -43,6 +43,21 @@ pub enum Action {
     RemoveNode(RemoveNode),
 }
 
+impl Action {
+    /// Its name, for logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Initialize(_) => "initialize",
+            Self::Escrow(_) => "escrow",
+            Self::Reveal(_) => "reveal",
+            Self::AdmitNode(_) => "admit-node",
+            Self::RaiseFeatureLevel(_) => "raise-feature-level",
+            Self::RecoverCluster(_) => "recover-cluster",
+            Self::RemoveNode(_) => "remove-node",
+        }
+    }
+}
+
 /// The first entry of a new cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Initialize {

@@ -9,16 +9,15 @@
 //! | `/readyz` | 200 if requests may be sent here, otherwise 503 with the reasons, one a line |
 //! | `/metrics` | every metric, for Prometheus |
 
-mod metrics;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::task::spawn_blocking;
 
-pub use metrics::{Metric, Sample, Values};
+use crate::metrics::{Format, Metric, encode};
 
 /// What the admin port needs to know of a node.
 pub trait Admin: Clone + Send + Sync + 'static {
@@ -46,18 +45,27 @@ async fn livez() -> &'static str {
     "ok\n"
 }
 
-async fn readyz<A: Admin>(State(admin): State<A>) -> Response {
-    match admin.ready() {
+/// Both pages may look at the disk, which may hang: they hold up nobody but who asked.
+async fn looked_up<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Result<T, Response> {
+    let stopping = |_| (StatusCode::SERVICE_UNAVAILABLE, "the node is stopping\n").into_response();
+    spawn_blocking(look).await.map_err(stopping)
+}
+
+async fn readyz<A: Admin>(State(admin): State<A>) -> Result<Response, Response> {
+    Ok(match looked_up(move || admin.ready()).await? {
         Ok(()) => "ready\n".into_response(),
         Err(reasons) => {
             let lines = reasons.iter().map(|reason| format!("{reason}\n")).collect::<String>();
             (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{lines}")).into_response()
         }
-    }
+    })
 }
 
-async fn metrics_page<A: Admin>(State(admin): State<A>) -> ([(HeaderName, &'static str); 1], String) {
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::encode(admin.metrics()))
+async fn metrics_page<A: Admin>(State(admin): State<A>, headers: HeaderMap) -> Result<Response, Response> {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let format = Format::accepted_by(accept);
+    let page = looked_up(move || encode(admin.metrics(), format)).await?;
+    Ok(([(CONTENT_TYPE, format.content_type())], page).into_response())
 }
 
 async fn not_found() -> (StatusCode, &'static str) {

@@ -3,6 +3,10 @@ use axum::http::{Method, Request};
 use tower::ServiceExt;
 
 use super::*;
+use crate::metrics::{Sample, Values};
+
+/// As Prometheus asks, shortened.
+const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2";
 
 #[derive(Clone)]
 struct Node {
@@ -25,7 +29,8 @@ fn node() -> Node {
 }
 
 async fn ask(node: Node, method: Method, path: &str) -> (StatusCode, String, String) {
-    let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+    let request =
+        Request::builder().method(method).uri(path).header(ACCEPT, PROMETHEUS).body(Body::empty()).unwrap();
     let response = admin(node).oneshot(request).await.unwrap();
     let status = response.status();
     let content_type = response
@@ -65,14 +70,14 @@ async fn metrics_are_written_as_prometheus_reads_them() {
     let peer =
         |zone: &str, value| Sample { labels: vec![("peer", "2".into()), ("zone", zone.into())], value };
     let metrics = vec![
-        Metric::counter("escrows", "Keys kept through this node.", 3),
-        Metric::gauge("applied_index", "Last log entry applied.", 41.0),
+        Metric::counter("strongroom_escrows", "Keys kept through this node.", 3),
+        Metric::gauge("strongroom_applied_index", "Last log entry applied.", 41.0),
         Metric {
-            name: "peer_lag_entries",
+            name: "strongroom_peer_lag_entries",
             help: "Entries a peer lacks.",
             values: Values::Gauge(vec![peer("east", 0.0), peer("a\"b\\c\nd", 1.5)]),
         },
-        Metric { name: "nothing", help: "Has no values.", values: Values::Counter(Vec::new()) },
+        Metric { name: "strongroom_nothing", help: "Has no values.", values: Values::Counter(Vec::new()) },
     ];
     let (status, content_type, body) = ask(Node { metrics, ..node() }, Method::GET, "/metrics").await;
     assert_eq!(status, StatusCode::OK);

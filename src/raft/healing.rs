@@ -248,6 +248,7 @@ impl Healing {
         };
         if let Some((cause, index)) = found {
             node.set_aside(cause, index, Stage::Waiting);
+            node.options().metrics.raft.quarantines.inc();
             if let Some(why) = node.quarantine() {
                 tracing::error!(%why, "this node is quarantined: it serves no clients until it is repaired");
             }
@@ -305,6 +306,7 @@ impl Healing {
         node.inner.keyring.forget();
         node.inner.raft.runtime_config().elect(true);
         self.repair_wait = REPAIR_EVERY_MIN;
+        node.options().metrics.raft.repairs.inc();
         tracing::info!(index, "this node is repaired, agrees with the others and serves again");
     }
 

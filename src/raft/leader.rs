@@ -14,9 +14,10 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Code, Status};
 
-use crate::escrow::command::Command;
+use crate::escrow::command::{Action, Command};
 use crate::escrow::ids::NodeId;
 use crate::escrow::records::LogPosition;
+use crate::metrics::ProposalOutcome;
 use crate::proto::peer::{Envelope, ReadIndexRequest};
 use crate::store::format;
 
@@ -116,6 +117,10 @@ pub struct Forwarded {
     body: Vec<u8>,
     /// The node it says it came in through.
     pub source: NodeId,
+    /// What it does.
+    kind: &'static str,
+    /// Agents do it all day.
+    is_routine: bool,
 }
 
 impl Forwarded {
@@ -129,7 +134,8 @@ impl Forwarded {
             return Err(NodeError::TooLarge { bytes: body.len() });
         }
         let command: Command = format::decode(&body)?;
-        Ok(Self { body, source: command.source.node })
+        let (kind, is_routine) = (command.action.kind(), matches!(command.action, Action::Escrow(_)));
+        Ok(Self { body, source: command.source.node, kind, is_routine })
     }
 }
 
@@ -149,6 +155,18 @@ impl Node {
     /// # Errors
     /// As [`Node::propose`].
     pub async fn propose_within(&self, command: &Command, limit: Duration) -> Result<Committed, NodeError> {
+        let outcome = self.propose_uncounted(command, limit).await;
+        self.options().metrics.raft.proposals.count(match &outcome {
+            Ok(_) => ProposalOutcome::Committed,
+            Err(NodeError::NoQuorum(_) | NodeError::NotLeader(_)) => ProposalOutcome::NoQuorum,
+            Err(NodeError::Unconfirmed(_)) => ProposalOutcome::Unconfirmed,
+            Err(NodeError::Overloaded { .. }) => ProposalOutcome::Overloaded,
+            Err(_) => ProposalOutcome::Failed,
+        });
+        outcome
+    }
+
+    async fn propose_uncounted(&self, command: &Command, limit: Duration) -> Result<Committed, NodeError> {
         let body = format::encode(command);
         let _permit = self.proposal_permit(body.len())?;
         self.at_the_leader(limit, Commit(&body)).await
@@ -170,10 +188,21 @@ impl Node {
     /// # Errors
     /// [`NodeError::NotLeader`] if this node does not lead, [`NodeError::NoQuorum`] if it leads but has lost touch
     /// with the majority: nothing was written then. [`NodeError::Unconfirmed`] if that is not known.
-    pub async fn commit_forwarded(&self, Forwarded { body, .. }: Forwarded) -> Result<Committed, NodeError> {
+    pub async fn commit_forwarded(&self, forwarded: Forwarded) -> Result<Committed, NodeError> {
+        let Forwarded { body, source, kind, is_routine } = forwarded;
         let _permit = self.proposal_permit(body.len())?;
         match timeout(PROPOSE_TIMEOUT, self.commit(body)).await {
-            Ok(outcome) => outcome,
+            Ok(Ok(committed)) => {
+                let index = committed.position.index;
+                // Not worth a line each, unlike what people do.
+                if is_routine {
+                    tracing::debug!(index, kind, source, "committed for another node");
+                } else {
+                    tracing::info!(index, kind, source, "committed for another node");
+                }
+                Ok(committed)
+            }
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(NodeError::Unconfirmed(PROPOSE_TIMEOUT)),
         }
     }
@@ -190,6 +219,7 @@ impl Node {
         if self.inner.quorum.age().is_none_or(|age| age > fresh) {
             return Err(NodeError::NoQuorum(fresh));
         }
+        let began = Instant::now();
         let written =
             self.inner.raft.client_write(EncodedCommand(body)).await.map_err(|error| match error {
                 RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
@@ -198,6 +228,7 @@ impl Node {
                 RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => NodeError::Unconfirmed(fresh),
                 other => NodeError::Fatal(other.to_string()),
             })?;
+        self.options().metrics.raft.commit.observe(began.elapsed());
         let position =
             LogPosition { term: written.log_id.committed_leader_id().term, index: written.log_id.index };
         let unanswered = || NodeError::Fatal("a command was applied without an answer".to_owned());

@@ -11,6 +11,7 @@
 
 pub mod agreement;
 mod compaction;
+mod contacts;
 mod error;
 pub mod features;
 mod fetch;
@@ -22,6 +23,7 @@ pub mod log_store;
 pub mod membership;
 mod network;
 pub mod node;
+mod observe;
 mod peer_side;
 pub mod peers;
 mod quorum;
@@ -30,6 +32,7 @@ mod rescue;
 pub mod state_machine;
 pub mod storage;
 pub mod types;
+mod usage;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -39,7 +42,9 @@ pub use crate::store::quarantine::Quarantine;
 pub use agreement::Agreement;
 pub use error::NodeError;
 pub use node::{Committed, Freshness, Node, NodeOptions, Vitals};
+pub use observe::PeerView;
 pub use rescue::open_storage;
+pub use usage::Usage;
 
 /// This process's clock, as it goes into commands.
 pub fn now() -> Timestamp {

@@ -17,6 +17,7 @@ use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, NodeId};
 use crate::escrow::lookup;
 use crate::escrow::records::{ClusterRecord, LogPosition};
+use crate::metrics::Metrics;
 use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::digest::Digest;
 use crate::store::directory::DataDir;
@@ -26,6 +27,7 @@ use crate::tls::Tls;
 
 use super::agreement::Agreement;
 use super::compaction;
+use super::contacts::Contacts;
 use super::error::NodeError;
 use super::features::{self, HeldBack};
 use super::fetch::OFFERS_MAX;
@@ -38,6 +40,7 @@ use super::quorum::QuorumClock;
 use super::read_index::ReadIndex;
 use super::storage::Storage;
 use super::types::{Member, Raft, TypeConfig};
+use super::usage::UsageMeter;
 
 /// Longest a reader waits for this replica to apply the index it needs.
 pub const APPLY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -62,6 +65,8 @@ pub struct NodeOptions {
     pub keep_entries: u64,
     /// Up to which feature level it says that it can apply commands: what its release supports, or less.
     pub feature_level: FeatureLevel,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 /// A committed command and its answer.
@@ -135,6 +140,8 @@ pub(super) struct Inner {
     pub(super) in_background: AtomicBool,
     /// Who keeps this leader from raising the feature level.
     pub(super) held_back: std::sync::Mutex<Vec<HeldBack>>,
+    pub(super) contacts: Contacts,
+    pub(super) usage: UsageMeter,
     /// Room for snapshots on their way to who asked for one.
     pub(super) offers: Arc<Semaphore>,
     /// What the last comparison with the others came to.
@@ -179,6 +186,8 @@ impl Node {
             .map_err(|error| NodeError::Fatal(error.to_string()))?;
         let stop = CancellationToken::new();
         compaction::spawn(raft.clone(), storage.clone(), stop.clone());
+        let usage = UsageMeter::default();
+        usage.spawn(storage.clone(), directory.path().to_owned(), stop.clone());
         let node = Self {
             inner: Arc::new(Inner {
                 options,
@@ -196,12 +205,15 @@ impl Node {
                 membership_change: Mutex::new(()),
                 in_background: AtomicBool::new(false),
                 held_back: std::sync::Mutex::default(),
+                contacts: Contacts::default(),
+                usage,
                 offers: Arc::new(Semaphore::new(OFFERS_MAX)),
                 agreement: std::sync::Mutex::default(),
             }),
         };
         node.start_reads();
         node.watch_quorum();
+        node.watch_leader();
         node.watch_agreement();
         node.cluster()?;
         spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());

@@ -69,10 +69,13 @@ impl Node {
             })
             .take_while(|request| ready(request.is_ok()))
             .filter_map(|request| ready(request.ok()));
-        let quorum = self.inner.quorum.clone();
+        let (quorum, contacts) = (self.inner.quorum.clone(), self.inner.contacts.clone());
         self.inner.raft.stream_append(requests).map(move |answer| {
             let answer = answer.map_err(|fatal| NodeError::Fatal(fatal.to_string()))?;
             let age = ages.lock().unwrap_or_else(PoisonError::into_inner).pop_front().flatten();
+            if answer.is_ok() {
+                contacts.heard(caller);
+            }
             // Only a leader this node accepts may tell it about a quorum.
             if let (Ok(_), Some(age)) = (&answer, age) {
                 quorum.saw(Duration::from_millis(age));

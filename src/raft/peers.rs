@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::escrow::ids::{ClusterId, Identity, NodeId};
 use crate::proto::peer::peer_service_client::PeerServiceClient;
+use crate::request_id::{REQUEST_ID_KEY, TraceId};
 use crate::store::format::VALUE_MAX_BYTES;
 use crate::tls::{ExpectedPeer, Tls};
 
@@ -116,7 +117,7 @@ fn over(link: Link, addressee: Addressee) -> PeerClient {
         .max_encoding_message_size(PEER_MESSAGE_MAX_BYTES)
 }
 
-/// Adds to each call whom it is for.
+/// Adds to each call whom it is for, and for which request it is made.
 #[derive(Clone)]
 pub struct Addressee {
     cluster: Arc<OnceLock<ClusterId>>,
@@ -130,6 +131,9 @@ impl Interceptor for Addressee {
         }
         if let Some(storage) = self.storage {
             request.metadata_mut().insert(STORAGE_HEADER, ascii(storage));
+        }
+        if let Some(id) = TraceId::current().and_then(|id| id.as_str().parse().ok()) {
+            request.metadata_mut().insert(REQUEST_ID_KEY, id);
         }
         Ok(request)
     }

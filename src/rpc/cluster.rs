@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
+use tracing::Instrument;
 
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::NodeId;
@@ -21,9 +22,10 @@ use crate::raft::features::held_back;
 use crate::raft::leader::NOT_BEGUN_KEY;
 use crate::raft::membership::{Change, Order, PROGRESS_MAX, Refused};
 use crate::raft::types::Member;
+use crate::request_id::carried;
 
 use super::guard::Caller;
-use super::{Context, now, wire};
+use super::{Context, health, now, wire};
 
 /// Longest a member may take to describe itself before it is shown as unreachable.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -50,7 +52,7 @@ impl ClusterService for Context {
             join_all(members.iter().map(|(id, (member, voter))| self.node_status(*id, member, *voter))).await;
         let feature_level = self.node.feature_level()?;
         let warnings = feature_level_warnings(feature_level, &nodes);
-        Ok(Response::new(StatusResponse {
+        let mut status = StatusResponse {
             cluster: cluster.as_ref().map(|cluster| cluster.id.to_string()).unwrap_or_default(),
             cluster_name: self.tls.identity().cluster.to_string(),
             leader: vitals.leader,
@@ -61,7 +63,9 @@ impl ClusterService for Context {
             feature_level: feature_level.0,
             warnings,
             ..StatusResponse::default()
-        }))
+        };
+        health::judge(&mut status, now().0 / 1_000);
+        Ok(Response::new(status))
     }
 
     type ChangeMembershipStream = ProgressStream;
@@ -163,17 +167,21 @@ impl Context {
         let (steps, progress) = mpsc::channel(PROGRESS_MAX);
         let (failed, failure) = mpsc::channel(1);
         let context = self.clone();
-        tokio::spawn(async move {
+        let work = async move {
             if let Err(status) = context.change_here(&change, caller, steps).await {
                 let _ = failed.send(Err(status)).await;
             }
-        });
+        };
+        tokio::spawn(carried(work).in_current_span());
         ReceiverStream::new(progress).map(Ok).chain(ReceiverStream::new(failure))
     }
 
     /// What this node says of itself.
     pub(super) fn describe_self(&self) -> Result<DescribeResponse, Status> {
         let (options, vitals) = (self.node.options(), self.node.vitals());
+        // Zeros if it is not known: the node has just started, or its disk does not answer.
+        let usage = self.node.usage();
+        let machine = usage.map(|usage| usage.machine);
         let status = NodeStatus {
             id: options.id,
             role: vitals.role.to_owned(),
@@ -193,6 +201,11 @@ impl Context {
             quarantine: self.node.quarantine().map(|why| why.to_string()).unwrap_or_default(),
             feature_level: options.feature_level.0,
             draining: self.is_draining(),
+            disk_free_bytes: usage.map_or(0, |usage| usage.space.free),
+            disk_size_bytes: usage.map_or(0, |usage| usage.space.size),
+            disk_used_bytes: usage.map_or(0, |usage| usage.disk_bytes()),
+            overlay_bytes: machine.map_or(0, |machine| machine.overlay_bytes as u64),
+            overlay_max_bytes: machine.map_or(0, |machine| machine.overlay_max_bytes as u64),
             ..NodeStatus::default()
         };
         Ok(DescribeResponse {
@@ -222,14 +235,26 @@ impl Context {
             peer_address: member.peer_address.clone(),
             voter,
             reachable,
+            last_contact_ms: self.last_contact_ms(id),
             ..about
         }
+    }
+
+    /// Since this node last heard from another: an answer just now, a call of its own, and at the leader its
+    /// acknowledgements. Of this node itself, always zero.
+    fn last_contact_ms(&self, id: NodeId) -> Option<u64> {
+        if id == self.node.options().id {
+            return Some(0);
+        }
+        self.node.peers().into_iter().find(|peer| peer.id == id)?.last_contact.map(wire::millis)
     }
 
     async fn ask_to_describe(&self, id: NodeId) -> Option<DescribeResponse> {
         let mut client = self.node.member_client(id)?;
         let answer = tokio::time::timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {})).await;
-        answer.ok()?.map(Response::into_inner).ok()
+        let answer = answer.ok()?.ok()?;
+        self.node.heard_from(id);
+        Some(answer.into_inner())
     }
 }
 

@@ -1,11 +1,12 @@
 //! Keeping keys. Plaintext never leaves the node that received it: what is forwarded and replicated is sealed here.
 
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use crate::escrow::command::{Action, Command, Escrow, Escrowed, Reply};
 use crate::escrow::ids::KeyId;
 use crate::escrow::policy::{self, Operation};
+use crate::metrics::EscrowOutcome;
 use crate::proto::escrow_service_server::EscrowService;
 use crate::proto::{EscrowRequest, EscrowResponse};
 use crate::raft::NodeError;
@@ -17,6 +18,30 @@ use super::{Context, now, wire};
 #[tonic::async_trait]
 impl EscrowService for Context {
     async fn escrow(&self, request: Request<EscrowRequest>) -> Result<Response<EscrowResponse>, Status> {
+        let answer = self.keep(request).await;
+        self.node.options().metrics.escrows.count(outcome(&answer));
+        answer.map(|receipt| Response::new(EscrowResponse { receipt: Some(receipt) }))
+    }
+}
+
+/// What the caller is told, as it is counted.
+fn outcome(answer: &Result<crate::proto::Receipt, Status>) -> EscrowOutcome {
+    let status = match answer {
+        Ok(receipt) if receipt.already_escrowed => return EscrowOutcome::AlreadyKept,
+        Ok(_) => return EscrowOutcome::Kept,
+        Err(status) => status,
+    };
+    match status.code() {
+        Code::AlreadyExists => EscrowOutcome::Conflict,
+        Code::InvalidArgument => EscrowOutcome::Invalid,
+        Code::PermissionDenied | Code::Unauthenticated => EscrowOutcome::Denied,
+        Code::Unavailable => EscrowOutcome::Unavailable,
+        _ => EscrowOutcome::Failed,
+    }
+}
+
+impl Context {
+    async fn keep(&self, request: Request<EscrowRequest>) -> Result<crate::proto::Receipt, Status> {
         let caller = self.admit(&request, Operation::Escrow)?;
         let wanted = wire::EscrowRequest::try_from(request.into_inner())?;
         if !policy::may_escrow(&caller.identity, &wanted.machine) {
@@ -30,15 +55,16 @@ impl EscrowService for Context {
         let command = Command { request, at: now(), by: caller.identity, source: caller.source, action };
         match self.node.propose(&command).await?.reply {
             Reply::Escrowed(escrowed) => {
-                Ok(Response::new(EscrowResponse { receipt: Some(self.receipt(escrowed)?) }))
+                let (key_id, index, already) =
+                    (escrowed.key_id, escrowed.position.index, escrowed.already_escrowed);
+                tracing::debug!(%key_id, index, already, "escrowed");
+                self.receipt(escrowed)
             }
             Reply::Refused(refusal) => Err(refusal.into()),
             other => Err(unexpected(&other)),
         }
     }
-}
 
-impl Context {
     fn seal(&self, wanted: wire::EscrowRequest) -> Result<Escrow, Status> {
         let keyring = self.node.keyring()?;
         let key_id = wanted.key_id.unwrap_or_else(|| KeyId(Uuid::new_v4()));

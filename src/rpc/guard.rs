@@ -102,6 +102,7 @@ impl Context {
             SAID.call_once(|| tracing::error!(from = id, "calls of the cluster are refused here: {why}"));
             return Err(Status::failed_precondition(why));
         }
+        self.node.heard_from(id);
         Ok(PeerCaller { id, certificate })
     }
 

@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod escrow;
 pub mod guard;
+pub mod health;
 pub mod peer;
 pub mod recovery;
 pub mod status;

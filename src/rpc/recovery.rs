@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::escrow::command::{Action, Command, Reply, Reveal, Revealed};
 use crate::escrow::ids::{KeyId, NodeId};
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
 use crate::escrow::records::KeyRecord;
+use crate::metrics::RevealOutcome;
 use crate::proto::recovery_service_server::RecoveryService;
 use crate::proto::{
     CustodyAnswer, CustodyRequest, CustodyResponse, FindRequest, FindResponse, RecoverRequest,
@@ -53,21 +54,9 @@ impl RecoveryService for Context {
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
-        let caller = self.admit(&request, Operation::Recover)?;
-        let wire::RecoverRequest { request, key_id, reason, user } = request.into_inner().try_into()?;
-        let command = Command {
-            request,
-            at: now(),
-            by: caller.identity,
-            source: caller.source,
-            action: Action::Reveal(Reveal { key_id, user, reason }),
-        };
-        let revealed = match self.node.propose_within(&command, self.reveal_timeout).await?.reply {
-            Reply::Revealed(revealed) => revealed,
-            Reply::Refused(refusal) => return Err(refusal.into()),
-            other => return Err(unexpected(&other)),
-        };
-        self.show(&revealed).await.map(Response::new)
+        let answer = self.reveal(request).await;
+        self.node.options().metrics.reveals.count(outcome(&answer));
+        answer.map(Response::new)
     }
 
     async fn custody(&self, request: Request<CustodyRequest>) -> Result<Response<CustodyResponse>, Status> {
@@ -100,7 +89,40 @@ struct Opened {
     keyring: Arc<Keyring>,
 }
 
+/// What the caller is told, as it is counted.
+fn outcome(answer: &Result<RecoverResponse, Status>) -> RevealOutcome {
+    let Err(status) = answer else { return RevealOutcome::Granted };
+    match status.code() {
+        Code::InvalidArgument => RevealOutcome::Invalid,
+        Code::NotFound => RevealOutcome::NotFound,
+        Code::PermissionDenied | Code::Unauthenticated => RevealOutcome::Denied,
+        Code::Unavailable => RevealOutcome::Unavailable,
+        _ => RevealOutcome::Failed,
+    }
+}
+
 impl Context {
+    /// Puts a reveal on record and shows the key.
+    async fn reveal(&self, request: Request<RecoverRequest>) -> Result<RecoverResponse, Status> {
+        let caller = self.admit(&request, Operation::Recover)?;
+        let wire::RecoverRequest { request, key_id, reason, user } = request.into_inner().try_into()?;
+        let command = Command {
+            request,
+            at: now(),
+            by: caller.identity,
+            source: caller.source,
+            action: Action::Reveal(Reveal { key_id, user, reason }),
+        };
+        let revealed = match self.node.propose_within(&command, self.reveal_timeout).await?.reply {
+            Reply::Revealed(revealed) => revealed,
+            Reply::Refused(refusal) => return Err(refusal.into()),
+            other => return Err(unexpected(&other)),
+        };
+        let shown = self.show(&revealed).await?;
+        tracing::info!(key_id = %revealed.key_id, audit_sequence = revealed.audit_sequence, "revealed");
+        Ok(shown)
+    }
+
     /// Opens a key whose reveal is on record, from this replica.
     async fn show(&self, revealed: &Revealed) -> Result<RecoverResponse, Status> {
         self.node.wait_applied(revealed.position.index).await?;

@@ -13,6 +13,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::observe::{self, Side};
 use super::shares::Shares;
 use crate::escrow::ids::Role;
 use crate::proto::DESCRIPTORS;
@@ -77,7 +78,8 @@ pub(super) async fn api(context: &Context, in_flight: usize) -> (Router, Health)
     .add_service(ClusterServiceServer::new(context.clone()).max_decoding_message_size(API_MESSAGE_MAX_BYTES))
     .add_service(health_service)
     .add_service(reflection);
-    (bounded(routes.into_axum_router(), in_flight), health)
+    let router = bounded(routes.into_axum_router(), in_flight);
+    (observe::requests(router, Side::Client, &context.node.options().metrics.requests), health)
 }
 
 /// What nodes may ask of each other.
@@ -85,7 +87,8 @@ pub(super) fn peer(context: &Context) -> Router {
     let service = PeerServiceServer::new(context.clone())
         .max_decoding_message_size(PEER_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(PEER_MESSAGE_MAX_BYTES);
-    Routes::new(service).into_axum_router()
+    let router = Routes::new(service).into_axum_router();
+    observe::requests(router, Side::Peer, &context.node.options().metrics.requests)
 }
 
 /// Room for requests.

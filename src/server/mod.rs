@@ -3,6 +3,7 @@
 mod admin;
 mod api;
 mod notify;
+mod observe;
 mod port;
 pub mod preflight;
 mod shares;
@@ -18,12 +19,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::admin::AdminView;
-use self::port::{Bounds, Entry, Port};
+use self::port::{Bounds, Entry, Port, PortCounts};
 use crate::config::Config;
 use crate::escrow::command::{Action, Command, Initialize, Reply};
 use crate::escrow::ids::{ClusterId, Identity, RequestId, Role};
 use crate::escrow::records::{KeyringRecord, NodeRecord, Source};
 use crate::http;
+use crate::metrics::{Metrics, PortName};
 use crate::raft::storage::StorageOptions;
 use crate::raft::types::Member;
 use crate::raft::{Node, NodeError, NodeOptions, open_storage};
@@ -31,6 +33,8 @@ use crate::rpc::{Context, now};
 use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::StoreError;
 use crate::store::directory::{DataDir, Owner};
+use crate::store::log::LogOptions;
+use crate::store::machine::MachineOptions;
 use crate::store::policy::SnapshotPolicy;
 use crate::tls::{Tls, TlsError, TlsPaths};
 
@@ -101,6 +105,7 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
     let directory = DataDir::open_or_create(&config.data_dir)?;
     directory.claim(&Owner { cluster: config.cluster.clone(), node: config.node_id })?;
     let key = NodeKey::load_or_create(&config.identity.node_key)?;
+    let metrics = Metrics::default();
     let options = NodeOptions {
         id: config.node_id,
         member: Member {
@@ -114,9 +119,12 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
         election_max_ms: config.raft.election_max_ms,
         keep_entries: config.raft.keep_entries,
         feature_level: config.upgrade.feature_level(),
+        metrics: metrics.clone(),
     };
     let policy = SnapshotPolicy { floor_bytes: config.raft.snapshot_log_bytes, ..SnapshotPolicy::default() };
-    let storage = StorageOptions { snapshots: policy, ..StorageOptions::default() };
+    let log = LogOptions { metrics: metrics.log.clone(), ..LogOptions::default() };
+    let machine = MachineOptions { metrics: metrics.machine.clone(), ..MachineOptions::default() };
+    let storage = StorageOptions { log, machine, snapshots: policy };
     let storage = open_storage(config.node_id, &directory, storage, &tls).await?;
     let node = Node::start(options, directory, storage, tls.clone(), key).await?;
     Ok(Assembly { node, tls })
@@ -246,14 +254,29 @@ impl Server {
         let Self { context, api, peer, admin, connections, in_flight, drain } = self;
         let (api_router, health) = api::api(&context, in_flight).await;
         let tls = context.tls.clone();
+        let connection_counts = context.node.options().metrics.connections.clone();
+        let counts = |name| PortCounts { name, all: connection_counts.clone() };
         let served = Served {
-            api: Port::serve(api, Entry::Clients(tls.clone()), Bounds::api(connections), api_router),
-            peer: Port::serve(peer, Entry::Nodes(tls.clone()), Bounds::peer(), api::peer(&context)),
+            api: Port::serve(
+                api,
+                Entry::Clients(tls.clone()),
+                Bounds::api(connections),
+                counts(PortName::Api),
+                api_router,
+            ),
+            peer: Port::serve(
+                peer,
+                Entry::Nodes(tls.clone()),
+                Bounds::peer(),
+                counts(PortName::Peer),
+                api::peer(&context),
+            ),
             admin: Port::serve(
                 admin,
                 Entry::Anyone,
                 Bounds::admin(),
-                http::admin(AdminView(context.clone())),
+                counts(PortName::Admin),
+                http::admin(AdminView::new(context.clone())),
             ),
             health,
         };

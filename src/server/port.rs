@@ -21,6 +21,7 @@ use tower::ServiceExt as _;
 
 use super::shares::{Share, Shares};
 use crate::escrow::ids::{Identity, Role};
+use crate::metrics::{ConnectionMetrics, OpenConnection, PortName};
 use crate::rpc::guard::Connection;
 use crate::tls::{PeerCertificate, Tls};
 
@@ -108,6 +109,7 @@ pub(super) struct Port {
 struct Shared {
     entry: Entry,
     bounds: Bounds,
+    counts: PortCounts,
     places: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     shares: Shares,
@@ -122,11 +124,27 @@ struct Shared {
 struct Place {
     _of_port: OwnedSemaphorePermit,
     _of_identity: Option<Share>,
+    _counted: OpenConnection,
+}
+
+/// Where a port counts.
+#[derive(Clone)]
+pub(super) struct PortCounts {
+    /// Which port it is.
+    pub name: PortName,
+    /// The counts of all ports.
+    pub all: ConnectionMetrics,
 }
 
 impl Port {
     /// Serves `router` to whoever connects to `listener` and is let in.
-    pub(super) fn serve(listener: TcpListener, entry: Entry, bounds: Bounds, router: Router) -> Self {
+    pub(super) fn serve(
+        listener: TcpListener,
+        entry: Entry,
+        bounds: Bounds,
+        counts: PortCounts,
+        router: Router,
+    ) -> Self {
         let tasks = Tasks::default();
         let shared = Arc::new(Shared {
             places: Arc::new(Semaphore::new(bounds.connections)),
@@ -135,6 +153,7 @@ impl Port {
             http: http(&entry, tasks.clone()),
             entry,
             bounds,
+            counts,
             router,
             closing: CancellationToken::new(),
             tasks,
@@ -215,6 +234,7 @@ impl Shared {
                     // A client that measures how near it is, or a port check.
                     tracing::debug!(%address, error, "a connection was not used");
                 } else {
+                    self.counts.all.handshake_failures.count(self.counts.name);
                     tracing::warn!(%address, error, "a connection was refused");
                 }
                 return;
@@ -230,6 +250,7 @@ impl Shared {
     fn place(&self, certificate: Option<&PeerCertificate>, address: SocketAddr) -> Option<Place> {
         let by = certificate.map(|certificate| &certificate.identity);
         let refused = |why: &str| {
+            self.counts.all.refused.count(self.counts.name);
             let by = by.map(ToString::to_string).unwrap_or_default();
             tracing::warn!(%address, by, "a connection was closed: {why}");
             None
@@ -246,7 +267,10 @@ impl Shared {
             },
         };
         match self.places.clone().try_acquire_owned() {
-            Ok(place) => Some(Place { _of_port: place, _of_identity: share }),
+            Ok(place) => {
+                let _counted = self.counts.all.open(self.counts.name);
+                Some(Place { _of_port: place, _of_identity: share, _counted })
+            }
             Err(_) => refused("all places are taken"),
         }
     }

@@ -306,11 +306,31 @@ pub(super) fn create_dir(path: &Path) -> io::Result<()> {
     sync_dir(Path::new("."))
 }
 
+/// A file system, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// What this process could still write.
+    pub free: u64,
+    /// What it holds in all, used or not.
+    pub size: u64,
+}
+
+impl Space {
+    /// Of the file system of `path`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if it does not say.
+    pub fn of(path: &Path) -> Result<Self, StoreError> {
+        let stat = rustix::fs::statvfs(path)
+            .map_err(|error| StoreError::io("asking for free space of", path, error.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Self { free: bytes(stat.f_bavail), size: bytes(stat.f_blocks) })
+    }
+}
+
 /// Bytes this process could still write to the file system of `path`.
 pub(super) fn free_bytes(path: &Path) -> Result<u64, StoreError> {
-    let stat = rustix::fs::statvfs(path)
-        .map_err(|error| StoreError::io("asking for free space of", path, error.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Space::of(path).map(|space| space.free)
 }
 
 /// Makes creations, renames and removals in a directory durable.

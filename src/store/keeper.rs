@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -18,6 +18,7 @@ use super::scrub::{self, Scrub, Step};
 use super::shared::{Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
 use crate::escrow::records::LogPosition;
+use crate::metrics::{MachineMetrics, SnapshotAction};
 
 /// Rows written to a fresh base at once.
 const LOAD_BATCH_ROWS: usize = 256;
@@ -50,6 +51,7 @@ pub(super) struct Keeper {
     pub dir: BaseDir,
     pub scrub: Scrub,
     pub drain_every: Duration,
+    pub metrics: MachineMetrics,
     pub shared: Arc<Shared>,
     pub snapshots: Snapshots,
     pub view_patience: Duration,
@@ -165,7 +167,9 @@ impl Keeper {
                     self.answer(done, drained);
                 }
                 Ok(Task::Install(file, done)) => {
+                    let began = Instant::now();
                     let installed = self.install(file);
+                    self.count(SnapshotAction::Install, began, &installed);
                     self.answer(done, installed);
                 }
                 Ok(Task::Replace(file, done)) => {
@@ -201,6 +205,18 @@ impl Keeper {
             }
             flushed = false;
         }
+    }
+
+    fn count(&self, action: SnapshotAction, began: Instant, done: &Result<SnapshotFile, StoreError>) {
+        let Ok(file) = done else { return self.metrics.snapshot_failures.count(action) };
+        let (took, bytes) = match action {
+            SnapshotAction::Build => (&self.metrics.snapshot_build, &self.metrics.snapshot_built_bytes),
+            SnapshotAction::Install => {
+                (&self.metrics.snapshot_install, &self.metrics.snapshot_installed_bytes)
+            }
+        };
+        took.observe(began.elapsed());
+        bytes.inc_by(file.bytes());
     }
 
     fn answer<T>(&self, done: oneshot::Sender<Result<T, StoreError>>, result: Result<T, StoreError>) {
@@ -245,10 +261,13 @@ impl Keeper {
     /// Writes a snapshot of the state as it is when this begins. Nothing else writes the base meanwhile.
     fn snapshot(&mut self) -> Result<SnapshotFile, StoreError> {
         let upto = self.drain()?;
-        match self.snapshots.newest() {
-            Some(newest) if newest.position() == upto.position => Ok(newest),
-            _ => self.snapshots.write(&upto, self.base.rows()),
+        if let Some(newest) = self.snapshots.newest().filter(|newest| newest.position() == upto.position) {
+            return Ok(newest);
         }
+        let began = Instant::now();
+        let written = self.snapshots.write(&upto, self.base.rows());
+        self.count(SnapshotAction::Build, began, &written);
+        written
     }
 
     fn scrub(&mut self) -> Result<Applied, StoreError> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -27,6 +27,7 @@ use super::view::{Transaction, View};
 use crate::escrow::apply;
 use crate::escrow::command::{Command, Reply};
 use crate::escrow::records::LogPosition;
+use crate::metrics::MachineMetrics;
 
 /// Memory the overlay may take, in bytes; past it applying waits for the base. Room for what is written while a
 /// snapshot of a million machines is read.
@@ -55,6 +56,8 @@ pub struct MachineOptions {
     pub every_entry: bool,
     /// See [`GENERATION_MAX_BYTES`].
     pub generation_max_bytes: usize,
+    /// Where it counts.
+    pub metrics: MachineMetrics,
     /// See [`OVERLAY_MAX_BYTES`].
     pub overlay_max_bytes: usize,
     /// See [`VIEW_PATIENCE`].
@@ -68,6 +71,7 @@ impl Default for MachineOptions {
             drain_every: DRAIN_EVERY,
             every_entry: true,
             generation_max_bytes: GENERATION_MAX_BYTES,
+            metrics: MachineMetrics::default(),
             overlay_max_bytes: OVERLAY_MAX_BYTES,
             view_patience: VIEW_PATIENCE,
         }
@@ -79,6 +83,8 @@ impl Default for MachineOptions {
 pub struct MachineStats {
     /// Memory of the overlay, in bytes, about.
     pub overlay_bytes: usize,
+    /// How much that may be: past it applying waits.
+    pub overlay_max_bytes: usize,
     /// Rows in the overlay.
     pub overlay_rows: usize,
     /// Parts of the overlay that wait for the base.
@@ -100,6 +106,7 @@ struct Handle {
     applying: Mutex<()>,
     every_entry: bool,
     keeper: Option<JoinHandle<()>>,
+    metrics: MachineMetrics,
     shared: Arc<Shared>,
     snapshots: Snapshots,
     /// Taken when dropped, which ends the keeper.
@@ -135,6 +142,7 @@ impl Machine {
             dir: base_dir,
             scrub: Scrub::new(),
             drain_every: options.drain_every,
+            metrics: options.metrics.clone(),
             shared: shared.clone(),
             snapshots: snapshots.clone(),
             view_patience: options.view_patience,
@@ -142,8 +150,8 @@ impl Machine {
         let keeper =
             keeper.start(received).map_err(|error| StoreError::io("starting a thread for", dir, error))?;
         let (keeper, tasks) = (Some(keeper), Some(tasks));
-        let (applying, every_entry) = (Mutex::new(()), options.every_entry);
-        Ok(Self(Arc::new(Handle { applying, every_entry, keeper, shared, snapshots, tasks })))
+        let (applying, every_entry, metrics) = (Mutex::new(()), options.every_entry, options.metrics.clone());
+        Ok(Self(Arc::new(Handle { applying, every_entry, keeper, metrics, shared, snapshots, tasks })))
     }
 
     /// Where the state stands.
@@ -208,7 +216,11 @@ impl Machine {
     pub fn apply(&self, position: LogPosition, payload: Payload<'_>) -> Result<Option<Reply>, StoreError> {
         let _one_at_a_time = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let _last_word = LastWord(self);
+        let began = Instant::now();
         let applied = self.apply_next(position, payload);
+        if applied.is_ok() {
+            self.0.metrics.apply.observe(began.elapsed());
+        }
         if let Err(error @ (StoreError::State(_) | StoreError::Base(_) | StoreError::Damaged(_))) = &applied {
             self.distrust(error.to_string());
         }
@@ -372,6 +384,7 @@ impl Machine {
         let base_bytes = self.view()?.base.bytes_on_disk()?;
         Ok(MachineStats {
             overlay_bytes,
+            overlay_max_bytes: self.0.shared.overlay_max_bytes(),
             overlay_rows,
             overlay_generations,
             base_bytes,

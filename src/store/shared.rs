@@ -182,6 +182,10 @@ impl Shared {
         self.lock().overlay.len()
     }
 
+    pub fn overlay_max_bytes(&self) -> usize {
+        self.overlay_max_bytes
+    }
+
     /// Bytes, rows and sealed generations in the overlay.
     pub fn overlay_stats(&self) -> (usize, usize, usize) {
         let state = self.lock();

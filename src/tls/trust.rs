@@ -81,6 +81,11 @@ impl TrustAnchors {
         Self::from_pem(path, &files::read(path)?)
     }
 
+    /// What the CAs' certificates say, in the order of the bundle.
+    pub fn authorities(&self) -> impl Iterator<Item = &CertificateFacts> {
+        self.authorities.iter().map(|authority| &authority.facts)
+    }
+
     /// As [`TrustAnchors::from_pem_file`], from the content; `path` is for the errors.
     pub(super) fn from_pem(path: &Path, pem: &[u8]) -> Result<Self, TlsError> {
         let unusable = |what: String| TlsError::Unusable { path: path.to_owned(), what };
@@ -303,11 +308,6 @@ impl TrustAnchors {
     /// The anchors' names, for the hint a server gives about the client certificates it takes.
     pub(super) fn subjects(&self) -> Vec<rustls::DistinguishedName> {
         self.anchors.iter().map(|anchor| rustls::DistinguishedName::in_sequence(&anchor.subject)).collect()
-    }
-
-    /// What the CAs' certificates say, in the order of the bundle.
-    pub(super) fn authorities(&self) -> impl Iterator<Item = &CertificateFacts> {
-        self.authorities.iter().map(|authority| &authority.facts)
     }
 
     /// Whether `certificate` is one of the CAs.

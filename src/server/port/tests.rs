@@ -27,7 +27,11 @@ struct Served {
 async fn serve(entry: Entry, bounds: Bounds, router: Router) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    Served { port: Port::serve(listener, entry, bounds, router), address }
+    Served { port: Port::serve(listener, entry, bounds, counts(), router), address }
+}
+
+fn counts() -> PortCounts {
+    PortCounts { name: PortName::Api, all: ConnectionMetrics::default() }
 }
 
 fn hello() -> Router {

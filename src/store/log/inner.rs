@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use bytes::Bytes;
 use raft_log::RaftLog;
@@ -11,6 +12,7 @@ use tokio::task::spawn_blocking;
 use super::wal::{OnFlush, Record, Wal};
 use super::{LogState, QUEUE_MAX_BYTES, QUEUE_MAX_FLUSHES};
 use crate::escrow::records::LogPosition;
+use crate::metrics::LogMetrics;
 
 /// What clones of a log share.
 pub(super) struct Inner {
@@ -23,6 +25,7 @@ pub(super) struct Inner {
     pub flushing: Arc<AtomicU64>,
     /// A write failed. Set and read under the lock of `wal`.
     failed: AtomicBool,
+    pub metrics: Arc<LogMetrics>,
 }
 
 pub(super) fn next_index(position: Option<LogPosition>) -> u64 {
@@ -49,10 +52,17 @@ pub(super) fn holds(wal: &RaftLog<Wal>, position: LogPosition) -> io::Result<boo
 }
 
 impl Inner {
-    pub fn new(wal: RaftLog<Wal>, chunk_max_bytes: u64) -> Self {
+    pub fn new(wal: RaftLog<Wal>, chunk_max_bytes: u64, metrics: LogMetrics) -> Self {
         let chunk_room = AtomicU64::new(chunk_room(&wal, chunk_max_bytes));
         let failed = AtomicBool::new(false);
-        Self { wal: RwLock::new(wal), chunk_max_bytes, chunk_room, flushing: Arc::default(), failed }
+        Self {
+            wal: RwLock::new(wal),
+            chunk_max_bytes,
+            chunk_room,
+            flushing: Arc::default(),
+            failed,
+            metrics: Arc::new(metrics),
+        }
     }
 
     pub fn read(&self) -> io::Result<RwLockReadGuard<'_, RaftLog<Wal>>> {
@@ -112,12 +122,16 @@ impl Inner {
         Ok(entries)
     }
 
-    /// A flush callback that is counted while it waits.
+    /// A flush callback that is counted while it waits, and timed.
     pub fn counted(&self, tell: impl FnOnce(io::Result<()>) + Send + 'static) -> OnFlush {
         self.flushing.fetch_add(1, Ordering::Relaxed);
-        let flushing = self.flushing.clone();
+        let (flushing, metrics, began) = (self.flushing.clone(), self.metrics.clone(), Instant::now());
         OnFlush::new(move |result| {
             flushing.fetch_sub(1, Ordering::Relaxed);
+            match &result {
+                Ok(()) => metrics.flush.observe(began.elapsed()),
+                Err(_) => drop(metrics.flush_failures.inc()),
+            }
             tell(result);
         })
     }

@@ -37,6 +37,7 @@ use super::StoreError;
 use super::directory::create_dir;
 use crate::escrow::ids::NodeId;
 use crate::escrow::records::LogPosition;
+use crate::metrics::LogMetrics;
 
 /// Size at which a chunk file is closed, in bytes. A purge frees whole chunks only.
 pub const CHUNK_MAX_BYTES: usize = 16 * 1024 * 1024;
@@ -70,6 +71,8 @@ pub struct LogOptions {
     pub chunk_max_bytes: usize,
     /// See [`FLUSH_BATCH_WAIT`].
     pub flush_batch_wait: Duration,
+    /// Where it counts.
+    pub metrics: LogMetrics,
 }
 
 impl Default for LogOptions {
@@ -78,6 +81,7 @@ impl Default for LogOptions {
             cache_max_bytes: CACHE_MAX_BYTES,
             chunk_max_bytes: CHUNK_MAX_BYTES,
             flush_batch_wait: FLUSH_BATCH_WAIT,
+            metrics: LogMetrics::default(),
         }
     }
 }
@@ -137,7 +141,7 @@ impl Log {
         config.wal.flush_queue_max_bytes = Some(QUEUE_MAX_BYTES);
         config.wal.read_buffer_size = Some(READ_BUFFER_BYTES);
         let wal = RaftLog::open(Arc::new(config)).map_err(StoreError::Log)?;
-        Ok(Self(Arc::new(Inner::new(wal, options.chunk_max_bytes as u64))))
+        Ok(Self(Arc::new(Inner::new(wal, options.chunk_max_bytes as u64, options.metrics.clone()))))
     }
 
     /// Appends entries, in order and behind the last one. They can be read at once; `on_flush` is told, on another
@@ -151,7 +155,10 @@ impl Log {
         on_flush: impl FnOnce(io::Result<()>) + Send + 'static,
     ) -> io::Result<()> {
         let on_flush = self.0.counted(on_flush);
-        let bytes = entries.iter().map(|(_, record)| record.len() + RECORD_OVERHEAD_BYTES).sum::<usize>();
+        let payload = entries.iter().map(|(_, record)| record.len()).sum::<usize>();
+        let bytes = payload + entries.len() * RECORD_OVERHEAD_BYTES;
+        self.0.metrics.appended_entries.inc_by(entries.len() as u64);
+        self.0.metrics.appended_bytes.inc_by(payload as u64);
         self.0
             .write(bytes, move |wal| {
                 wal.append(entries.into_iter().map(|(id, record)| (id, Record(record.into()))))?;

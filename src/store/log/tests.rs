@@ -7,7 +7,7 @@ fn entry(term: u64, index: u64) -> (LogPosition, Vec<u8>) {
 }
 
 fn small() -> LogOptions {
-    LogOptions { cache_max_bytes: 1_024, chunk_max_bytes: 1_024, flush_batch_wait: FLUSH_BATCH_WAIT }
+    LogOptions { cache_max_bytes: 1_024, chunk_max_bytes: 1_024, ..LogOptions::default() }
 }
 
 async fn append(log: &Log, entries: Vec<(LogPosition, Vec<u8>)>) -> io::Result<()> {
