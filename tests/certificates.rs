@@ -30,8 +30,13 @@ fn now() -> u64 {
 
 /// A layout in which every node has a revocation list of its own, as on hosts of its own. Nothing runs yet.
 fn layout() -> TestCluster {
+    layout_with("")
+}
+
+/// As [`layout`], with more lines in each configuration.
+fn layout_with(extra: &str) -> TestCluster {
     let dir = tempfile::tempdir().expect("a directory for the test");
-    let cluster = LocalCluster::open_or_create(dir.path(), &plan(""), program()).expect("a layout");
+    let cluster = LocalCluster::open_or_create(dir.path(), &plan(extra), program()).expect("a layout");
     let shared = cluster.layout().authority().join("crl.pem");
     for node in &cluster.layout().nodes {
         let own = node.dir.join("crl.pem");
@@ -352,10 +357,9 @@ fn permit(path: &Path, mode: u32) {
 
 #[test]
 fn a_node_does_not_start_with_a_private_key_that_others_may_read_or_write() {
-    let test = layout();
+    let test = layout_with("[identity]\nnode_key = \"identity.key\"\n");
     let node = test.cluster.layout().node(1).expect("a node").clone();
-    std::fs::create_dir_all(node.data_path()).expect("made");
-    let identity = node.data_path().join("node.key");
+    let identity = node.dir.join("identity.key");
     std::fs::write(&identity, "").expect("written");
     permit(&identity, 0o600);
     for key in [node.dir.join("node.key"), identity] {

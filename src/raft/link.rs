@@ -177,3 +177,87 @@ impl Refusals {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper_util::rt::TokioExecutor;
+    use hyper_util::server::conn::auto;
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::escrow::ids::Role;
+    use crate::tls::ca::{FileNames, IssueRequest, Selector, Validity};
+    use crate::tls::tests::TestCa;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Serves `node` and tells the serial number that each connection shows. No connection is ever ended from here.
+    async fn serve(node: Tls) -> (String, mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (sender, shown) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let (stream, peer) = node.accept_node(tcp).await.unwrap();
+                sender.send(peer.serial).unwrap();
+                let empty = tower::service_fn(|_: http::Request<_>| async {
+                    Ok::<_, std::convert::Infallible>(http::Response::new(Body::empty()))
+                });
+                let service = hyper_util::service::TowerToHyperService::new(empty);
+                tokio::spawn(async move {
+                    // The caller's leaving it is the end the test is about.
+                    let http = auto::Builder::new(TokioExecutor::new()).http2_only();
+                    drop(http.serve_connection(TokioIo::new(stream), service).await);
+                });
+            }
+        });
+        (address, shown)
+    }
+
+    async fn call(link: &Link) {
+        let request = http::Request::new(Body::empty());
+        let answer = tokio::time::timeout(PATIENCE, link.clone().oneshot(request)).await.expect("in time");
+        answer.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_renewed_node_leaves_the_connection_it_made_with_its_old_certificate() {
+        let ca = TestCa::new("acme");
+        let (paths, issued) = ca.profile(IssueRequest::new(Role::Node, "2"));
+        let caller = Tls::load(paths.clone()).unwrap();
+        let (address, mut shown) = serve(ca.tls(Role::Node, "1")).await;
+        let link = Link::new(caller.clone(), &address, ExpectedPeer::Node(1), Refusals::default());
+        call(&link).await;
+        call(&link).await;
+        assert_eq!(shown.recv().await.unwrap(), issued.record.serial);
+        assert!(shown.try_recv().is_err(), "one connection is kept");
+
+        let outdated = link.outdated();
+        let renewed = ca.authority.renew(&Selector::Identity(caller.identity()), None).unwrap();
+        ca.authority.replace(paths.cert.parent().unwrap(), &renewed, FileNames::CLIENT).unwrap();
+        assert!(caller.reload().unwrap());
+        tokio::time::timeout(PATIENCE, outdated).await.expect("a stream that stays moves on");
+        call(&link).await;
+        call(&link).await;
+        assert_eq!(shown.recv().await.unwrap(), renewed.record.serial);
+        assert!(shown.try_recv().is_err(), "one new connection is enough");
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_left_when_the_certificate_of_whoever_answers_ends() {
+        let ca = TestCa::new("acme");
+        let now = crate::tls::unix_now();
+        let validity = Some(Validity::Between { not_before: now - 60, not_after: now + 3 });
+        let (paths, _) = ca.profile(IssueRequest { validity, ..IssueRequest::new(Role::Node, "1") });
+        let (address, mut shown) = serve(Tls::load(paths).unwrap()).await;
+        let caller = ca.tls(Role::Node, "2");
+        let link = Link::new(caller.clone(), &address, ExpectedPeer::Node(1), Refusals::default());
+        call(&link).await;
+        shown.recv().await.unwrap();
+        tokio::time::timeout(PATIENCE, link.outdated()).await.expect("it is noticed");
+        assert!(crate::tls::unix_now() > now + 3, "not before its end");
+        assert_eq!(caller.generation(), 0, "nothing was reloaded");
+    }
+}

@@ -128,8 +128,8 @@ impl CertificateLine {
         match self.days_left {
             None => self.state.to_owned(),
             Some(0) => format!("{}\nends today", self.state),
-            Some(1) => format!("{}\n1 day left", self.state),
-            Some(days) => format!("{}\n{days} days left", self.state),
+            Some(1) => format!("{}\nfor 1 day", self.state),
+            Some(days) => format!("{}\nfor {days} days", self.state),
         }
     }
 }
