@@ -77,6 +77,10 @@ impl ClusterService for Context {
         let caller = self.admit(&request, Operation::ChangeMembership)?;
         let change = request.into_inner();
         let parsed = wire::membership_change(&change)?;
+        // Said at once, while the caller still looks for a node that takes it: one that waits to be added knows nobody.
+        if self.node.leader().is_none() {
+            return Err(NodeError::NotLeader(None).into());
+        }
         let (steps, progress) = mpsc::channel(PROGRESS_MAX);
         let (failed, failure) = mpsc::channel(1);
         let context = self.clone();
@@ -128,7 +132,10 @@ impl Context {
         let Caller { identity: by, source } = caller;
         let order = Order { by, source, at: now(), progress };
         self.node.change_membership(change, &order).await.map_err(|error| {
-            tracing::warn!(%error, by = %order.by, ?change, "the membership is not changed");
+            // Handed over, or asked of the wrong node: another one makes the change.
+            if !matches!(error, NodeError::NotLeader(_)) {
+                tracing::warn!(%error, by = %order.by, ?change, "the membership is not changed");
+            }
             error.into()
         })
     }
@@ -150,7 +157,13 @@ impl Context {
             source_node: caller.source.node,
             source_address: caller.source.address.clone(),
         };
-        let mut steps = client.change_membership(request).await.map_err(lost)?.into_inner();
+        let asked = client.change_membership(request).await;
+        let mut steps = match asked {
+            Ok(steps) => steps.into_inner(),
+            // The leader is gone, or was stopped: whoever leads next is asked, and goes on with what was begun if any.
+            Err(status) if is_broken(&status) => return Err(NodeError::NotLeader(Some(leader)).into()),
+            Err(status) => return Err(status),
+        };
         while let Some(step) = steps.message().await.map_err(lost)? {
             // A caller that has gone does not end the change, so what comes is read to its end.
             let _ = progress.send(step).await;
@@ -260,13 +273,17 @@ impl Context {
 
 /// A connection to the leader that breaks says nothing of what became of the change there.
 fn lost(status: Status) -> Status {
-    match status.code() {
-        Code::Unavailable | Code::Unknown | Code::Cancelled if status.metadata().is_empty() => {
-            let why = crate::error::status(&status);
-            NodeError::from(Refused::interrupted(format!("the leader went away: {why}"))).into()
-        }
-        _ => status,
+    if is_broken(&status) {
+        let why = crate::error::status(&status);
+        return NodeError::from(Refused::interrupted(format!("the leader went away: {why}"))).into();
     }
+    status
+}
+
+/// Whether it is the connection that failed: what a node answers for good says what to do.
+fn is_broken(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
+        && status.metadata().is_empty()
 }
 
 /// Why the feature level stays where it is although a newer release runs on some of the members.

@@ -208,7 +208,7 @@ fn finish(
             check_count(before.voters.len(), after.voters.len(), any_voter_count)?;
             check_quorum(situation, &before.voters, "now", gone)?;
             check_quorum(situation, &after.voters, "then", gone)?;
-            if after.voters.len() % 2 == 0 {
+            if after.voters.len().is_multiple_of(2) {
                 warnings.push(format!(
                     "{} voters tolerate no more failures than {}: an odd number is better",
                     after.voters.len(),
