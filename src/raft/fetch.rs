@@ -31,7 +31,7 @@ impl Node {
     ///
     /// # Errors
     /// [`NodeError::Quarantined`] if its state is known to be wrong, [`NodeError::Transfer`] if it may be;
-    /// [`NodeError::Behind`] if it is not there yet; [`NodeError::Overloaded`] past [`OFFERS_MAX`];
+    /// [`NodeError::Behind`] if it is not there yet; [`NodeError::Overloaded`] if two are under way;
     /// [`NodeError::Store`] if none can be written.
     pub async fn offer_snapshot(
         &self,

@@ -4,6 +4,9 @@
 //! read the local replica and say how fresh it is ([`node`]), answer peers (`peer_side`), change the membership
 //! ([`membership`]). Below it are openraft with its storage over the `store` room ([`log_store`], [`state_machine`]) and
 //! its network over the peer service (`network`, [`peers`]).
+//!
+//! A replica is compared with the others and repaired in `healing`, by the verdict in [`agreement`]; `fetch` brings a
+//! snapshot from a peer, and `rescue` does that for a node that starts without a state.
 
 pub mod agreement;
 mod compaction;

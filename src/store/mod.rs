@@ -25,7 +25,9 @@
 //! | killed | the base stands at some earlier entry: the log is applied from there |
 //! | power lost | the base may be anything: it is read through; a wrong digest moves it aside, see below |
 //! | base damaged, or of an earlier snapshot, or ahead of the log | moved aside; rebuilt from the newest snapshot; the log from there |
-//! | no snapshot, log purged | [`StoreError::Unrecoverable`]: the state has to come from the peers |
+//! | no snapshot, log purged | [`StoreError::Unrecoverable`]: the raft room fetches a snapshot from the peers first |
+//! | rows changed on the disk while it is in use | a scrub finds it; the raft room replaces the state by a peer's |
+//! | killed while the state was replaced | the old base is in use, or the new one; [`quarantine`] says that it is not over |
 //! | while a snapshot was written or received | the temporary file is removed |
 //! | while one was installed | either the old state, or the new snapshot is there and the base is rebuilt from it |
 //! | the log's last record is torn | it was never acknowledged: cut off |

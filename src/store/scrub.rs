@@ -96,3 +96,94 @@ impl Scrub {
         Ok(if matches { Step::Matches } else { Step::Mismatch })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::store::base::BaseDir;
+
+    /// A base with more rows than one step reads, and what is known of it.
+    struct Filled {
+        base: Base,
+        applied: Applied,
+        _root: tempfile::TempDir,
+    }
+
+    fn key(number: usize) -> Bytes {
+        format!("\u{1}{number:06}").into()
+    }
+
+    impl Filled {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let (_, base) = BaseDir::open(root.path(), 8 * 1024 * 1024).unwrap().create().unwrap();
+            let mut filled = Self { base, applied: Applied::default(), _root: root };
+            let rows = (0..STEP_MAX_ROWS + 100).map(|number| (key(number), Some(Bytes::from("old"))));
+            filled.write(&mut Scrub::new(), rows.collect());
+            filled
+        }
+
+        /// Writes as the keeper does.
+        fn write(&mut self, scrub: &mut Scrub, changes: Changes) {
+            for (key, change) in &changes {
+                let before = self.base.get(key).unwrap();
+                self.applied.change(key, before.as_deref(), change.as_deref());
+            }
+            scrub.before_write(&self.base, &changes).unwrap();
+            self.base.write(&changes, &self.applied).unwrap();
+        }
+    }
+
+    /// A pass that has read its first step of `filled`.
+    fn half_way(filled: &Filled) -> Scrub {
+        let mut scrub = Scrub::new();
+        assert_eq!(scrub.step(&filled.base).unwrap(), Step::More);
+        assert_eq!(scrub.cursor.as_deref(), Some(&key(STEP_MAX_ROWS - 1)[..]));
+        scrub
+    }
+
+    fn finish(filled: &Filled, mut scrub: Scrub) -> Step {
+        scrub.due = Instant::now();
+        scrub.step(&filled.base).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_behind_and_before_a_pass_is_no_mismatch() {
+        let mut filled = Filled::new();
+        let mut scrub = half_way(&filled);
+        let new = || Some(Bytes::from("newer"));
+        let last = STEP_MAX_ROWS + 99;
+        let changes =
+            [(0, None), (7, new()), (STEP_MAX_ROWS - 1, new()), (STEP_MAX_ROWS, None), (last, new())];
+        let changes = changes.into_iter().map(|(number, change)| (key(number), change));
+        filled.write(&mut scrub, changes.collect());
+        filled.write(&mut scrub, Changes::from([(key(0), new()), (key(last + 1), new())]));
+        assert_eq!(finish(&filled, scrub), Step::Matches);
+    }
+
+    #[test]
+    fn a_row_that_changed_by_itself_is_found_wherever_the_pass_is() {
+        for number in [3, STEP_MAX_ROWS + 50] {
+            let filled = Filled::new();
+            let under_way = half_way(&filled);
+            let damage = Changes::from([(key(number), Some("damaged".into()))]);
+            filled.base.write(&damage, &filled.applied).unwrap();
+            let found = if number > STEP_MAX_ROWS { Step::Mismatch } else { Step::Matches };
+            assert_eq!(finish(&filled, under_way), found, "row {number} by the pass that is under way");
+            assert_eq!(finish(&filled, half_way(&filled)), Step::Mismatch, "row {number} by the next");
+        }
+    }
+
+    #[test]
+    fn a_pass_rests_between_its_steps_and_after_its_end() {
+        let filled = Filled::new();
+        let mut scrub = half_way(&filled);
+        assert_eq!(scrub.step(&filled.base).unwrap(), Step::More);
+        assert_eq!(scrub.counted.rows, STEP_MAX_ROWS as u64, "nothing was read before it was time");
+        scrub.due = Instant::now();
+        assert_eq!(scrub.step(&filled.base).unwrap(), Step::Matches);
+        assert!(scrub.due > Instant::now() + PASS_EVERY / 2);
+    }
+}

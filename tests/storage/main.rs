@@ -4,6 +4,7 @@
 
 mod crash;
 mod properties;
+mod replace;
 mod sample;
 mod snapshots;
 mod support;

@@ -1,0 +1,280 @@
+//! P7 on real processes: a node whose state differs, is damaged or lost, heals itself from the others.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use common::*;
+use strongroom::escrow::ids::{KeyId, NodeId};
+use strongroom::escrow::records::KeyRecord;
+use strongroom::escrow::state::Row;
+use strongroom::proto::{Consistency, FindRequest, NodeStatus, StatusResponse};
+use strongroom::store::applied::Applied;
+use strongroom::store::format;
+
+/// Detection, fetching and comparing, on a busy machine.
+const HEALS: Duration = Duration::from_secs(90);
+
+fn of(status: &StatusResponse, node: NodeId) -> &NodeStatus {
+    status.nodes.iter().find(|status| status.id == node).expect("a member")
+}
+
+fn is_quarantined(status: &StatusResponse, node: NodeId) -> bool {
+    !of(status, node).quarantine.is_empty()
+}
+
+fn is_well(status: &StatusResponse, node: NodeId) -> bool {
+    let status = of(status, node);
+    status.reachable && status.quarantine.is_empty() && status.agreement == "agrees"
+}
+
+fn find_machine(machine: &str) -> FindRequest {
+    let consistency = Consistency::Local.into();
+    FindRequest { machine: machine.to_owned(), consistency, ..FindRequest::default() }
+}
+
+fn data(test: &TestCluster, node: NodeId) -> PathBuf {
+    test.cluster.layout().node(node).expect("a node").data_path()
+}
+
+fn log(test: &TestCluster, node: NodeId) -> String {
+    fs::read_to_string(test.cluster.layout().node(node).expect("a node").log_path()).expect("its log")
+}
+
+async fn a_follower(test: &TestCluster) -> NodeId {
+    let leader = test.leader().await;
+    ALL.into_iter().find(|id| *id != leader).expect("three nodes")
+}
+
+/// The database in use.
+fn database(data: &Path) -> PathBuf {
+    let current = fs::read_to_string(data.join("base/current")).expect("a base is in use");
+    data.join("base").join(current.trim())
+}
+
+fn row_hash(key: &[u8], value: &[u8]) -> [u64; 4] {
+    let mut bytes = (key.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(key);
+    bytes.extend_from_slice(value);
+    let hash = digest(&SHA256, &bytes);
+    std::array::from_fn(|lane| {
+        u64::from_le_bytes(hash.as_ref()[lane * 8..][..8].try_into().expect("8 bytes"))
+    })
+}
+
+/// Takes the record of a key out of a stopped node's base. With `unnoticed`, what the base says of itself fits again, as
+/// if applying had gone wrong: nothing on this node alone can tell.
+fn lose_key(data: &Path, key: KeyId, unnoticed: bool) {
+    let db = sled::open(database(data)).expect("the base of a stopped node");
+    let is_record = |row: &sled::IVec| {
+        row[0] == KeyRecord::TABLE as u8 && row.windows(16).any(|part| part == key.0.as_bytes())
+    };
+    let rows = db.iter().map(|row| row.expect("it is whole"));
+    let (row, value) = rows.into_iter().find(|(row, _)| is_record(row)).expect("the record of the key");
+    let mut applied: Applied = format::decode(&db.get([0]).expect("read").expect("there")).expect("decodes");
+    for (lane, hash) in applied.digest.0.iter_mut().zip(row_hash(&row, &value)) {
+        *lane = lane.wrapping_sub(hash);
+    }
+    applied.rows -= 1;
+    applied.bytes -= (row.len() + value.len()) as u64;
+    db.remove(&row).expect("removed");
+    if unnoticed {
+        db.insert([0], format::encode(&applied)).expect("written");
+    }
+    db.flush().expect("flushed");
+}
+
+/// What `/readyz` says.
+fn readiness(test: &TestCluster, node: NodeId) -> String {
+    let address = test.cluster.layout().node(node).expect("a node").admin_address();
+    let mut stream = std::net::TcpStream::connect(address).expect("the admin port");
+    write!(stream, "GET /readyz HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n").expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    answer
+}
+
+/// A cluster that has settled with some keys in it, of which one is lost in the base of a stopped follower.
+async fn cluster_with_a_damaged_follower(unnoticed: bool) -> (TestCluster, NodeId) {
+    let mut test = three_nodes().await;
+    for n in 900_000..900_010 {
+        test.client("importer", &ALL).escrow(&deposit(n)).await.expect("kept");
+    }
+    test.cluster.wait_settled(&ALL).await.expect("settled");
+    let damaged = a_follower(&test).await;
+    assert!(test.cluster.stop(damaged).await.expect("stopped"), "it ends by itself");
+    lose_key(&data(&test, damaged), deposit(900_003).key_id.expect("given"), unnoticed);
+    (test, damaged)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_differs_is_quarantined_repairs_itself_and_serves_again_under_load() {
+    let (mut test, damaged) = cluster_with_a_damaged_follower(true).await;
+    let load = Load::start(&test, 4);
+    load.progress(20).await;
+    test.cluster.start(damaged).await.expect("it opens: nothing is wrong as far as it can see");
+    let quarantined =
+        test.cluster.wait_for("the quarantine", HEALS, &ALL, |status| is_quarantined(status, damaged)).await;
+    let why = of(&quarantined.expect("found out"), damaged).quarantine.clone();
+    assert!(why.contains("differs"), "{why}");
+
+    // The repair takes two more comparisons, four seconds: these two ask within that time.
+    let ready = readiness(&test, damaged);
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("quarantined: its state differs"), "{ready}");
+    let request = find_machine("PC-900003");
+    let alone = test.cluster.client_within("helpdesk", &[damaged], Duration::from_secs(1)).expect("a client");
+    let refused = alone.find(&request).await.expect_err("a quarantined node shows nothing");
+    assert!(format!("{refused:?}").contains("quarantined"), "{refused:?}");
+    let order = [damaged, ALL.into_iter().find(|id| *id != damaged).expect("another")];
+    let found = test.client("helpdesk", &order).find(&request).await.expect("the client asks another node");
+    assert_eq!(found.keys.len(), 1, "what was lost on one node is found all the same");
+
+    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| is_well(status, damaged)).await;
+    well.expect("repaired, and status says so");
+    load.progress(20).await;
+    let (acknowledged, _) = load.finish().await;
+    test.cluster.wait_settled(&ALL).await.expect("equal digests");
+    assert_all_readable(&test, damaged, &acknowledged).await;
+    let found = test.client("helpdesk", &[damaged]).find(&request).await.expect("it serves again");
+    assert_eq!(found.keys.len(), 1, "and has what it had lost");
+    assert!(!data(&test, damaged).join("quarantine.json").exists());
+    let log = log(&test, damaged);
+    assert!(
+        log.contains("this node is quarantined") && log.contains("is repaired, agrees"),
+        "its log says so"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_changed_on_the_disk_are_found_by_the_scrub_and_repaired() {
+    let (mut test, damaged) = cluster_with_a_damaged_follower(false).await;
+    test.cluster.start(damaged).await.expect("it opens: it was closed cleanly");
+    let found = test.cluster.wait_for("the scrub's finding", HEALS, &ALL, |status| {
+        of(status, damaged).quarantine.contains("scrub")
+    });
+    found.await.expect("found out");
+    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| is_well(status, damaged)).await;
+    well.expect("repaired");
+    let found = test.client("helpdesk", &[damaged]).find(&find_machine("PC-900003")).await.expect("serves");
+    assert_eq!(found.keys.len(), 1, "the row is there again");
+}
+
+/// Kill -9 when the quarantine is noted, when the snapshot is there, and when the state was replaced.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_that_is_killed_is_finished_after_the_restart() {
+    let (mut test, damaged) = cluster_with_a_damaged_follower(true).await;
+    let data = data(&test, damaged);
+    let note = || fs::read_to_string(data.join("quarantine.json")).unwrap_or_default();
+    let has_snapshot = || {
+        let names = fs::read_dir(data.join("snapshots")).expect("listed").flatten();
+        names.into_iter().any(|entry| entry.path().extension().is_some_and(|name| name == "snapshot"))
+    };
+    let moments: [(&str, &dyn Fn() -> bool); 3] = [
+        ("noted", &|| note().contains("waiting")),
+        ("fetched", &has_snapshot),
+        ("replaced", &|| note().contains("replaced")),
+    ];
+    for (moment, has_come) in moments {
+        test.cluster.start(damaged).await.expect("comes back");
+        let deadline = Instant::now() + HEALS;
+        while !has_come() {
+            assert!(Instant::now() < deadline, "{moment}: {}", log(&test, damaged));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        test.cluster.kill(damaged).await.expect("killed");
+        assert!(!note().is_empty(), "{moment}: the quarantine outlives the process");
+    }
+    test.cluster.start(damaged).await.expect("comes back");
+    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| is_well(status, damaged)).await;
+    well.expect("repaired");
+    test.cluster.wait_settled(&ALL).await.expect("equal digests");
+    let found = test.client("helpdesk", &[damaged]).find(&find_machine("PC-900003")).await.expect("serves");
+    assert_eq!(found.keys.len(), 1, "it has what it had lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_differs_hands_over_and_no_acknowledged_key_is_lost() {
+    let (mut test, damaged) = cluster_with_a_damaged_follower(true).await;
+    // Only the damaged one and another are up: no majority says which is wrong.
+    let healthy: Vec<_> = ALL.into_iter().filter(|id| *id != damaged).collect();
+    test.cluster.kill(healthy[0]).await.expect("killed");
+    test.cluster.start(damaged).await.expect("comes back");
+    let pair = [damaged, healthy[1]];
+    let split = test.cluster.wait_for("the difference", HEALS, &pair, |status| {
+        pair.iter().all(|id| of(status, *id).agreement == "differs" && !is_quarantined(status, *id))
+    });
+    split.await.expect("both say that they differ, and neither is put aside");
+    if test.leader().await != damaged {
+        // It hands over to the only other there is.
+        test.cluster.stop(healthy[1]).await.expect("stopped");
+        test.cluster.start(healthy[1]).await.expect("comes back");
+    }
+    let leads =
+        test.cluster.wait_for("the lead", HEALS, &pair, |status| status.leader == Some(damaged)).await;
+    leads.expect("the damaged node leads");
+    let load = Load::start(&test, 2);
+    test.cluster.start(healthy[0]).await.expect("comes back");
+    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| {
+        ALL.iter().all(|id| is_well(status, *id)) && status.leader.is_some()
+    });
+    well.await.expect("the two agree, the third is repaired");
+    load.progress(10).await;
+    let (acknowledged, _) = load.finish().await;
+    test.cluster.wait_settled(&ALL).await.expect("equal digests");
+    for node in ALL {
+        assert_all_readable(&test, node, &acknowledged).await;
+    }
+    assert!(log(&test, damaged).contains("this node is quarantined"), "it was the damaged one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_database_cannot_be_opened_rebuilds_it() {
+    let mut test = three_nodes().await;
+    for n in 900_000..900_010 {
+        test.client("importer", &ALL).escrow(&deposit(n)).await.expect("kept");
+    }
+    test.cluster.wait_settled(&ALL).await.expect("settled");
+    let damaged = a_follower(&test).await;
+    assert!(test.cluster.stop(damaged).await.expect("stopped"), "it ends by itself");
+    let data = data(&test, damaged);
+    for entry in fs::read_dir(database(&data)).expect("listed") {
+        let path = entry.expect("an entry").path();
+        if path.is_file() {
+            let length = fs::metadata(&path).expect("there").len();
+            fs::write(&path, vec![0xA5; usize::try_from(length).expect("small")]).expect("overwritten");
+        }
+    }
+    test.cluster.start(damaged).await.expect("comes back");
+    test.cluster.wait_settled(&ALL).await.expect("equal digests");
+    assert!(log(&test, damaged).contains("the base cannot be used"), "its log says so");
+    let aside = fs::read_dir(data.join("base")).expect("listed").flatten();
+    let aside = aside.filter(|entry| entry.file_name().to_string_lossy().starts_with("damaged-"));
+    assert_eq!(aside.count(), 1, "the damaged one is kept for whoever wants to know why");
+    let found = test.client("helpdesk", &[damaged]).find(&find_machine("PC-900003")).await.expect("serves");
+    assert_eq!(found.keys.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_base_and_snapshots_with_a_purged_log_fetches_its_state() {
+    let mut test = three_nodes_with("[raft]\nsnapshot_log_bytes = 1048576\nkeep_entries = 10\n").await;
+    let lost = a_follower(&test).await;
+    let load = Load::start(&test, 16);
+    let purged = test.cluster.wait_for("the purge", HEALS, &ALL, |status| of(status, lost).purged > 0).await;
+    purged.expect("its log is purged");
+    assert!(test.cluster.stop(lost).await.expect("stopped"), "it ends by itself");
+    let data = data(&test, lost);
+    assert!(data.join("members.json").exists(), "it knows whom to ask");
+    fs::remove_dir_all(data.join("base")).expect("lost");
+    fs::remove_dir_all(data.join("snapshots")).expect("lost");
+    test.cluster.start(lost).await.expect("comes back");
+    let (acknowledged, _) = load.finish().await;
+    let settled = test.cluster.wait_settled(&ALL).await;
+    settled.expect("equal digests");
+    assert!(log(&test, lost).contains("the state of this node is lost"), "its log says so");
+    let sample: Vec<_> = acknowledged.into_iter().step_by(50).collect();
+    assert_all_readable(&test, lost, &sample).await;
+}
