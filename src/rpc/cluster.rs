@@ -77,10 +77,12 @@ impl ClusterService for Context {
         let caller = self.admit(&request, Operation::ChangeMembership)?;
         let change = request.into_inner();
         let parsed = wire::membership_change(&change)?;
-        // Said at once, while the caller still looks for a node that takes it: one that waits to be added knows nobody.
+        // Said at once, while the caller still looks for a node that takes it: one that waits to be added knows nobody, and
+        // one that left knows a leader that does not answer it.
         if self.node.leader().is_none() {
             return Err(NodeError::NotLeader(None).into());
         }
+        self.node.check_stays()?;
         let (steps, progress) = mpsc::channel(PROGRESS_MAX);
         let (failed, failure) = mpsc::channel(1);
         let context = self.clone();

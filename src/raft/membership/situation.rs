@@ -63,6 +63,18 @@ impl Node {
         })
     }
 
+    /// Whether this node belongs to the cluster still, as far as its own replica knows.
+    ///
+    /// # Errors
+    /// [`NodeError::Excluded`] if it was removed; [`NodeError::State`] if the replica cannot be read.
+    pub fn check_stays(&self) -> Result<(), NodeError> {
+        let id = self.options().id;
+        if lookup::departed(&self.view()?)?.iter().any(|departed| departed.id == id) {
+            return Err(NodeError::Excluded(format!("node {id} was removed; ask another")));
+        }
+        Ok(())
+    }
+
     /// What the cluster knows of nodes.
     ///
     /// # Errors
