@@ -174,9 +174,9 @@ pub struct Answer {
     /// What it says to do about it.
     pub hint: Option<String>,
     /// The field at fault.
-    pub field: Option<String>,
+    pub field: Option<Box<str>>,
     /// Which endpoint answered.
-    pub endpoint: String,
+    pub endpoint: Box<str>,
     /// The id of the call, to look for in the nodes' logs.
     pub request_id: Option<TraceId>,
     /// The answer itself.
@@ -192,8 +192,8 @@ impl Answer {
         Self {
             message: status.message().to_owned(),
             hint: text(HINT_KEY),
-            field: text(FIELD_KEY),
-            endpoint: endpoint.to_owned(),
+            field: text(FIELD_KEY).map(String::into_boxed_str),
+            endpoint: endpoint.into(),
             request_id: None,
             status: Box::new(status),
         }
@@ -204,7 +204,7 @@ impl fmt::Display for Answer {
     /// The message; with the field in front where the message does not begin with it anyway.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.field {
-            Some(field) if !self.message.starts_with(field.as_str()) => write!(f, "{field}: ")?,
+            Some(field) if !self.message.starts_with(&**field) => write!(f, "{field}: ")?,
             _ => {}
         }
         if self.message.is_empty() {

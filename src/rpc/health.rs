@@ -53,7 +53,7 @@ fn warnings(status: &StatusResponse, now: u64) -> Vec<String> {
         warnings.push("no leader is in contact: nothing can be written".to_owned());
     }
     let voters = voters(status).count();
-    if voters > 0 && voters % 2 == 0 {
+    if voters > 0 && voters.is_multiple_of(2) {
         let instead = voters - 1;
         let tolerated = status.failure_tolerance;
         warnings.push(format!(
