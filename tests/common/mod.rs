@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use strongroom::cli::local_cluster::{ClusterPlan, LocalCluster};
 use strongroom::client::{Client, Deposit};
@@ -42,9 +42,17 @@ pub async fn three_nodes() -> TestCluster {
 
 /// Three voters with more lines in their configuration.
 pub async fn three_nodes_with(extra_config: &str) -> TestCluster {
+    formed(&plan(extra_config)).await
+}
+
+/// Three voters, and nodes up to `nodes` that are prepared to be added later.
+pub async fn three_of(nodes: u64, extra_config: &str) -> TestCluster {
+    formed(&ClusterPlan { nodes, ..plan(extra_config) }).await
+}
+
+async fn formed(plan: &ClusterPlan) -> TestCluster {
     let dir = tempfile::tempdir().expect("a directory for the test");
-    let mut cluster =
-        LocalCluster::open_or_create(dir.path(), &plan(extra_config), program()).expect("a layout");
+    let mut cluster = LocalCluster::open_or_create(dir.path(), plan, program()).expect("a layout");
     cluster.form().await.expect("a cluster forms");
     TestCluster { cluster, dir }
 }
@@ -53,6 +61,7 @@ pub fn plan(extra_config: &str) -> ClusterPlan {
     ClusterPlan {
         name: "test".parse().expect("a cluster name"),
         nodes: 3,
+        members: 3,
         base_port: None,
         extra_config: extra_config.to_owned(),
     }
@@ -133,37 +142,85 @@ pub fn deposit(n: u64) -> Deposit {
 pub struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Vec<(Deposit, Receipt)>>>,
+    pauses: Arc<std::sync::Mutex<Pauses>>,
     failed: Arc<AtomicU64>,
     clients: JoinSet<()>,
+}
+
+/// How long writes were held up.
+#[derive(Debug, Clone, Copy)]
+pub struct Pauses {
+    last: Instant,
+    /// Longest time between two acknowledgements, of whichever clients.
+    pub longest_gap: Duration,
+    /// Longest time from a client's request to its acknowledgement, retries included.
+    pub slowest_write: Duration,
+}
+
+impl Pauses {
+    fn begin() -> Self {
+        Self { last: Instant::now(), longest_gap: Duration::ZERO, slowest_write: Duration::ZERO }
+    }
+
+    fn acknowledged(&mut self, sent: Instant) {
+        self.longest_gap = self.longest_gap.max(self.last.elapsed());
+        self.slowest_write = self.slowest_write.max(sent.elapsed());
+        self.last = Instant::now();
+    }
 }
 
 impl Load {
     /// Starts `clients` of them, each beginning at another node.
     pub fn start(cluster: &TestCluster, clients: u64) -> Self {
+        Self::start_at(cluster, &ALL, clients, Duration::ZERO)
+    }
+
+    /// Starts `clients` of them, each beginning at another of `nodes` and resting for `rest` after each
+    /// acknowledgement, so that a long test does not end with more keys than can be checked.
+    pub fn start_at(cluster: &TestCluster, nodes: &[NodeId], clients: u64, rest: Duration) -> Self {
         let mut load = Self {
             stop: Arc::default(),
             acknowledged: Arc::default(),
+            pauses: Arc::new(std::sync::Mutex::new(Pauses::begin())),
             failed: Arc::default(),
             clients: JoinSet::new(),
         };
         let next = Arc::new(AtomicU64::new(1));
-        for number in 0..clients {
-            let mut nodes = ALL;
-            nodes.rotate_left((number % 3) as usize);
+        for number in 0..clients as usize {
+            let mut nodes = nodes.to_vec();
+            let turn = number % nodes.len();
+            nodes.rotate_left(turn);
             let client = cluster.client("importer", &nodes);
             let (stop, acknowledged, failed, next) =
                 (load.stop.clone(), load.acknowledged.clone(), load.failed.clone(), next.clone());
+            let pauses = load.pauses.clone();
             load.clients.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let deposit = deposit(next.fetch_add(1, Ordering::Relaxed));
+                    let sent = Instant::now();
                     match client.escrow(&deposit).await {
-                        Ok(receipt) => acknowledged.lock().await.push((deposit, receipt)),
+                        Ok(receipt) => {
+                            pauses.lock().expect("no panic under it").acknowledged(sent);
+                            acknowledged.lock().await.push((deposit, receipt));
+                        }
                         Err(_) => drop(failed.fetch_add(1, Ordering::Relaxed)),
+                    }
+                    if !rest.is_zero() {
+                        tokio::time::sleep(rest).await;
                     }
                 }
             });
         }
         load
+    }
+
+    /// How long writes were held up since this was last asked, or since the start. A pause that lasts on is counted
+    /// as long as it has lasted, and goes on counting.
+    pub fn pauses(&self) -> Pauses {
+        let mut pauses = self.pauses.lock().expect("no panic under it");
+        let so_far = Pauses { longest_gap: pauses.longest_gap.max(pauses.last.elapsed()), ..*pauses };
+        *pauses = Pauses { last: pauses.last, ..Pauses::begin() };
+        so_far
     }
 
     /// Waits until `more` further keys have been acknowledged.
