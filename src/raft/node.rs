@@ -23,6 +23,7 @@ use crate::tls::Tls;
 
 use super::compaction;
 use super::error::NodeError;
+use super::expelled::Expulsion;
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
 use super::membership::failure_tolerance;
@@ -123,6 +124,7 @@ pub(super) struct Inner {
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) membership_change: Mutex<()>,
+    pub(super) expulsion: Expulsion,
 }
 
 impl Node {
@@ -150,6 +152,7 @@ impl Node {
             ..Default::default()
         };
         let config = config.validate().map_err(|error| NodeError::Fatal(error.to_string()))?;
+        let expulsion = Expulsion::load(directory.removal_mark())?;
         let quorum = QuorumClock::default();
         let cluster = Arc::new(OnceLock::new());
         let peers = Peers::new(tls, cluster.clone());
@@ -175,11 +178,13 @@ impl Node {
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
                 membership_change: Mutex::new(()),
+                expulsion,
             }),
         };
         node.start_reads();
         node.watch_quorum();
         node.cluster()?;
+        node.watch_expulsion();
         Ok(node)
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! <data>/storage.json   the identity of this storage and its format
 //! <data>/lock           held by the process that has the directory open
+//! <data>/removed        there once the node knows that it was removed from its cluster, and says so
 //! <data>/log/           the Raft log (see `log`)
 //! <data>/base/          the rebuildable base of the state (see `base`)
 //! <data>/snapshots/     the newest snapshot (see `snapshot`)
@@ -28,6 +29,7 @@ const IDENTITY_MAX_BYTES: u64 = 4_096;
 
 const IDENTITY_FILE: &str = "storage.json";
 const LOCK_FILE: &str = "lock";
+const REMOVED_FILE: &str = "removed";
 
 /// What `storage.json` says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -90,12 +92,46 @@ impl DataDir {
         self.path.join("snapshots")
     }
 
+    /// Where it is noted that the node was removed from its cluster.
+    pub fn removal_mark(&self) -> RemovalMark {
+        RemovalMark { path: self.path.join(REMOVED_FILE) }
+    }
+
     /// Bytes this process could still write to the file system of the directory.
     ///
     /// # Errors
     /// [`StoreError::Io`] if the file system does not say.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         free_bytes(&self.path)
+    }
+}
+
+/// The note that the node of a data directory was removed from its cluster, in a sentence for people.
+#[derive(Debug, Clone)]
+pub struct RemovalMark {
+    path: PathBuf,
+}
+
+impl RemovalMark {
+    /// What it says; `None` if the node was not removed, as far as is known here.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn read(&self) -> Result<Option<String>, StoreError> {
+        match fs::read(&self.path) {
+            Ok(why) => Ok(Some(String::from_utf8_lossy(&why).trim_end().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("reading", &self.path, error)),
+        }
+    }
+
+    /// Notes it, durably: a removed node that restarts where it reaches nobody must still know.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write(&self, why: &str) -> Result<(), StoreError> {
+        write_durably(&self.path, why.as_bytes())
+            .map_err(|error| StoreError::io("writing", &self.path, error))
     }
 }
 
@@ -234,6 +270,16 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o700);
         assert_eq!(mode(&path.join(IDENTITY_FILE)), 0o600);
+    }
+
+    #[test]
+    fn a_removal_is_remembered_in_the_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let mark = DataDir::open_or_create(root.path()).unwrap().removal_mark();
+        assert_eq!(mark.read().unwrap(), None);
+        mark.write("node 4 was removed").unwrap();
+        let again = DataDir::open_or_create(root.path()).unwrap().removal_mark();
+        assert_eq!(again.read().unwrap().as_deref(), Some("node 4 was removed"));
     }
 
     #[test]
