@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use self::read::Reader;
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterName, Invalid, NodeId};
 
 /// Port of the API (gRPC over mTLS) unless configured otherwise.
@@ -36,6 +37,7 @@ const ELECTION_MS: RangeInclusive<u64> = 30..=120_000;
 /// From 1 MiB to 64 GiB.
 const SNAPSHOT_LOG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 36;
 const LOG_ENTRIES: RangeInclusive<u64> = 1..=100_000_000;
+const FEATURE_LEVELS: RangeInclusive<u64> = 1..=FeatureLevel::SUPPORTED.0 as u64;
 /// A follower must be able to miss two heartbeats without calling an election.
 const HEARTBEATS_PER_ELECTION: u64 = 3;
 
@@ -64,6 +66,8 @@ pub struct Config {
     pub limits: Limits,
     /// Consensus.
     pub raft: RaftSettings,
+    /// How it behaves while the cluster is being upgraded.
+    pub upgrade: Upgrade,
 }
 
 /// Where a node listens.
@@ -149,6 +153,27 @@ pub struct RaftSettings {
     pub keep_entries: u64,
 }
 
+/// How a node behaves while the cluster is being upgraded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Upgrade {
+    /// The feature level up to which this node says it supports commands, though its release may support more: 1 up to
+    /// what the release supports, which is the default.
+    ///
+    /// The level of the cluster is raised, for good, as soon as every member supports a higher one; from then on an
+    /// older release does not start any more. Set on all nodes before an upgrade, and removed once the newer release
+    /// has proved itself, it keeps the way back open: the newer commands are refused until then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_feature_level: Option<u64>,
+}
+
+impl Upgrade {
+    /// The feature level up to which this node says it supports commands.
+    pub fn feature_level(&self) -> FeatureLevel {
+        let held = self.hold_feature_level.and_then(|level| u32::try_from(level).ok());
+        held.map_or(FeatureLevel::SUPPORTED, FeatureLevel)
+    }
+}
+
 /// Why there is no configuration. Does not name the file: whoever asked for it knows it.
 #[derive(Debug)]
 pub enum ConfigError {
@@ -200,6 +225,9 @@ impl Config {
             max_in_flight: reader.number("limits.max_in_flight", IN_FLIGHT, 1_024),
         };
         let raft = raft(&mut reader);
+        let upgrade = Upgrade {
+            hold_feature_level: reader.optional_number("upgrade.hold_feature_level", FEATURE_LEVELS),
+        };
         match (cluster, reader.finish()) {
             (Some(cluster), problems) if problems.is_empty() => Ok(Self {
                 cluster,
@@ -213,6 +241,7 @@ impl Config {
                 recovery,
                 limits,
                 raft,
+                upgrade,
             }),
             (_, problems) => Err(ConfigError::Invalid(problems)),
         }

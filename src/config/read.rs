@@ -92,13 +92,19 @@ impl<'a> Reader<'a> {
 
     /// A whole number within `range`.
     pub(super) fn number(&mut self, field: &str, range: RangeInclusive<u64>, default: u64) -> u64 {
-        let Some(value) = self.take(field) else { return default };
+        self.optional_number(field, range).unwrap_or(default)
+    }
+
+    /// A whole number within `range` that may be missing.
+    pub(super) fn optional_number(&mut self, field: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let value = self.take(field)?;
         let number = value.as_integer().and_then(|number| u64::try_from(number).ok());
-        number.filter(|number| range.contains(number)).unwrap_or_else(|| {
+        let number = number.filter(|number| range.contains(number));
+        if number.is_none() {
             let (least, most) = range.into_inner();
             self.refuse(field, format!("a whole number from {least} to {most}, not {value}"));
-            default
-        })
+        }
+        number
     }
 
     /// A whole number within `range` that may not be missing.

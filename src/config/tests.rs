@@ -73,6 +73,13 @@ fn what_is_not_said_has_its_documented_default() {
 }
 
 #[test]
+fn a_node_supports_what_its_release_does_unless_it_is_held_back() {
+    assert_eq!(parse(MINIMAL).unwrap().upgrade.feature_level(), FeatureLevel::SUPPORTED);
+    let held = parse(&with("upgrade", "hold_feature_level = 1")).unwrap();
+    assert_eq!(held.upgrade.feature_level(), FeatureLevel::FIRST);
+}
+
+#[test]
 fn relative_paths_are_relative_to_the_directory_of_the_file() {
     let config = parse(&with("", r#"data_dir = "data""#)).unwrap();
     assert_eq!(config.data_dir, Path::new("/etc/strongroom/data"));
@@ -169,6 +176,8 @@ fn every_refusal_names_its_field_and_what_is_expected() {
         ("raft", "election_max_ms = 120001", "raft.election_max_ms", "to 120000"),
         ("raft", "snapshot_log_bytes = 1048575", "raft.snapshot_log_bytes", "from 1048576"),
         ("raft", "keep_entries = true", "raft.keep_entries", "not true"),
+        ("upgrade", "hold_feature_level = 0", "upgrade.hold_feature_level", "from 1 to 2, not 0"),
+        ("upgrade", "hold_feature_level = 3", "upgrade.hold_feature_level", "from 1 to 2, not 3"),
     ];
     for (section, line, field, expected) in cases {
         let found = problems(&with(section, line));

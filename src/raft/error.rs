@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::escrow::command::Refusal;
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Invalid, NodeId};
 use crate::escrow::lookup::LookupError;
 use crate::escrow::state::StateError;
@@ -34,6 +35,14 @@ pub enum NodeError {
     /// The consensus core of this node has stopped; it must be restarted.
     #[error("this node has stopped taking part: {0}")]
     Fatal(String),
+    /// The cluster allows commands that this node does not support, or says that it does not.
+    #[error("{}", feature_level_text(*level, *supported))]
+    FeatureLevel {
+        /// The level of the cluster, as this node's replica has it.
+        level: FeatureLevel,
+        /// What this node supports.
+        supported: FeatureLevel,
+    },
     /// A message of an election or a leadership came from another node than it names.
     #[error("node {caller} speaks in the name of node {named}")]
     Imposter {
@@ -87,6 +96,19 @@ pub enum NodeError {
     /// request id is safe.
     #[error("no quorum confirmed within {} ms", .0.as_millis())]
     Unconfirmed(Duration),
+}
+
+fn feature_level_text(level: FeatureLevel, supported: FeatureLevel) -> String {
+    let release = FeatureLevel::SUPPORTED;
+    if level > release {
+        return format!(
+            "this release ({}) supports feature levels up to {release}, and the data of this node is of a cluster at level {level}: install a release that supports level {level}",
+            env!("CARGO_PKG_VERSION")
+        );
+    }
+    format!(
+        "upgrade.hold_feature_level keeps this node at feature level {supported}, but its cluster is at level {level} already, and a level never goes back: remove the setting (this release supports up to level {release})"
+    )
 }
 
 impl From<LookupError> for NodeError {

@@ -31,7 +31,7 @@ use super::types::Member;
 /// Metadata key of an answer to a node that was removed.
 pub const REMOVED_KEY: &str = "strongroom-removed";
 /// Longest one round of asking takes: by so much the start of a node is held up whose peers do not answer.
-const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks at whether there is a reason to ask.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -116,7 +116,7 @@ impl Node {
     }
 
     /// Looks for this node's removal in its own replica, and asks every other node it knows; takes note of what it
-    /// learns. Takes no longer than a second.
+    /// learns. Takes no longer than two seconds.
     pub async fn ask_whether_expelled(&self) {
         if self.expelled().is_some() {
             return;

@@ -2,12 +2,14 @@
 //!
 //! [`Node`] is what the rest of the program sees: propose a command or confirm a read at whoever leads ([`leader`]),
 //! read the local replica and say how fresh it is ([`node`]), answer peers (`peer_side`), change the membership
-//! ([`membership`]), notice that it was itself removed ([`expelled`]). Below it are openraft with its storage over the `store` room ([`log_store`], [`state_machine`]) and
-//! its network over the peer service (`network`, [`peers`]).
+//! ([`membership`]), notice that this node was itself removed ([`expelled`]). Below it are openraft with its storage over
+//! the `store` room ([`log_store`], [`state_machine`]) and its network over the peer service (`network`, [`peers`]). What
+//! members support decides in [`features`] which commands are allowed.
 
 mod compaction;
 mod error;
 pub mod expelled;
+pub mod features;
 mod keyring;
 pub mod leader;
 pub mod log_store;
@@ -22,5 +24,15 @@ pub mod state_machine;
 pub mod storage;
 pub mod types;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::escrow::ids::Timestamp;
+
 pub use error::NodeError;
 pub use node::{Committed, Freshness, Node, NodeOptions, Vitals};
+
+/// This process's clock, as it goes into commands.
+pub fn now() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}

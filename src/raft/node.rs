@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::escrow::command::Reply;
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, NodeId};
 use crate::escrow::lookup;
 use crate::escrow::records::{ClusterRecord, LogPosition};
@@ -25,6 +26,7 @@ use crate::tls::Tls;
 use super::compaction;
 use super::error::NodeError;
 use super::expelled::Expulsion;
+use super::features::{self, HeldBack};
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
 use super::membership::{failure_tolerance, spawn_settling};
@@ -56,6 +58,8 @@ pub struct NodeOptions {
     pub election_max_ms: u64,
     /// Entries kept behind a snapshot, so that a follower that lags a little needs no snapshot.
     pub keep_entries: u64,
+    /// Up to which feature level it says that it can apply commands: what its release supports, or less.
+    pub feature_level: FeatureLevel,
 }
 
 /// A committed command and its answer.
@@ -126,15 +130,18 @@ pub(super) struct Inner {
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) membership_change: Mutex<()>,
     pub(super) expulsion: Expulsion,
-    /// What holds `membership_change` is the completion of an earlier change.
-    pub(super) settling: AtomicBool,
+    /// What holds `membership_change` is no operator's change, and soon lets go of it.
+    pub(super) in_background: AtomicBool,
+    /// Who keeps this leader from raising the feature level.
+    pub(super) held_back: std::sync::Mutex<Vec<HeldBack>>,
 }
 
 impl Node {
     /// Starts taking part with what `storage` holds. A node that belongs to no cluster waits to be added.
     ///
     /// # Errors
-    /// [`NodeError::Fatal`] if the consensus core does not start; [`NodeError::State`] if the replica cannot be read.
+    /// [`NodeError::Fatal`] if the consensus core does not start; [`NodeError::State`] if the replica cannot be read;
+    /// [`NodeError::FeatureLevel`] if it stands at a feature level that this node does not support.
     pub async fn start(
         options: NodeOptions,
         directory: DataDir,
@@ -142,6 +149,8 @@ impl Node {
         tls: Tls,
         key: NodeKey,
     ) -> Result<Self, NodeError> {
+        // Before anything takes part: an entry that this release cannot apply may be the next one.
+        features::check(lookup::feature_level(&storage.machine.view()?)?, options.feature_level)?;
         let config = openraft::Config {
             cluster_name: tls.identity().cluster.to_string(),
             heartbeat_interval: options.heartbeat_ms,
@@ -182,7 +191,8 @@ impl Node {
                 leader_reads: OnceLock::new(),
                 membership_change: Mutex::new(()),
                 expulsion,
-                settling: AtomicBool::new(false),
+                in_background: AtomicBool::new(false),
+                held_back: std::sync::Mutex::default(),
             }),
         };
         node.start_reads();
@@ -190,6 +200,7 @@ impl Node {
         node.cluster()?;
         node.watch_expulsion();
         spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());
+        node.watch_features();
         Ok(node)
     }
 

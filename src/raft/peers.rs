@@ -19,7 +19,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 use uuid::Uuid;
 
-use crate::escrow::ids::{ClusterId, NodeId};
+use crate::escrow::ids::{ClusterId, Identity, NodeId};
 use crate::proto::peer::peer_service_client::PeerServiceClient;
 use crate::store::format::VALUE_MAX_BYTES;
 use crate::tls::{ExpectedPeer, Tls};
@@ -71,6 +71,11 @@ impl Peers {
     /// Connections made with `tls`. `cluster` is filled once this node knows which it belongs to.
     pub fn new(tls: Tls, cluster: Arc<OnceLock<ClusterId>>) -> Self {
         Self { tls, cluster, control: Arc::default(), sent: Arc::default() }
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> Identity {
+        self.tls.identity()
     }
 
     /// The client of member `id` that is kept for whatever is short: votes, forwarded commands, questions.

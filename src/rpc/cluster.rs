@@ -12,12 +12,12 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::NodeId;
-use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
 use crate::proto::cluster_service_server::ClusterService;
 use crate::proto::peer::{DescribeRequest, DescribeResponse};
 use crate::proto::{MemberProgress, MembershipChange, NodeStatus, StatusRequest, StatusResponse, peer};
 use crate::raft::NodeError;
+use crate::raft::features::held_back;
 use crate::raft::leader::NOT_BEGUN_KEY;
 use crate::raft::membership::{Change, Order, PROGRESS_MAX, Refused};
 use crate::raft::types::Member;
@@ -48,6 +48,8 @@ impl ClusterService for Context {
         }
         let nodes =
             join_all(members.iter().map(|(id, (member, voter))| self.node_status(*id, member, *voter))).await;
+        let feature_level = self.node.feature_level()?;
+        let warnings = feature_level_warnings(feature_level, &nodes);
         Ok(Response::new(StatusResponse {
             cluster: cluster.as_ref().map(|cluster| cluster.id.to_string()).unwrap_or_default(),
             cluster_name: self.tls.identity().cluster.to_string(),
@@ -56,7 +58,8 @@ impl ClusterService for Context {
             nodes,
             failure_tolerance: self.node.failure_tolerance(),
             answered_by: self.node.options().id,
-            feature_level: lookup::feature_level(&self.node.view()?).map_err(NodeError::from)?.0,
+            feature_level: feature_level.0,
+            warnings,
             ..StatusResponse::default()
         }))
     }
@@ -186,7 +189,7 @@ impl Context {
             snapshot: vitals.snapshot,
             certificate_expires_at: self.tls.expires_at(),
             last_log_term: vitals.last_log_term,
-            feature_level: FeatureLevel::SUPPORTED.0,
+            feature_level: options.feature_level.0,
             draining: self.is_draining(),
             ..NodeStatus::default()
         };
@@ -237,4 +240,13 @@ fn lost(status: Status) -> Status {
         }
         _ => status,
     }
+}
+
+/// Why the feature level stays where it is although a newer release runs on some of the members.
+fn feature_level_warnings(level: FeatureLevel, nodes: &[NodeStatus]) -> Vec<String> {
+    let supports =
+        |node: &NodeStatus| node.reachable.then(|| FeatureLevel(node.feature_level).max(FeatureLevel::FIRST));
+    let members: Vec<_> = nodes.iter().map(|node| (node.id, supports(node))).collect();
+    let holding = held_back(level, &members);
+    holding.iter().map(|held| format!("the feature level stays at {level}: {held}")).collect()
 }

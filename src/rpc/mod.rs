@@ -13,10 +13,10 @@ pub mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use crate::escrow::ids::Timestamp;
 use crate::raft::Node;
+pub use crate::raft::now;
 use crate::tls::Tls;
 
 /// Longest request a client may send: a secret of 64 KiB, a key package of 64 KiB, and room for names.
@@ -40,10 +40,4 @@ impl Context {
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
-}
-
-/// This process's clock, as it goes into commands.
-pub fn now() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }

@@ -32,6 +32,7 @@ impl From<NodeError> for Status {
             NodeError::Imposter { .. } => Code::PermissionDenied,
             NodeError::Behind { .. }
             | NodeError::Excluded(_)
+            | NodeError::FeatureLevel { .. }
             | NodeError::NoCluster
             | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)

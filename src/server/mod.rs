@@ -114,6 +114,7 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
         election_min_ms: config.raft.election_min_ms,
         election_max_ms: config.raft.election_max_ms,
         keep_entries: config.raft.keep_entries,
+        feature_level: config.upgrade.feature_level(),
     };
     let policy = SnapshotPolicy { floor_bytes: config.raft.snapshot_log_bytes, ..SnapshotPolicy::default() };
     let storage =

@@ -18,6 +18,7 @@ use super::super::node::Node;
 use super::super::types::EncodedCommand;
 use super::Order;
 use super::candidate::Candidate;
+use super::plan::REMOVAL_LEVEL;
 use super::refused::Refused;
 
 /// Longest a command of a change waits for a majority.
@@ -63,6 +64,10 @@ impl Node {
     ) -> Result<(), NodeError> {
         if lookup::departed(&self.view()?)?.iter().any(|departed| departed.id == node) {
             return Ok(());
+        }
+        // The plan has found that everybody who stays supports it.
+        if self.feature_level()? < REMOVAL_LEVEL {
+            self.raise_feature_level(REMOVAL_LEVEL).await?;
         }
         let keyring = self.resealed(None, Some(node))?;
         let command = self.command(order, Action::RemoveNode(RemoveNode { node, keyring }));

@@ -26,6 +26,7 @@ mod settle;
 mod situation;
 mod steps;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{MutexGuard, mpsc};
@@ -123,6 +124,18 @@ pub struct Order {
     pub progress: mpsc::Sender<MemberProgress>,
 }
 
+/// Holds off changes for as long as it lives.
+pub(super) struct BackgroundTurn<'a> {
+    in_background: &'a AtomicBool,
+    _one: MutexGuard<'a, ()>,
+}
+
+impl Drop for BackgroundTurn<'_> {
+    fn drop(&mut self) {
+        self.in_background.store(false, Ordering::Relaxed);
+    }
+}
+
 /// A change that was found possible.
 struct Prepared {
     plan: Plan,
@@ -168,8 +181,7 @@ impl Node {
         Ok(())
     }
 
-    /// The right to change the membership. What is being settled of an earlier change is waited for, another change is
-    /// not.
+    /// The right to change the membership. Work of the leader's own is waited for, another operator's change is not.
     async fn one_change(&self) -> Result<MutexGuard<'_, ()>, Refused> {
         let under_way = || {
             Refused::conflict(
@@ -181,10 +193,18 @@ impl Node {
         if let Ok(one) = lock.try_lock() {
             return Ok(one);
         }
-        if !self.is_settling() {
+        if !self.inner.in_background.load(Ordering::Relaxed) {
             return Err(under_way());
         }
         timeout(SETTLE_TIMEOUT, lock.lock()).await.map_err(|_| under_way())
+    }
+
+    /// The right to look at the membership without anybody changing it, for short work of the leader's own; none while
+    /// an operator's change is under way.
+    pub(super) fn background_turn(&self) -> Option<BackgroundTurn<'_>> {
+        let one = self.inner.membership_change.try_lock().ok()?;
+        self.inner.in_background.store(true, Ordering::Relaxed);
+        Some(BackgroundTurn { in_background: &self.inner.in_background, _one: one })
     }
 
     /// Resolves the addresses of a change and plans it.
@@ -211,9 +231,6 @@ impl Node {
             }
             ChangeKind::Transfer { to } => Asked::Transfer(*to),
         };
-        if matches!(asked, Asked::Remove(_) | Asked::Replace { .. }) {
-            self.removal_allowed().await?;
-        }
         let plan = plan::plan(&self.situation().await?, asked, change.any_voter_count)?;
         let subject = match asked {
             Asked::Add { node, .. } | Asked::Demote(node) | Asked::Promote(node) | Asked::Remove(node) => {

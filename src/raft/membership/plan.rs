@@ -17,7 +17,7 @@ pub const VOTERS_MAX: usize = 5;
 /// A node that has this many entries still to receive is caught up: under load some are always on their way.
 pub const LAG_MAX_ENTRIES: u64 = 256;
 /// Which level allows noting that a node left.
-const REMOVAL_LEVEL: FeatureLevel = FeatureLevel(2);
+pub(super) const REMOVAL_LEVEL: FeatureLevel = FeatureLevel(2);
 
 /// Who the members are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub fn failure_tolerance(voters: usize) -> u32 {
 }
 
 /// How a member is, as the leader sees it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
     /// It answers.
     pub reachable: bool,
@@ -60,6 +60,15 @@ pub struct Standing {
     pub lag: u64,
     /// It is stopping.
     pub draining: bool,
+    /// Up to which feature level it can apply commands, if it answers.
+    pub supports: FeatureLevel,
+}
+
+impl Default for Standing {
+    /// Of one that does not answer.
+    fn default() -> Self {
+        Self { reachable: false, lag: 0, draining: false, supports: FeatureLevel::FIRST }
+    }
 }
 
 impl Standing {
@@ -70,7 +79,7 @@ impl Standing {
 }
 
 /// What is known when a change is planned.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Situation {
     /// Who the members are; the leader is the node that plans.
     pub members: Members,
@@ -80,8 +89,8 @@ pub struct Situation {
     pub registered: BTreeSet<NodeId>,
     /// Those of them that left.
     pub departed: BTreeSet<NodeId>,
-    /// Up to which feature level commands are allowed; 0 if not known.
-    pub level: u32,
+    /// Up to which feature level commands are allowed.
+    pub level: FeatureLevel,
 }
 
 /// What is asked, with every address resolved to the node that answers there.
@@ -192,14 +201,8 @@ fn finish(
             Work::Remove(node) | Work::Replace { old: node, .. } => Some(node),
             _ => None,
         };
-        if gone.is_some() && FeatureLevel(situation.level) < REMOVAL_LEVEL {
-            return Err(Refused::conflict(
-                format!(
-                    "the cluster is at feature level {}, removing a node needs level {REMOVAL_LEVEL}",
-                    situation.level
-                ),
-                "upgrade every member; the level is raised when all of them run a release that has it",
-            ));
+        if let Some(gone) = gone {
+            check_level(situation, gone)?;
         }
         if before.voters != after.voters {
             check_count(before.voters.len(), after.voters.len(), any_voter_count)?;
@@ -434,6 +437,33 @@ fn unknown(node: NodeId, members: &Members) -> Refused {
         format!("node {node} is no member: the voters are {}", ids(&members.voters)),
         "see `strongroom member list`",
     )
+}
+
+/// The command that notes who left must be one that everybody who stays can apply. Who leaves is not asked: it may be
+/// gone, and taking it out is then the only way on.
+fn check_level(situation: &Situation, gone: NodeId) -> Result<(), Refused> {
+    if situation.level >= REMOVAL_LEVEL {
+        return Ok(());
+    }
+    let stays = |node: &&NodeId| situation.members.contains(**node) && **node != gone;
+    let holding =
+        situation.standing.iter().filter(|(node, _)| stays(node)).find_map(
+            |(node, standing)| match standing {
+                Standing { reachable: false, .. } => Some(format!("node {node} cannot be asked")),
+                Standing { supports, .. } if *supports < REMOVAL_LEVEL => {
+                    Some(format!("node {node} supports level {supports} only"))
+                }
+                _ => None,
+            },
+        );
+    let Some(holding) = holding else { return Ok(()) };
+    Err(Refused::conflict(
+        format!(
+            "removing a node needs feature level {REMOVAL_LEVEL}, the cluster is at {}: {holding}",
+            situation.level
+        ),
+        "upgrade and start every member that is to stay, then try again",
+    ))
 }
 
 fn check_count(before: usize, after: usize, any: bool) -> Result<(), Refused> {

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Weak;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -80,11 +79,6 @@ pub(in crate::raft) fn spawn(node: Weak<Inner>, stop: CancellationToken) {
 }
 
 impl Node {
-    /// Whether a change waits for the next leader's own work and not for another operator's.
-    pub(super) fn is_settling(&self) -> bool {
-        self.inner.settling.load(Ordering::Relaxed)
-    }
-
     /// Waits until nothing is left half-done, so that a change begins from a configuration that is committed.
     ///
     /// # Errors
@@ -115,11 +109,8 @@ impl Node {
             return Ok(());
         }
         // Whose change is under way finishes it.
-        let Ok(_one) = self.inner.membership_change.try_lock() else { return Ok(()) };
-        self.inner.settling.store(true, Ordering::Relaxed);
-        let settled = self.settle_now().await;
-        self.inner.settling.store(false, Ordering::Relaxed);
-        settled
+        let Some(_turn) = self.background_turn() else { return Ok(()) };
+        self.settle_now().await
     }
 
     fn something_is_left(&self) -> Result<bool, NodeError> {

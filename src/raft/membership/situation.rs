@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use openraft::async_runtime::WatchReceiver;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::NodeId;
@@ -19,11 +19,6 @@ use super::plan::{Members, Situation, Standing};
 
 /// Longest a member may take to say that it is there.
 const REACH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest a removal waits for the feature level that allows it: it is raised soon after the last member can.
-const LEVEL_TIMEOUT: Duration = Duration::from_secs(10);
-const LEVEL_POLL: Duration = Duration::from_millis(100);
-/// The level that allows removal.
-const REMOVAL_LEVEL: FeatureLevel = FeatureLevel(2);
 
 impl Node {
     /// Who the members are, as this node knows it: of a joint configuration, the voters of both halves.
@@ -52,10 +47,10 @@ impl Node {
             return Err(NodeError::NotLeader(metrics.current_leader));
         };
         let last = metrics.last_log_index.unwrap_or(0);
-        let standing = ids.iter().zip(reached).map(|(id, draining)| {
+        let standing = ids.iter().zip(reached).map(|(id, reached)| {
             let matched = replication.get(id).copied().flatten().map_or(0, |matched| matched.index);
             let lag = if *id == self.options().id { 0 } else { last.saturating_sub(matched) };
-            (*id, Standing { reachable: draining.is_some(), lag, draining: draining.unwrap_or(false) })
+            (*id, Standing { lag, ..reached })
         });
         let standing: BTreeMap<NodeId, Standing> = standing.collect();
         let register = self.register()?;
@@ -64,7 +59,7 @@ impl Node {
             standing,
             registered: register.nodes.iter().map(|node| node.id).collect(),
             departed: register.departed.iter().map(|node| node.id).collect(),
-            level: register.level.0,
+            level: register.level,
         })
     }
 
@@ -92,24 +87,22 @@ impl Node {
         self.wait_applied(index).await
     }
 
-    /// Whether member `id` answers as the node it is known as, and if it does, whether it is stopping.
-    async fn reach(&self, id: NodeId) -> Option<bool> {
-        if id == self.options().id {
-            return Some(false);
+    /// How member `id` says it is, if it answers as the node it is known as.
+    async fn reach(&self, id: NodeId) -> Standing {
+        let own = self.options();
+        if id == own.id {
+            return Standing { reachable: true, supports: own.feature_level, ..Standing::default() };
         }
-        let mut client = self.member_client(id)?;
-        let answer = timeout(REACH_TIMEOUT, client.describe(DescribeRequest {})).await.ok()?.ok()?;
-        Some(answer.into_inner().status.is_some_and(|status| status.draining))
-    }
-
-    /// Waits a while for the level that allows removal. What is planned then says if it has not come.
-    pub(super) async fn removal_allowed(&self) -> Result<(), NodeError> {
-        let deadline = Instant::now() + LEVEL_TIMEOUT;
-        while lookup::feature_level(&self.view()?)? < REMOVAL_LEVEL && Instant::now() < deadline {
-            self.running()?;
-            sleep(LEVEL_POLL).await;
+        let Some(mut client) = self.member_client(id) else { return Standing::default() };
+        match timeout(REACH_TIMEOUT, client.describe(DescribeRequest {})).await {
+            Ok(Ok(answer)) => {
+                let status = answer.into_inner().status.unwrap_or_default();
+                // Releases from before there were levels say nothing of them.
+                let supports = FeatureLevel(status.feature_level).max(FeatureLevel::FIRST);
+                Standing { reachable: true, lag: 0, draining: status.draining, supports }
+            }
+            _ => Standing::default(),
         }
-        Ok(())
     }
 
     /// Whether the configuration is one that is committed and not joint.
