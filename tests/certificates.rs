@@ -116,7 +116,7 @@ impl TestCluster {
             nodes.rotate_left(number % 3);
             self.client_of(tls.clone(), &nodes)
         });
-        (Load::of(clients.collect::<Vec<_>>()), all, stop.drop_guard())
+        (Load::of(clients.collect::<Vec<_>>(), Duration::ZERO), all, stop.drop_guard())
     }
 
     /// The serial number of the certificate that a node shows now.

@@ -49,7 +49,7 @@ struct Running {
 impl Fixture {
     async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory for the test");
-        let plan = ClusterPlan { nodes: 1, ..plan("") };
+        let plan = ClusterPlan { nodes: 1, members: 1, ..plan("") };
         let cluster = LocalCluster::open_or_create(dir.path(), &plan, program()).expect("a layout");
         let config = cluster.layout().node(1).expect("a node").config_path();
         let config = Config::load(&config).expect("a configuration");

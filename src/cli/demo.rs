@@ -114,6 +114,7 @@ async fn play(dir: PathBuf, report: &mut Report) -> Result<(), Failure> {
     let plan = ClusterPlan {
         name: cluster_name()?,
         nodes: NODES.len() as u64,
+        members: NODES.len() as u64,
         base_port: None,
         extra_config: String::new(),
     };

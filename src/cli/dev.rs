@@ -36,6 +36,7 @@ impl DevCommand {
         let plan = ClusterPlan {
             name: self.cluster,
             nodes: self.nodes,
+            members: self.nodes,
             base_port: self.base_port,
             extra_config: String::new(),
         };

@@ -168,14 +168,15 @@ impl LocalCluster {
         &self.layout
     }
 
-    /// Starts every node and waits until all of them are members, caught up, under one leader. Forms the cluster
-    /// first if it does not exist yet: `init` on node 1, `member add` for the others.
+    /// Starts every node of the plan's members and waits until all of them are voters, caught up, under one leader.
+    /// Forms the cluster first if it does not exist yet: `init` on node 1, `member add` for the others. Nodes that
+    /// are only prepared are left alone.
     ///
     /// # Errors
     /// [`LocalClusterError`]: the first thing that did not work.
     pub async fn form(&mut self) -> Result<(), LocalClusterError> {
-        let ids: Vec<NodeId> = self.layout.nodes.iter().map(|node| node.id).collect();
-        self.layout.nodes.iter().try_for_each(|node| node.ports.check_free())?;
+        let ids: Vec<NodeId> = self.layout.members().iter().map(|node| node.id).collect();
+        self.layout.members().iter().try_for_each(|node| node.ports.check_free())?;
         let marker = self.layout.initialized_marker();
         if !marker.exists() {
             // An `init` that was cut short left nothing anybody was told about.
@@ -189,7 +190,7 @@ impl LocalCluster {
         let operator = self.client("operator", &[1])?;
         let members =
             self.wait_for("a leader", SETTLE_TIMEOUT, &[1], |status| status.leader.is_some()).await?;
-        for node in &self.layout.nodes {
+        for node in self.layout.members() {
             let is_voter = |member: &crate::proto::NodeStatus| member.id == node.id && member.voter;
             if !members.nodes.iter().any(is_voter) {
                 let mut change = operator.add_member(&node.peer_address(), false).await?;
@@ -338,18 +339,17 @@ impl LocalCluster {
     /// [`LocalClusterError::Late`] if that does not come to hold.
     pub async fn wait_settled(&self, nodes: &[NodeId]) -> Result<StatusResponse, LocalClusterError> {
         self.wait_for("agreement of all nodes", SETTLE_TIMEOUT, nodes, |status| {
-            let mut asked = status.nodes.iter().filter(|node| nodes.contains(&node.id));
-            let Some(first) = asked.clone().next() else { return false };
-            status.leader.is_some()
-                && asked.clone().count() == nodes.len()
-                && asked.all(|node| {
-                    node.reachable
-                        && node.voter
-                        && !node.digest.is_empty()
-                        && (node.applied, &node.digest) == (first.applied, &first.digest)
-                })
+            agree(status, nodes) && status.nodes.iter().all(|node| node.voter || !nodes.contains(&node.id))
         })
         .await
+    }
+
+    /// As [`LocalCluster::wait_settled`], but learners may be among `nodes`.
+    ///
+    /// # Errors
+    /// [`LocalClusterError::Late`] if that does not come to hold.
+    pub async fn wait_agreed(&self, nodes: &[NodeId]) -> Result<StatusResponse, LocalClusterError> {
+        self.wait_for("agreement of all nodes", SETTLE_TIMEOUT, nodes, |status| agree(status, nodes)).await
     }
 
     /// Writes `cluster.json`, whole or not at all: scripts wait for it to appear.
@@ -396,4 +396,17 @@ impl LocalCluster {
             .and_then(|position| self.nodes.get_mut(position))
             .ok_or_else(|| Invalid::new("node", format!("no node {id} in this cluster")).into())
     }
+}
+
+/// Whether `nodes` are reachable members under a leader that have applied the same index with the same digest.
+fn agree(status: &StatusResponse, nodes: &[NodeId]) -> bool {
+    let mut asked = status.nodes.iter().filter(|node| nodes.contains(&node.id));
+    let Some(first) = asked.clone().next() else { return false };
+    status.leader.is_some()
+        && asked.clone().count() == nodes.len()
+        && asked.all(|node| {
+            node.reachable
+                && !node.digest.is_empty()
+                && (node.applied, &node.digest) == (first.applied, &first.digest)
+        })
 }

@@ -259,6 +259,12 @@ pub fn departed<S: Rows>(rows: &S) -> Result<Vec<DepartedNode>, StateError> {
     rows.rows(&[], None, super::apply::NODES_MAX)
 }
 
+/// Whether the node with this id left. That is never taken back.
+pub fn has_departed<S: Rows>(rows: &S, id: NodeId) -> Result<bool, StateError> {
+    let departed: Option<DepartedNode> = rows.row(&node_key(id))?;
+    Ok(departed.is_some())
+}
+
 /// Up to which feature level commands are allowed.
 pub fn feature_level<S: Rows>(rows: &S) -> Result<FeatureLevel, StateError> {
     let record: Option<FeatureLevelRecord> = rows.row(ONLY_ROW)?;

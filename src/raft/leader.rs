@@ -317,6 +317,7 @@ impl Node {
                     Attempt::NotBegun => {}
                     // A node that was removed, or whose certificate was revoked, is told so and passes it on.
                     Attempt::Refused(status) if status.code() == Code::PermissionDenied => {
+                        self.heed(&status);
                         return Err(NodeError::Excluded(status.message().to_owned()));
                     }
                     Attempt::Refused(status) => refused = Some(status),

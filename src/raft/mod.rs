@@ -2,9 +2,9 @@
 //!
 //! [`Node`] is what the rest of the program sees: propose a command or confirm a read at whoever leads ([`leader`]),
 //! read the local replica and say how fresh it is ([`node`]), answer peers (`peer_side`), change the membership
-//! ([`membership`]). Below it are openraft with its storage over the `store` room ([`log_store`], [`state_machine`]) and
-//! its network over the peer service (`network`, [`peers`]). What members support decides in [`features`] which commands
-//! are allowed.
+//! ([`membership`]), notice that this node was itself removed ([`expelled`]). Below it are openraft with its storage over
+//! the `store` room ([`log_store`], [`state_machine`]) and its network over the peer service (`network`, [`peers`]). What
+//! members support decides in [`features`] which commands are allowed.
 //!
 //! A replica is compared with the others and repaired in `healing`, by the verdict in [`agreement`]; `fetch` brings a
 //! snapshot from a peer, and `rescue` does that for a node that starts without a state.
@@ -13,6 +13,7 @@ pub mod agreement;
 mod compaction;
 mod contacts;
 mod error;
+pub mod expelled;
 pub mod features;
 mod fetch;
 mod healing;

@@ -29,6 +29,7 @@ use super::agreement::Agreement;
 use super::compaction;
 use super::contacts::Contacts;
 use super::error::NodeError;
+use super::expelled::Expulsion;
 use super::features::{self, HeldBack};
 use super::fetch::OFFERS_MAX;
 use super::keyring::KeyringCache;
@@ -136,6 +137,7 @@ pub(super) struct Inner {
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) membership_change: Mutex<()>,
+    pub(super) expulsion: Expulsion,
     /// What holds `membership_change` is no operator's change, and soon lets go of it.
     pub(super) in_background: AtomicBool,
     /// Who keeps this leader from raising the feature level.
@@ -176,6 +178,7 @@ impl Node {
             ..Default::default()
         };
         let config = config.validate().map_err(|error| NodeError::Fatal(error.to_string()))?;
+        let expulsion = Expulsion::load(directory.removal_mark())?;
         let quorum = QuorumClock::default();
         let cluster = Arc::new(OnceLock::new());
         let peers = Peers::new(tls, cluster.clone());
@@ -203,6 +206,7 @@ impl Node {
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
                 membership_change: Mutex::new(()),
+                expulsion,
                 in_background: AtomicBool::new(false),
                 held_back: std::sync::Mutex::default(),
                 contacts: Contacts::default(),
@@ -216,6 +220,7 @@ impl Node {
         node.watch_leader();
         node.watch_agreement();
         node.cluster()?;
+        node.watch_expulsion();
         spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());
         node.watch_features();
         Ok(node)

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Once;
 
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
 use crate::escrow::ids::{Identity, NodeId};
 use crate::escrow::policy::{self, Operation};
 use crate::escrow::records::Source;
 use crate::raft::NodeError;
+use crate::raft::expelled::{self, REMOVED_KEY};
 use crate::raft::peers::{CLUSTER_HEADER, STORAGE_HEADER};
 use crate::tls::{PeerCertificate, Tls};
 
@@ -55,11 +57,14 @@ impl Context {
     ///
     /// # Errors
     /// `PERMISSION_DENIED` if it may not or its certificate has expired or been revoked since the handshake;
-    /// `UNAVAILABLE` if this node is stopping or quarantined.
+    /// `UNAVAILABLE` if this node is stopping, was removed or is quarantined: a client that knows others asks them.
     pub fn admit<T>(&self, request: &Request<T>, operation: Operation) -> Result<Caller, Status> {
         let caller = self.caller(request)?;
         if self.is_draining() {
             return Err(Status::unavailable("this node is stopping; use another"));
+        }
+        if let Some(why) = self.node.expelled() {
+            return Err(NodeError::Excluded(why.to_string()).into());
         }
         let role = caller.identity.role;
         if !policy::allows(role, operation) {
@@ -87,8 +92,8 @@ impl Context {
     /// The caller of `request`, if it is a node and means this one.
     ///
     /// # Errors
-    /// `PERMISSION_DENIED` for anyone but a node; `FAILED_PRECONDITION` if it is addressed to another node's data
-    /// directory or another cluster.
+    /// `PERMISSION_DENIED` for anyone but a node, and for one that was removed; `FAILED_PRECONDITION` if it is addressed
+    /// to another node's data directory or another cluster.
     pub fn admit_peer<T>(&self, request: &Request<T>) -> Result<PeerCaller, Status> {
         let certificate = self.certificate(request)?.clone();
         let Some(id) = certificate.identity.node_id() else {
@@ -96,14 +101,35 @@ impl Context {
             return Err(Status::permission_denied("only nodes may use the peer service"));
         };
         let header = |name| request.metadata().get(name).and_then(|value| value.to_str().ok());
-        if let Err(why) = self.node.check_addressee(header(CLUSTER_HEADER), header(STORAGE_HEADER)) {
+        let refused = |why: String| {
             // The others ask again and again; this node's own log says once why it is left alone.
             static SAID: Once = Once::new();
             SAID.call_once(|| tracing::error!(from = id, "calls of the cluster are refused here: {why}"));
-            return Err(Status::failed_precondition(why));
+            Status::failed_precondition(why)
+        };
+        let storage = header(STORAGE_HEADER);
+        self.node.check_addressee(None, storage).map_err(refused)?;
+        // Before its cluster is looked at: a node that was left behind by a recovery has the old one. Who does not know
+        // this very directory may be a node of another cluster that happens to have the id of one that left.
+        if storage.is_some() {
+            self.check_has_not_left(id)?;
         }
+        self.node.check_addressee(header(CLUSTER_HEADER), None).map_err(refused)?;
         self.node.heard_from(id);
         Ok(PeerCaller { id, certificate })
+    }
+
+    /// Tells a node that was removed that it was.
+    fn check_has_not_left(&self, id: NodeId) -> Result<(), Status> {
+        if !self.node.has_left(id)? {
+            return Ok(());
+        }
+        if self.node.tells_first(id) {
+            tracing::warn!(node = id, "a node that was removed calls; it is told so");
+        }
+        let mut status = Status::permission_denied(expelled::sentence(id));
+        status.metadata_mut().insert(REMOVED_KEY, MetadataValue::from_static("true"));
+        Err(status)
     }
 
     /// As [`Context::admit_peer`], if the node is also a member as this one knows it: what only the leader answers

@@ -39,6 +39,9 @@ impl Admin for AdminView {
         if self.context.is_draining() {
             reasons.push("stopping".to_owned());
         }
+        if let Some(why) = node.expelled() {
+            reasons.push(why.to_string());
+        }
         match node.cluster() {
             Ok(Some(_)) => {}
             Ok(None) => reasons.push("belongs to no cluster yet".to_owned()),

@@ -42,8 +42,8 @@ const HEALTH_NAMES: [&str; 4] = [
 pub(super) struct Health(HealthReporter);
 
 impl Health {
-    /// Tells callers and watchers that the node is stopping.
-    pub(super) async fn stopping(&self) {
+    /// Tells callers and watchers that the node is stopping, or was removed.
+    pub(super) async fn not_serving(&self) {
         self.tell(ServingStatus::NotServing).await;
     }
 

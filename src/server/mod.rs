@@ -8,6 +8,7 @@ mod port;
 pub mod preflight;
 mod shares;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -252,34 +253,35 @@ impl Server {
     /// As [`Server::run`].
     pub async fn run_until(self, stop: Stop) -> Result<(), ServerError> {
         let Self { context, api, peer, admin, connections, in_flight, drain } = self;
-        let (api_router, health) = api::api(&context, in_flight).await;
         let tls = context.tls.clone();
         let connection_counts = context.node.options().metrics.connections.clone();
         let counts = |name| PortCounts { name, all: connection_counts.clone() };
-        let served = Served {
-            api: Port::serve(
-                api,
-                Entry::Clients(tls.clone()),
-                Bounds::api(connections),
-                counts(PortName::Api),
-                api_router,
-            ),
-            peer: Port::serve(
-                peer,
-                Entry::Nodes(tls.clone()),
-                Bounds::peer(),
-                counts(PortName::Peer),
-                api::peer(&context),
-            ),
-            admin: Port::serve(
-                admin,
-                Entry::Anyone,
-                Bounds::admin(),
-                counts(PortName::Admin),
-                http::admin(AdminView::new(context.clone())),
-            ),
-            health,
-        };
+        // Peers first: nodes that start together ask each other before they serve clients.
+        let peer = Port::serve(
+            peer,
+            Entry::Nodes(tls.clone()),
+            Bounds::peer(),
+            counts(PortName::Peer),
+            api::peer(&context),
+        );
+        let admin = Port::serve(
+            admin,
+            Entry::Anyone,
+            Bounds::admin(),
+            counts(PortName::Admin),
+            http::admin(AdminView::new(context.clone())),
+        );
+        // A node that was removed while it was away must not show what it still has.
+        context.node.ask_whether_expelled().await;
+        let (api_router, health) = api::api(&context, in_flight).await;
+        let api = Port::serve(
+            api,
+            Entry::Clients(tls.clone()),
+            Bounds::api(connections),
+            counts(PortName::Api),
+            api_router,
+        );
+        let served = Served { api, peer, admin, health };
         let watching = CancellationToken::new();
         let _ends_with_this = watching.clone().drop_guard();
         tokio::spawn(async move { tls.watch(CERTIFICATE_POLL, watching).await });
@@ -290,6 +292,7 @@ impl Server {
         let failed = tokio::select! {
             () = stop.gently.cancelled() => None,
             error = context.node.stopped() => Some(error),
+            never = served.tell_of_expulsion(&context) => match never {},
         };
         tracing::info!("stopping");
         notify::stopping(drain + STOP_TIMEOUT);
@@ -310,6 +313,13 @@ struct Served {
 }
 
 impl Served {
+    /// Tells who watches the node's health once it is removed. It goes on refusing, with the reason, until it is stopped.
+    async fn tell_of_expulsion(&self, context: &Context) -> Infallible {
+        context.node.expulsion().await;
+        self.health.not_serving().await;
+        std::future::pending().await
+    }
+
     /// Stops serving, so that as few as possible notice: new requests are sent elsewhere first, then the leadership
     /// goes, then requests under way are answered, through the new leader if need be, for at most `drain` or until
     /// `now`. Peers are served until the node has stopped, for it is still a voter and, to its own requests, a
@@ -317,7 +327,7 @@ impl Served {
     async fn stop(self, context: &Context, failed: bool, drain: Duration, now: &CancellationToken) {
         let Self { api, peer, admin, health } = self;
         context.draining.store(true, Ordering::Relaxed);
-        health.stopping().await;
+        health.not_serving().await;
         let gently = async {
             if !failed {
                 context.node.hand_over().await;

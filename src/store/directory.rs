@@ -4,6 +4,7 @@
 //! <data>/storage.json   the identity of this storage and its format
 //! <data>/owner.json     the node and the cluster it is for
 //! <data>/lock           held by the process that has the directory open
+//! <data>/removed        there once the node knows that it was removed from its cluster, and says so
 //! <data>/log/           the Raft log (see `log`)
 //! <data>/base/          the rebuildable base of the state (see `base`)
 //! <data>/snapshots/     the newest snapshot (see `snapshot`)
@@ -35,6 +36,7 @@ const IDENTITY_FILE: &str = "storage.json";
 const LOCK_FILE: &str = "lock";
 const OWNER_FILE: &str = "owner.json";
 const LOG_DIRECTORY: &str = "log";
+const REMOVED_FILE: &str = "removed";
 
 /// What `storage.json` says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -187,12 +189,46 @@ impl DataDir {
         self.path.join("quarantine.json")
     }
 
+    /// Where it is noted that the node was removed from its cluster.
+    pub fn removal_mark(&self) -> RemovalMark {
+        RemovalMark { path: self.path.join(REMOVED_FILE) }
+    }
+
     /// Bytes this process could still write to the file system of the directory.
     ///
     /// # Errors
     /// [`StoreError::Io`] if the file system does not say.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         free_bytes(&self.path)
+    }
+}
+
+/// The note that the node of a data directory was removed from its cluster, in a sentence for people.
+#[derive(Debug, Clone)]
+pub struct RemovalMark {
+    path: PathBuf,
+}
+
+impl RemovalMark {
+    /// What it says; `None` if the node was not removed, as far as is known here.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn read(&self) -> Result<Option<String>, StoreError> {
+        match fs::read(&self.path) {
+            Ok(why) => Ok(Some(String::from_utf8_lossy(&why).trim_end().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("reading", &self.path, error)),
+        }
+    }
+
+    /// Notes it, durably: a removed node that restarts where it reaches nobody must still know.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write(&self, why: &str) -> Result<(), StoreError> {
+        write_durably(&self.path, why.as_bytes())
+            .map_err(|error| StoreError::io("writing", &self.path, error))
     }
 }
 
@@ -411,6 +447,16 @@ mod tests {
         fs::write(path.join("notes.txt"), "").unwrap();
         assert!(DataDir::inspect(&path).unwrap_err().to_string().contains("not empty"));
         assert!(DataDir::inspect(&path.join("notes.txt")).is_err());
+    }
+
+    #[test]
+    fn a_removal_is_remembered_in_the_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let mark = DataDir::open_or_create(root.path()).unwrap().removal_mark();
+        assert_eq!(mark.read().unwrap(), None);
+        mark.write("node 4 was removed").unwrap();
+        let again = DataDir::open_or_create(root.path()).unwrap().removal_mark();
+        assert_eq!(again.read().unwrap().as_deref(), Some("node 4 was removed"));
     }
 
     #[test]

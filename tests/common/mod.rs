@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use strongroom::cli::local_cluster::{ClusterPlan, LocalCluster};
 use strongroom::client::{Client, Deposit};
 use strongroom::escrow::ids::{KeyId, NodeId};
 use strongroom::escrow::secrets::{SecretKind, bitlocker};
+use strongroom::proto::FindRequest;
 use strongroom::seal::receipt::Receipt;
 use strongroom::secret::Secret;
 use tokio::sync::Mutex;
@@ -42,9 +43,17 @@ pub async fn three_nodes() -> TestCluster {
 
 /// Three voters with more lines in their configuration.
 pub async fn three_nodes_with(extra_config: &str) -> TestCluster {
+    formed(&plan(extra_config)).await
+}
+
+/// Three voters, and nodes up to `nodes` that are prepared to be added later.
+pub async fn three_of(nodes: u64, extra_config: &str) -> TestCluster {
+    formed(&ClusterPlan { nodes, ..plan(extra_config) }).await
+}
+
+async fn formed(plan: &ClusterPlan) -> TestCluster {
     let dir = tempfile::tempdir().expect("a directory for the test");
-    let mut cluster =
-        LocalCluster::open_or_create(dir.path(), &plan(extra_config), program()).expect("a layout");
+    let mut cluster = LocalCluster::open_or_create(dir.path(), plan, program()).expect("a layout");
     cluster.form().await.expect("a cluster forms");
     TestCluster { cluster, dir }
 }
@@ -53,6 +62,7 @@ pub fn plan(extra_config: &str) -> ClusterPlan {
     ClusterPlan {
         name: "test".parse().expect("a cluster name"),
         nodes: 3,
+        members: 3,
         base_port: None,
         extra_config: extra_config.to_owned(),
     }
@@ -85,6 +95,11 @@ impl TestCluster {
 
     /// As [`TestCluster::strongroom`] with a profile from anywhere.
     pub fn run_as(&self, profile: &Path, nodes: &[NodeId], arguments: &[&str], input: &str) -> Output {
+        run(self.command(profile, nodes, arguments), input)
+    }
+
+    /// The command line as [`TestCluster::run_as`] runs it.
+    pub fn command(&self, profile: &Path, nodes: &[NodeId], arguments: &[&str]) -> Command {
         let layout = self.cluster.layout();
         let endpoints: Vec<_> =
             nodes.iter().map(|id| layout.node(*id).expect("a node").api_address()).collect();
@@ -94,7 +109,7 @@ impl TestCluster {
             .env("STRONGROOM_ENDPOINTS", endpoints.join(","))
             .env("STRONGROOM_PROFILE", profile)
             .env("STRONGROOM_OUTPUT", "json");
-        run(command, input)
+        command
     }
 }
 
@@ -133,25 +148,57 @@ pub fn deposit(n: u64) -> Deposit {
 pub struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Vec<(Deposit, Receipt)>>>,
+    pauses: Arc<std::sync::Mutex<Pauses>>,
     failed: Arc<AtomicU64>,
     clients: JoinSet<()>,
+}
+
+/// How long writes were held up.
+#[derive(Debug, Clone, Copy)]
+pub struct Pauses {
+    last: Instant,
+    /// Longest time between two acknowledgements, of whichever clients.
+    pub longest_gap: Duration,
+    /// Longest time from a client's request to its acknowledgement, retries included.
+    pub slowest_write: Duration,
+}
+
+impl Pauses {
+    fn begin() -> Self {
+        Self { last: Instant::now(), longest_gap: Duration::ZERO, slowest_write: Duration::ZERO }
+    }
+
+    fn acknowledged(&mut self, sent: Instant) {
+        self.longest_gap = self.longest_gap.max(self.last.elapsed());
+        self.slowest_write = self.slowest_write.max(sent.elapsed());
+        self.last = Instant::now();
+    }
 }
 
 impl Load {
     /// Starts `clients` of them, each beginning at another node.
     pub fn start(cluster: &TestCluster, clients: u64) -> Self {
-        Self::of((0..clients).map(|number| {
-            let mut nodes = ALL;
-            nodes.rotate_left((number % 3) as usize);
+        Self::start_at(cluster, &ALL, clients, Duration::ZERO)
+    }
+
+    /// Starts `clients` of them, each beginning at another of `nodes` and resting for `rest` after each
+    /// acknowledgement, so that a long test does not end with more keys than can be checked.
+    pub fn start_at(cluster: &TestCluster, nodes: &[NodeId], clients: u64, rest: Duration) -> Self {
+        let clients = (0..clients as usize).map(|number| {
+            let mut nodes = nodes.to_vec();
+            let turn = number % nodes.len();
+            nodes.rotate_left(turn);
             cluster.client("importer", &nodes)
-        }))
+        });
+        Self::of(clients, rest)
     }
 
     /// Starts one for each of `clients`.
-    pub fn of(clients: impl IntoIterator<Item = Client>) -> Self {
+    pub fn of(clients: impl IntoIterator<Item = Client>, rest: Duration) -> Self {
         let mut load = Self {
             stop: Arc::default(),
             acknowledged: Arc::default(),
+            pauses: Arc::new(std::sync::Mutex::new(Pauses::begin())),
             failed: Arc::default(),
             clients: JoinSet::new(),
         };
@@ -159,20 +206,37 @@ impl Load {
         for client in clients {
             let (stop, acknowledged, failed, next) =
                 (load.stop.clone(), load.acknowledged.clone(), load.failed.clone(), next.clone());
+            let pauses = load.pauses.clone();
             load.clients.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let deposit = deposit(next.fetch_add(1, Ordering::Relaxed));
+                    let sent = Instant::now();
                     match client.escrow(&deposit).await {
-                        Ok(receipt) => acknowledged.lock().await.push((deposit, receipt)),
+                        Ok(receipt) => {
+                            pauses.lock().expect("no panic under it").acknowledged(sent);
+                            acknowledged.lock().await.push((deposit, receipt));
+                        }
                         Err(error) => {
                             eprintln!("a request failed: {error}");
                             failed.fetch_add(1, Ordering::Relaxed);
                         }
                     }
+                    if !rest.is_zero() {
+                        tokio::time::sleep(rest).await;
+                    }
                 }
             });
         }
         load
+    }
+
+    /// How long writes were held up since this was last asked, or since the start. A pause that lasts on is counted
+    /// as long as it has lasted, and goes on counting.
+    pub fn pauses(&self) -> Pauses {
+        let mut pauses = self.pauses.lock().expect("no panic under it");
+        let so_far = Pauses { longest_gap: pauses.longest_gap.max(pauses.last.elapsed()), ..*pauses };
+        *pauses = Pauses { last: pauses.last, ..Pauses::begin() };
+        so_far
     }
 
     /// Waits until `more` further keys have been acknowledged.
@@ -206,6 +270,32 @@ pub async fn assert_all_readable(cluster: &TestCluster, node: NodeId, acknowledg
             recovered.unwrap_or_else(|error| panic!("acknowledged key {key_id} at node {node}: {error}"));
         assert!(same(&recovered.secret, &deposit.secret), "key {key_id} at node {node} is another secret");
     }
+}
+
+/// Looks every key up at `node`, in its own replica, and compares fingerprints: it holds that very secret. Cheaper than
+/// [`assert_all_readable`], which puts every look on record.
+pub async fn assert_all_held(cluster: &TestCluster, node: NodeId, acknowledged: &[(Deposit, Receipt)]) {
+    use futures_util::StreamExt as _;
+
+    /// How many lookups are under way at once.
+    const AT_ONCE: usize = 16;
+    let client = cluster.client("auditor", &[node]);
+    let lookups = acknowledged.iter().map(|(_, receipt)| {
+        let client = client.clone();
+        async move {
+            let request = FindRequest { key_id_prefix: receipt.key_id.to_string(), ..FindRequest::default() };
+            let found = client.find(&request).await.expect("a local read");
+            assert_eq!(found.freshness.expect("said").node, node);
+            let fingerprints: Vec<_> = found.keys.into_iter().map(|key| key.fingerprint).collect();
+            assert_eq!(
+                fingerprints,
+                [receipt.fingerprint.to_string()],
+                "key {} at node {node}",
+                receipt.key_id
+            );
+        }
+    });
+    futures_util::stream::iter(lookups).buffer_unordered(AT_ONCE).collect::<()>().await;
 }
 
 /// Compares secrets without showing them.

@@ -41,6 +41,9 @@ pub struct ClusterPlan {
     pub name: ClusterName,
     /// How many nodes, 1 to 7.
     pub nodes: u64,
+    /// How many of them, from node 1 on, form the cluster. The others are prepared as they are, but neither started
+    /// nor added: they are there to be added later.
+    pub members: u64,
     /// Port of the first node's API; the next two are its peer and admin ports, the next node's are ten further
     /// on. `None` takes free ones.
     pub base_port: Option<u16>,
@@ -111,6 +114,9 @@ fn loopback(port: u16) -> String {
 struct SavedPlan {
     cluster: ClusterName,
     nodes: Vec<Ports>,
+    /// All of them, unless it says otherwise.
+    #[serde(default)]
+    members: Option<u64>,
 }
 
 /// The directory of a local cluster.
@@ -122,6 +128,8 @@ pub struct Layout {
     pub cluster: ClusterName,
     /// Its nodes, by id from 1.
     pub nodes: Vec<NodePlan>,
+    /// How many of them form the cluster; the others are only prepared.
+    members: usize,
 }
 
 impl Layout {
@@ -135,7 +143,7 @@ impl Layout {
                 // Later they would be in the plan, and no other base port would be listened to.
                 ports.iter().try_for_each(Ports::check_free)?;
             }
-            let saved = SavedPlan { cluster: plan.name.clone(), nodes: ports };
+            let saved = SavedPlan { cluster: plan.name.clone(), nodes: ports, members: Some(members(plan)?) };
             let layout = Self::of(&dir, &saved);
             layout.create(plan)?;
             let json = serde_json::to_vec_pretty(&saved)
@@ -153,7 +161,15 @@ impl Layout {
         let nodes = (1..).zip(&saved.nodes);
         let nodes =
             nodes.map(|(id, ports)| NodePlan { id, ports: *ports, dir: dir.join(format!("node-{id}")) });
-        Self { dir: dir.to_owned(), cluster: saved.cluster.clone(), nodes: nodes.collect() }
+        let nodes: Vec<_> = nodes.collect();
+        let members = saved.members.and_then(|members| usize::try_from(members).ok());
+        let members = members.map_or(nodes.len(), |members| members.min(nodes.len()));
+        Self { dir: dir.to_owned(), cluster: saved.cluster.clone(), nodes, members }
+    }
+
+    /// The nodes that form the cluster, without those that are only prepared.
+    pub fn members(&self) -> &[NodePlan] {
+        self.nodes.get(..self.members).unwrap_or(&self.nodes)
     }
 
     /// The node with `id`.
@@ -252,6 +268,13 @@ impl Layout {
 
 fn agent_profile(machine: &str) -> String {
     format!("agent-{machine}")
+}
+
+fn members(plan: &ClusterPlan) -> Result<u64, LocalClusterError> {
+    if (1..=plan.nodes).contains(&plan.members) {
+        return Ok(plan.members);
+    }
+    Err(Invalid::new("members", format!("1 to {}, which is how many nodes there are", plan.nodes)).into())
 }
 
 fn choose_ports(plan: &ClusterPlan) -> Result<Vec<Ports>, LocalClusterError> {
@@ -357,7 +380,25 @@ mod tests {
 
     fn plan(nodes: u64, base_port: Option<u16>) -> ClusterPlan {
         let name = "test".parse().unwrap();
-        ClusterPlan { name, nodes, base_port, extra_config: String::new() }
+        ClusterPlan { name, nodes, members: nodes, base_port, extra_config: String::new() }
+    }
+
+    #[test]
+    fn nodes_that_are_no_members_are_prepared_like_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let three_of_five = ClusterPlan { members: 3, ..plan(5, None) };
+        let (layout, lock) = Layout::open_or_create(dir.path(), &three_of_five).unwrap();
+        assert_eq!((layout.nodes.len(), layout.members().len()), (5, 3));
+        assert!(Config::load(&layout.node(5).unwrap().config_path()).is_ok());
+        drop(lock);
+        let (again, _lock) = Layout::open_or_create(dir.path(), &plan(5, None)).unwrap();
+        assert_eq!(again.members().len(), 3, "as it was made");
+
+        for members in [0, 6] {
+            let dir = tempfile::tempdir().unwrap();
+            let refused = Layout::open_or_create(dir.path(), &ClusterPlan { members, ..plan(5, None) });
+            assert!(matches!(refused, Err(LocalClusterError::Invalid(_))), "{members} of 5");
+        }
     }
 
     #[test]

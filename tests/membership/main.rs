@@ -1,0 +1,12 @@
+//! Changing who is in the cluster, with real processes: under load, against the guard rails, and with leaders, members
+//! and operators that go away in the middle.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod guard_rails;
+mod leaders_killed;
+mod learners;
+mod removed;
+mod replaced;
+mod steps;
