@@ -21,7 +21,8 @@ fn blocks(page: &str) -> Vec<Block<'_>> {
     let mut blocks = Vec::new();
     let (mut open, mut before): (Option<Block<'_>>, &str) = (None, "");
     for (number, line) in (1..).zip(page.lines()) {
-        match (line.strip_prefix("```"), &mut open) {
+        // In a list a block stands further in.
+        match (line.trim_start().strip_prefix("```"), &mut open) {
             (Some(language), None) => {
                 let not_run = before.strip_prefix(NOT_RUN).and_then(|rest| rest.strip_suffix(" -->"));
                 open =
