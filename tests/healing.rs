@@ -228,7 +228,9 @@ async fn a_leader_that_differs_hands_over_and_no_acknowledged_key_is_lost() {
     for node in ALL {
         assert_all_readable(&test, node, &acknowledged).await;
     }
-    assert!(log(&test, damaged).contains("this node is quarantined"), "it was the damaged one");
+    let log = log(&test, damaged);
+    assert!(log.contains("this node is quarantined"), "it was the damaged one");
+    assert!(log.contains("handing the leadership over"), "it did not go on leading in quarantine");
 }
 
 #[tokio::test(flavor = "multi_thread")]
