@@ -87,11 +87,12 @@ impl ClusterService for Context {
         let (failed, failure) = mpsc::channel(1);
         let context = self.clone();
         // Runs to its end even if the caller goes away: a half-made change helps nobody.
-        tokio::spawn(async move {
+        let work = async move {
             if let Err(status) = context.change_at_the_leader(change, parsed, caller, steps).await {
                 let _ = failed.send(Err(status)).await;
             }
-        });
+        };
+        tokio::spawn(carried(work).in_current_span());
         Ok(Response::new(ReceiverStream::new(progress).map(Ok).chain(ReceiverStream::new(failure)).boxed()))
     }
 }
