@@ -88,7 +88,7 @@ struct Alone {
 impl Alone {
     async fn start(extra_config: &str, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory for the test");
-        let plan = ClusterPlan { nodes: 1, ..plan(extra_config) };
+        let plan = ClusterPlan { nodes: 1, members: 1, ..plan(extra_config) };
         let cluster = LocalCluster::open_or_create(dir.path(), &plan, program()).expect("a layout");
         let path = cluster.layout().node(1).expect("a node").config_path();
         let config = Config::load(&path).expect("a configuration");
