@@ -19,6 +19,7 @@ mod peer_side;
 pub mod peers;
 mod quorum;
 mod read_index;
+pub mod recovery;
 pub mod state_machine;
 pub mod storage;
 pub mod types;

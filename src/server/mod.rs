@@ -3,6 +3,7 @@
 mod admin;
 mod api;
 mod port;
+pub mod recover;
 mod shares;
 
 use std::net::SocketAddr;
@@ -72,6 +73,11 @@ pub enum ServerError {
     /// The keyring or the node's private key cannot be used.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// A new history was begun on the data of this node, and not completed.
+    #[error(
+        "`recover-cluster --apply` was begun on the data of this node and is not complete: run it again with --confirm {0}"
+    )]
+    RecoveryUnfinished(ClusterId),
     /// Storage cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -86,8 +92,25 @@ struct Assembly {
     tls: Tls,
 }
 
+/// A node whose storage is open and that takes no part yet.
+struct Opened {
+    tls: Tls,
+    directory: DataDir,
+    key: NodeKey,
+    options: NodeOptions,
+    storage: Storage,
+}
+
 /// Opens the data directory and starts consensus, for `server` and `init` alike.
 async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
+    let Opened { tls, directory, key, options, storage } = open(config).await?;
+    recover::refuse_unfinished(&directory, &storage)?;
+    let node = Node::start(options, directory, storage, tls.clone(), key).await?;
+    Ok(Assembly { node, tls })
+}
+
+/// The node's credentials, if they are this node's.
+fn load_tls(config: &Config) -> Result<Tls, ServerError> {
     let tls = Tls::load(TlsPaths {
         ca: config.tls.ca.clone(),
         cert: config.tls.cert.clone(),
@@ -99,6 +122,12 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
         let expected = format!("spiffe://{}/{}/{}", config.cluster, Role::Node, config.node_id);
         return Err(ServerError::Identity { certificate: identity, expected });
     }
+    Ok(tls)
+}
+
+/// Opens what the node has.
+async fn open(config: &Config) -> Result<Opened, ServerError> {
+    let tls = load_tls(config)?;
     let directory = DataDir::open_or_create(&config.data_dir)?;
     let key = NodeKey::load_or_create(&config.identity.node_key)?;
     let options = NodeOptions {
@@ -118,8 +147,7 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
     let policy = SnapshotPolicy { floor_bytes: config.raft.snapshot_log_bytes, ..SnapshotPolicy::default() };
     let storage =
         Storage::open(&directory, StorageOptions { snapshots: policy, ..StorageOptions::default() }).await?;
-    let node = Node::start(options, directory, storage, tls.clone(), key).await?;
-    Ok(Assembly { node, tls })
+    Ok(Opened { tls, directory, key, options, storage })
 }
 
 /// Makes a new cluster with this node as its only member, and stops again.
