@@ -251,6 +251,7 @@ async fn apply_through_a_crash(test: &mut TestCluster, before: &str) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let done = document(&output);
     assert_eq!(done["cluster"], promised["cluster"], "the identity of the first attempt");
+    assert_eq!(done["lost"], serde_json::json!([2, 3]));
     assert!(!note.exists());
     assert_refused(test, 1, &["--confirm", before], "which is a quorum: start them");
     done["cluster"].as_str().expect("an id").to_owned()

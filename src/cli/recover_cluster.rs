@@ -23,7 +23,8 @@ use crate::store::StoreError;
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("mode").args(["plan", "apply"]).required(true))]
 pub(super) struct RecoverClusterCommand {
-    /// Show what survives, who has most of it and what may be lost; the node may run.
+    /// Show what survives, who has most of it and what may be lost. The node may run; if it does not, its storage is
+    /// opened as its start would: what is committed is applied, and no entry, vote or member is changed.
     #[arg(long)]
     plan: bool,
     /// Begin the new cluster; the node must be stopped. Cannot be undone.
@@ -79,20 +80,18 @@ impl RecoverClusterCommand {
     }
 
     fn done(&self, recovered: &Recovered, printer: Printer) -> Result<(), Failure> {
-        let Recovered { survey, previous, cluster } = recovered;
-        let lost: Vec<NodeId> = survey.asked.keys().copied().collect();
+        let Recovered { survivor, lost, previous, cluster } = recovered;
         let document = json!({
             "cluster": cluster,
             "previous": previous,
-            "survivor": survey.node,
+            "survivor": survivor,
             "lost": lost,
             "next": self.next_steps(),
         });
         printer.result(&document, || {
             let steps = self.next_steps().into_iter().zip(1..).map(|(step, n)| format!("  {n}. {step}"));
             format!(
-                "cluster {previous} has ended; node {} goes on as cluster {cluster}\nnext:\n{}",
-                survey.node,
+                "cluster {previous} has ended; node {survivor} goes on as cluster {cluster}\nnext:\n{}",
                 steps.collect::<Vec<_>>().join("\n")
             )
         })
@@ -178,10 +177,10 @@ fn json_of(plan: &Plan) -> Value {
         Loss::After(index) => Some(index),
     };
     json!({
-        "cluster": plan.begun.map(|note| note.previous).or(survey.local.cluster),
+        "cluster": plan.begun.as_ref().map(|note| note.previous).or(survey.local.cluster),
         "node": survey.node,
         "running": survey.running,
-        "begun": plan.begun.map(|note| note.cluster),
+        "begun": plan.begun.as_ref().map(|note| note.cluster),
         "members": members,
         "voters": voters,
         "quorum": survey.quorum(),
@@ -212,7 +211,7 @@ fn remark(survey: &Survey, id: NodeId, found: Result<&Survivor, &str>) -> String
 fn text_of(plan: &Plan) -> String {
     let survey = &plan.survey;
     let cluster = survey.local.cluster.map_or_else(|| "no cluster".to_owned(), |id| format!("cluster {id}"));
-    if let Some(note) = plan.begun {
+    if let Some(note) = &plan.begun {
         return format!(
             "a new cluster, {}, was begun on this node and is not complete\nnext: run the same command with --apply and \
              --confirm {}",

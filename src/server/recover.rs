@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{Opened, ServerError, open};
 use crate::config::Config;
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::ClusterId;
+use crate::escrow::ids::{ClusterId, NodeId};
 use crate::raft::node::LEADER_LOST_ELECTIONS;
 use crate::raft::peers::Peers;
 use crate::raft::recovery::{Allowed, Objection, Survey, Survivor, ask, survey};
@@ -52,8 +52,10 @@ pub struct Plan {
 /// A new history that was begun.
 #[derive(Debug, Clone)]
 pub struct Recovered {
-    /// What was known before. Of an attempt that was continued, without what the others say.
-    pub survey: Survey,
+    /// The node that goes on.
+    pub survivor: NodeId,
+    /// The members that are left behind.
+    pub lost: Vec<NodeId>,
     /// The identity of the history that ended.
     pub previous: ClusterId,
     /// The new one.
@@ -125,10 +127,10 @@ pub async fn plan(config: &Config, allowed: &Allowed) -> Result<Plan, ServerErro
 pub async fn recover(config: &Config, request: &Request) -> Result<Recovered, RecoverError> {
     let opened = open_existing(config).await?;
     match prepare(&opened, config, request).await {
-        Ok((survey, note)) => {
-            let (previous, cluster) = (note.previous, note.cluster);
-            begin(opened, note).await?;
-            Ok(Recovered { survey, previous, cluster })
+        Ok(note) => {
+            let RecoveryNote { previous, cluster, lost, .. } = note;
+            begin(opened, cluster).await?;
+            Ok(Recovered { survivor: config.node_id, lost, previous, cluster })
         }
         Err(error) => {
             // Closed in order, so that the next start need not replay.
@@ -167,18 +169,15 @@ fn alone(config: &Config, local: Survivor) -> Survey {
 }
 
 /// Everything that can be found wrong before something is changed.
-async fn prepare(
-    opened: &Opened,
-    config: &Config,
-    request: &Request,
-) -> Result<(Survey, RecoveryNote), RecoverError> {
+async fn prepare(opened: &Opened, config: &Config, request: &Request) -> Result<RecoveryNote, RecoverError> {
     let plan = look(opened, config, &request.allowed).await?;
     if !plan.objections.is_empty() {
         // Of an attempt that changed nothing: the node may start again as it was.
         opened.directory.remove_recovery_note()?;
         return Err(RecoverError::Refused(Box::new(plan)));
     }
-    let Some(previous) = plan.begun.map(|note| note.previous).or(plan.survey.local.cluster) else {
+    let begun = plan.begun.as_ref().map(|note| note.previous);
+    let Some(previous) = begun.or(plan.survey.local.cluster) else {
         return Err(NodeError::NoCluster.into());
     };
     if request.confirmed != Some(previous) {
@@ -189,27 +188,28 @@ async fn prepare(
         return Err(NodeError::FeatureLevel { level: LEVEL_NEEDED, supported }.into());
     }
     if let Some(note) = plan.begun {
-        return Ok((plan.survey, note));
+        return Ok(note);
     }
     // To find out now, and not after the log was changed.
     opened.storage.rotated_keyring(&opened.key)?;
     let cluster = ClusterId(Uuid::new_v4());
     let position = opened.storage.next_position()?;
-    let note = RecoveryNote { previous, cluster, position };
+    let lost = plan.survey.asked.into_keys().collect();
+    let note = RecoveryNote { previous, cluster, position, lost };
     opened.directory.write_recovery_note(&note)?;
     let (id, member) = (opened.options.id, opened.options.member.clone());
     opened.storage.append_sole_voter(position, id, member).await?;
-    Ok((plan.survey, note))
+    Ok(note)
 }
 
 /// Runs the node, without ports, until the new history has its identity.
-async fn begin(opened: Opened, note: RecoveryNote) -> Result<(), RecoverError> {
+async fn begin(opened: Opened, cluster: ClusterId) -> Result<(), RecoverError> {
     let Opened { tls, directory, key, options, storage } = opened;
     let data_dir = directory.path().to_owned();
     let node = Node::start(options, directory, storage, tls, key).await?;
     let recovered = async {
         node.lead_alone().await?;
-        node.recover_cluster(note.cluster).await
+        node.recover_cluster(cluster).await
     };
     let recovered = recovered.await;
     node.stop().await;

@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use super::directory::{DataDir, sync_dir, write_durably};
-use crate::escrow::ids::ClusterId;
+use crate::escrow::ids::{ClusterId, NodeId};
 use crate::escrow::records::LogPosition;
 
 const NOTE_FILE: &str = "recovery.json";
 
 /// What is to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryNote {
     /// The identity of the history that ends.
     pub previous: ClusterId,
@@ -28,6 +28,8 @@ pub struct RecoveryNote {
     /// Where in the log the membership of this node alone stands, or will: if the log does not hold it, nothing was
     /// begun.
     pub position: LogPosition,
+    /// The members that are left behind.
+    pub lost: Vec<NodeId>,
 }
 
 impl DataDir {
@@ -88,7 +90,8 @@ mod tests {
         let data = DataDir::open_or_create(root.path()).unwrap();
         assert_eq!(data.recovery_note().unwrap(), None);
         let (previous, cluster) = (ClusterId(Uuid::new_v4()), ClusterId(Uuid::new_v4()));
-        let note = RecoveryNote { previous, cluster, position: LogPosition { term: 3, index: 9 } };
+        let position = LogPosition { term: 3, index: 9 };
+        let note = RecoveryNote { previous, cluster, position, lost: vec![2, 3] };
         data.write_recovery_note(&note).unwrap();
         drop(data);
         let data = DataDir::open_or_create(root.path()).unwrap();
