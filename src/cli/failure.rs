@@ -119,7 +119,7 @@ impl From<ClientError> for Failure {
             ClientError::Endpoints { .. } | ClientError::Invalid(_) => Exit::Invalid,
             ClientError::Failed(_) | ClientError::Malformed { .. } => Exit::Failed,
             ClientError::NotFound(_) => Exit::NotFound,
-            ClientError::Unavailable { .. } => Exit::Unavailable,
+            ClientError::Temporary(_) | ClientError::Unavailable { .. } => Exit::Unavailable,
         };
         Self { exit, message: error.to_string(), hint: error.hint() }
     }

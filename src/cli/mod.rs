@@ -131,7 +131,7 @@ enum Command {
     Init(init::InitCommand),
     /// Print the manual page.
     Man,
-    /// List and add members.
+    /// List members, and change who they are.
     Member(member::MemberCommand),
     /// Check receipts.
     Receipt(receipt::ReceiptCommand),

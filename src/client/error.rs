@@ -49,6 +49,9 @@ pub enum ClientError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A node answered that it cannot be done for now.
+    #[error("{0}")]
+    Temporary(Answer),
     /// No node, or no quorum, in time. Nobody's fault that is known here: try again.
     #[error("no node gave an answer within {:.1} s, asked {}{}", waited.as_secs_f64(), Times(*rounds), List(troubles))]
     Unavailable {
@@ -81,6 +84,15 @@ impl ClientError {
         }
     }
 
+    /// The error an answer amounts to that nobody asks for a second time.
+    pub(super) fn from_last_status(status: Status, endpoint: &str) -> Self {
+        // Said by the node itself, and not by a connection that broke: that has nothing to advise.
+        if is_temporary(status.code()) && status.metadata().contains_key(HINT_KEY) {
+            return Self::Temporary(Answer::new(status, endpoint));
+        }
+        Self::from_status(status, endpoint)
+    }
+
     /// What the caller may do about it, if the node said so or it follows from the error.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -91,7 +103,8 @@ impl ClientError {
             | Self::Denied(answer)
             | Self::Failed(answer)
             | Self::Invalid(answer)
-            | Self::NotFound(answer) => answer.hint.clone(),
+            | Self::NotFound(answer)
+            | Self::Temporary(answer) => answer.hint.clone(),
             Self::Endpoints { .. } => Some("give --endpoints HOST:PORT,… or set STRONGROOM_ENDPOINTS".into()),
             Self::Malformed { .. } => {
                 Some("check that client and nodes run versions that go together".into())

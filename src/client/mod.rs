@@ -271,7 +271,7 @@ impl MembershipChange {
     /// Any [`ClientError`]. The change is not undone: asking for the same again goes on where it ended.
     pub async fn next(&mut self) -> Result<Option<proto::MemberProgress>, ClientError> {
         match tokio::time::timeout(PROGRESS_TIMEOUT, self.progress.message()).await {
-            Ok(message) => message.map_err(|status| ClientError::from_status(status, "the cluster")),
+            Ok(message) => message.map_err(|status| ClientError::from_last_status(status, "the cluster")),
             Err(_) => Err(ClientError::Unavailable {
                 waited: PROGRESS_TIMEOUT,
                 rounds: 1,

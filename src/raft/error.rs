@@ -10,12 +10,11 @@ use crate::escrow::state::StateError;
 use crate::seal::SealError;
 use crate::store::StoreError;
 
+use super::membership::Refused;
+
 /// A failure of the replicated service. A [`Refusal`] by the domain is an answer, not one of these.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// A node to be admitted cannot be.
-    #[error("{0}")]
-    Admission(String),
     /// This node waited for its own replica to reach an index, and it did not.
     #[error("this node has applied index {applied}, not yet {wanted}")]
     Behind {
@@ -24,6 +23,9 @@ pub enum NodeError {
         /// What was waited for.
         wanted: u64,
     },
+    /// A membership change is not made.
+    #[error(transparent)]
+    Change(#[from] Refused),
     /// A peer sent bytes that do not decode.
     #[error("decoding a peer's message: {0}")]
     Decode(#[from] crate::store::format::FormatError),

@@ -121,7 +121,7 @@ impl Node {
             return Ok(());
         }
         // While a node is being added it may be registered and not yet be a member that is asked here.
-        let Ok(_no_change) = self.inner.membership_change.try_lock() else { return Ok(()) };
+        let Some(_no_change) = self.background_turn() else { return Ok(()) };
         let own = self.options().id;
         let ask =
             |id| async move { (id, if id == own { Some(supported) } else { self.ask_level(id).await }) };

@@ -22,7 +22,7 @@ use crate::proto::peer::{Envelope, SnapshotChunk, snapshot_chunk};
 use crate::store::format;
 use crate::store::snapshot::SnapshotFile;
 
-use super::peers::{PeerClient, Peers};
+use super::peers::{PeerClient, Peers, Sent};
 use super::quorum::QuorumClock;
 use super::types::{Member, Snapshot, TypeConfig, Vote};
 
@@ -62,6 +62,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
         Peer {
             control: self.peers.control(target, node),
             data: self.peers.member(target, node),
+            sent: self.peers.sent(target),
             quorum: self.quorum.clone(),
         }
     }
@@ -74,6 +75,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub struct Peer {
     control: PeerClient,
     data: PeerClient,
+    /// Counts the bytes of log and snapshots, for whoever watches a learner catch up.
+    sent: Sent,
     quorum: QuorumClock,
 }
 
@@ -112,10 +115,15 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
-        let quorum = self.quorum.clone();
-        let frames = requests.map(move |request| Envelope {
-            body: format::encode(&request).into(),
-            quorum_age_ms: quorum.age().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        let (quorum, sent) = (self.quorum.clone(), self.sent.clone());
+        let frames = requests.map(move |request| {
+            let body = format::encode(&request);
+            // A heartbeat brings nothing nearer.
+            if !request.entries.is_empty() {
+                sent.add(body.len());
+            }
+            let quorum_age_ms = quorum.age().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+            Envelope { body: body.into(), quorum_age_ms }
         });
         Box::pin(async move {
             let answers = within(STREAM_SETUP_TIMEOUT, self.data.append(frames)).await?.into_inner();
@@ -150,7 +158,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let chunks = snapshot_chunks(vote, snapshot);
+        let chunks = snapshot_chunks(vote, snapshot, self.sent.clone());
         tokio::select! {
             closed = cancel => Err(closed.into()),
             // Bounded by the peer's keepalive, not by a clock: a large snapshot over a slow line takes what it takes.
@@ -173,16 +181,21 @@ impl RaftNetworkV2<TypeConfig> for Peer {
 
 /// The messages of one snapshot: its header, then its bytes. A read error ends the stream early, which the
 /// receiver detects by length and hash.
-fn snapshot_chunks(vote: Vote, snapshot: Snapshot) -> impl Stream<Item = SnapshotChunk> + Send + 'static {
+fn snapshot_chunks(
+    vote: Vote,
+    snapshot: Snapshot,
+    sent: Sent,
+) -> impl Stream<Item = SnapshotChunk> + Send + 'static {
     let file = snapshot.snapshot;
     let header = SnapshotHeader { vote, bytes: file.bytes(), sha256: file.sha256() };
     let header = SnapshotChunk { part: Some(snapshot_chunk::Part::Header(format::encode(&header).into())) };
-    let data = stream::unfold((file, 0), |(file, offset)| async move {
+    let data = stream::unfold((file, sent, 0), |(file, sent, offset)| async move {
         match file.chunk(offset, SNAPSHOT_CHUNK_BYTES).await {
             Ok(chunk) if chunk.is_empty() => None,
             Ok(chunk) => {
                 let next = offset + chunk.len() as u64;
-                Some((SnapshotChunk { part: Some(snapshot_chunk::Part::Data(chunk)) }, (file, next)))
+                sent.add(chunk.len());
+                Some((SnapshotChunk { part: Some(snapshot_chunk::Part::Data(chunk)) }, (file, sent, next)))
             }
             Err(error) => {
                 tracing::error!(%error, "reading a snapshot to send");

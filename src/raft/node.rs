@@ -2,6 +2,7 @@
 //! answering peers in `peer_side`, changing who is a member in `membership`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, NodeId};
 use crate::escrow::lookup;
 use crate::escrow::records::{ClusterRecord, LogPosition};
-use crate::seal::{Keyring, NodeKey};
+use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::digest::Digest;
 use crate::store::directory::DataDir;
 use crate::store::view::View;
@@ -27,7 +28,7 @@ use super::error::NodeError;
 use super::features::{self, HeldBack};
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
-use super::membership::failure_tolerance;
+use super::membership::{failure_tolerance, spawn_settling};
 use super::network::Network;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
@@ -127,6 +128,8 @@ pub(super) struct Inner {
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) membership_change: Mutex<()>,
+    /// What holds `membership_change` is no operator's change, and soon lets go of it.
+    pub(super) in_background: AtomicBool,
     /// Who keeps this leader from raising the feature level.
     pub(super) held_back: std::sync::Mutex<Vec<HeldBack>>,
 }
@@ -190,12 +193,14 @@ impl Node {
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
                 membership_change: Mutex::new(()),
+                in_background: AtomicBool::new(false),
                 held_back: std::sync::Mutex::default(),
             }),
         };
         node.start_reads();
         node.watch_quorum();
         node.cluster()?;
+        spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());
         node.watch_features();
         Ok(node)
     }
@@ -254,10 +259,16 @@ impl Node {
     /// The keyring as this replica has it, opened with this node's private key.
     ///
     /// # Errors
-    /// [`NodeError::NoCluster`] if there is none yet; [`NodeError::Keyring`] if it is not sealed to this node.
+    /// [`NodeError::NoCluster`] if there is none yet; [`NodeError::Excluded`] if it is not sealed to this node (any
+    /// more): another node has it, so the caller is to go there; [`NodeError::Keyring`] if it cannot be used.
     pub fn keyring(&self) -> Result<Arc<Keyring>, NodeError> {
         let record = lookup::keyring(&self.view()?)?.ok_or(NodeError::NoCluster)?;
-        Ok(self.inner.keyring.open(&record)?)
+        self.inner.keyring.open(&record).map_err(|error| match error {
+            SealError::NotARecipient => {
+                NodeError::Excluded("it has no part in the keyring: it was removed".into())
+            }
+            error => error.into(),
+        })
     }
 
     /// What the keyring is sealed to for this node.

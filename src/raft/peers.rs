@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -48,12 +49,28 @@ pub struct Peers {
     tls: Tls,
     cluster: Arc<OnceLock<ClusterId>>,
     control: Arc<Mutex<BTreeMap<NodeId, (Member, PeerClient)>>>,
+    sent: Arc<Mutex<BTreeMap<NodeId, Sent>>>,
+}
+
+/// Bytes of log and snapshots sent to one member since this process started. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Sent(Arc<AtomicU64>);
+
+impl Sent {
+    /// How many.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 impl Peers {
     /// Connections made with `tls`. `cluster` is filled once this node knows which it belongs to.
     pub fn new(tls: Tls, cluster: Arc<OnceLock<ClusterId>>) -> Self {
-        Self { tls, cluster, control: Arc::default() }
+        Self { tls, cluster, control: Arc::default(), sent: Arc::default() }
     }
 
     /// Who this node is.
@@ -72,6 +89,11 @@ impl Peers {
                 client
             }
         }
+    }
+
+    /// The count of what is sent to member `id`.
+    pub fn sent(&self, id: NodeId) -> Sent {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
     }
 
     /// A client of member `id` with a connection of its own. Does not connect yet.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::NodeId;
@@ -15,8 +16,10 @@ use crate::escrow::policy::Operation;
 use crate::proto::cluster_service_server::ClusterService;
 use crate::proto::peer::{DescribeRequest, DescribeResponse};
 use crate::proto::{MemberProgress, MembershipChange, NodeStatus, StatusRequest, StatusResponse, peer};
+use crate::raft::NodeError;
 use crate::raft::features::held_back;
-use crate::raft::membership::{Change, PROGRESS_MAX};
+use crate::raft::leader::NOT_BEGUN_KEY;
+use crate::raft::membership::{Change, Order, PROGRESS_MAX, Refused};
 use crate::raft::types::Member;
 
 use super::guard::Caller;
@@ -24,6 +27,10 @@ use super::{Context, now, wire};
 
 /// Longest a member may take to describe itself before it is shown as unreachable.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest a membership change looks for a leader that takes it.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const LEADER_POLL: Duration = Duration::from_millis(50);
 
 type ProgressStream = Pin<Box<dyn Stream<Item = Result<MemberProgress, Status>> + Send>>;
 
@@ -66,26 +73,88 @@ impl ClusterService for Context {
         let caller = self.admit(&request, Operation::ChangeMembership)?;
         let change = request.into_inner();
         let parsed = wire::membership_change(&change)?;
-        let leader = self.node.leader();
-        if leader == Some(self.node.options().id) {
-            return Ok(Response::new(self.change_membership_here(parsed, caller).boxed()));
-        }
-        // Followers proxy, never redirect.
-        let mut leader = leader
-            .and_then(|leader| self.node.member_client(leader))
-            .ok_or_else(|| Status::unavailable("no leader is known here; try again"))?;
-        let request = peer::ForwardedChange {
-            change: Some(change),
-            by: caller.identity.to_string(),
-            source_node: caller.source.node,
-            source_address: caller.source.address,
-        };
-        Ok(Response::new(leader.change_membership(request).await?.into_inner().boxed()))
+        let (steps, progress) = mpsc::channel(PROGRESS_MAX);
+        let (failed, failure) = mpsc::channel(1);
+        let context = self.clone();
+        // Runs to its end even if the caller goes away: a half-made change helps nobody.
+        tokio::spawn(async move {
+            if let Err(status) = context.change_at_the_leader(change, parsed, caller, steps).await {
+                let _ = failed.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(progress).map(Ok).chain(ReceiverStream::new(failure)).boxed()))
     }
 }
 
 impl Context {
+    /// Changes the membership at whoever leads. Followers proxy, never redirect. What was not begun because the
+    /// leadership was elsewhere is asked again there, for a while; what was begun is for the operator to repeat.
+    async fn change_at_the_leader(
+        &self,
+        change: MembershipChange,
+        parsed: Change,
+        caller: Caller,
+        steps: mpsc::Sender<MemberProgress>,
+    ) -> Result<(), Status> {
+        let deadline = Instant::now() + LEADER_TIMEOUT;
+        loop {
+            let outcome = match self.node.leader() {
+                None => Err(NodeError::NotLeader(None).into()),
+                Some(leader) if leader == self.node.options().id => {
+                    self.change_here(&parsed, caller.clone(), steps.clone()).await
+                }
+                Some(leader) => self.change_there(leader, &change, &caller, &steps).await,
+            };
+            let Err(status) = outcome else { return Ok(()) };
+            let not_begun = status.metadata().contains_key(NOT_BEGUN_KEY);
+            if !not_begun || Instant::now() >= deadline || self.is_draining() {
+                return Err(status);
+            }
+            tokio::time::sleep(LEADER_POLL).await;
+        }
+    }
+
     /// Changes the membership with this node as the leader.
+    async fn change_here(
+        &self,
+        change: &Change,
+        caller: Caller,
+        progress: mpsc::Sender<MemberProgress>,
+    ) -> Result<(), Status> {
+        let Caller { identity: by, source } = caller;
+        let order = Order { by, source, at: now(), progress };
+        self.node.change_membership(change, &order).await.map_err(|error| {
+            tracing::warn!(%error, by = %order.by, ?change, "the membership is not changed");
+            error.into()
+        })
+    }
+
+    /// Changes the membership at another node that leads.
+    async fn change_there(
+        &self,
+        leader: NodeId,
+        change: &MembershipChange,
+        caller: &Caller,
+        progress: &mpsc::Sender<MemberProgress>,
+    ) -> Result<(), Status> {
+        let Some(mut client) = self.node.member_client(leader) else {
+            return Err(NodeError::NotLeader(Some(leader)).into());
+        };
+        let request = peer::ForwardedChange {
+            change: Some(change.clone()),
+            by: caller.identity.to_string(),
+            source_node: caller.source.node,
+            source_address: caller.source.address.clone(),
+        };
+        let mut steps = client.change_membership(request).await.map_err(lost)?.into_inner();
+        while let Some(step) = steps.message().await.map_err(lost)? {
+            // A caller that has gone does not end the change, so what comes is read to its end.
+            let _ = progress.send(step).await;
+        }
+        Ok(())
+    }
+
+    /// Changes the membership with this node as the leader, for a peer.
     pub(super) fn change_membership_here(
         &self,
         change: Change,
@@ -93,14 +162,10 @@ impl Context {
     ) -> impl Stream<Item = Result<MemberProgress, Status>> + Send + 'static {
         let (steps, progress) = mpsc::channel(PROGRESS_MAX);
         let (failed, failure) = mpsc::channel(1);
-        let node = self.node.clone();
-        // Runs to its end even if the caller goes away: a half-made change helps nobody.
+        let context = self.clone();
         tokio::spawn(async move {
-            let Caller { identity, source } = caller;
-            let changed = node.change_membership(&change, &identity, source, now(), &steps).await;
-            if let Err(error) = changed {
-                tracing::warn!(%error, ?change, "changing the membership");
-                let _ = failed.send(Err(error.into())).await;
+            if let Err(status) = context.change_here(&change, caller, steps).await {
+                let _ = failed.send(Err(status)).await;
             }
         });
         ReceiverStream::new(progress).map(Ok).chain(ReceiverStream::new(failure))
@@ -164,6 +229,17 @@ impl Context {
         let mut client = self.node.member_client(id)?;
         let answer = tokio::time::timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {})).await;
         answer.ok()?.map(Response::into_inner).ok()
+    }
+}
+
+/// A connection to the leader that breaks says nothing of what became of the change there.
+fn lost(status: Status) -> Status {
+    match status.code() {
+        Code::Unavailable | Code::Unknown | Code::Cancelled if status.metadata().is_empty() => {
+            let why = crate::error::status(&status);
+            NodeError::from(Refused::interrupted(format!("the leader went away: {why}"))).into()
+        }
+        _ => status,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::escrow::ids::Invalid;
 use crate::escrow::state::StateError;
 use crate::raft::NodeError;
 use crate::raft::leader::NOT_BEGUN_KEY;
+use crate::raft::membership::Obstacle;
 
 /// Metadata key of the field at fault.
 pub const FIELD_KEY: &str = "strongroom-field";
@@ -22,7 +23,11 @@ impl From<NodeError> for Status {
         let code = match &error {
             NodeError::Invalid(invalid) => return invalid.clone().into(),
             NodeError::Refused(refusal) => return refusal.clone().into(),
-            NodeError::Admission(_) => Code::FailedPrecondition,
+            NodeError::Change(refused) => match refused.obstacle {
+                Obstacle::Conflict => Code::FailedPrecondition,
+                Obstacle::NotFound => Code::NotFound,
+                Obstacle::Unavailable => Code::Unavailable,
+            },
             NodeError::Decode(_) | NodeError::TooLarge { .. } => Code::InvalidArgument,
             NodeError::Imposter { .. } => Code::PermissionDenied,
             NodeError::Behind { .. }
@@ -42,6 +47,7 @@ impl From<NodeError> for Status {
         }
         let status = Self::new(code, chain(&error));
         match &error {
+            NodeError::Change(refused) => with(status, HINT_KEY, &refused.instead),
             NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
             NodeError::NoQuorum(_) | NodeError::NotLeader(_) | NodeError::Overloaded { .. } => {
                 with(status, NOT_BEGUN_KEY, "true")

@@ -29,6 +29,7 @@ pub use error::SealError;
 pub use keyring::{DATA_KEYS_MAX, Keyring};
 pub use keyring_format::KEYRING_FORMAT_VERSION;
 pub use node_key::{NodeKey, offline_identity};
+pub use recipient::is_recipient;
 pub use sealed::{Part, SealContext};
 
 #[cfg(test)]

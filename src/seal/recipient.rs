@@ -32,6 +32,11 @@ pub(super) fn parse(text: &str) -> Result<age::x25519::Recipient, SealError> {
     Ok(recipient)
 }
 
+/// Whether `text` is a recipient that a keyring can be sealed to.
+pub fn is_recipient(text: &str) -> bool {
+    parse(text).is_ok()
+}
+
 /// The point itself, which age's type does not give away: read back from its canonical text.
 fn point(recipient: &age::x25519::Recipient) -> Option<Vec<u8>> {
     let text = recipient.to_string();
