@@ -34,6 +34,11 @@ fn reconfigure(test: &TestCluster, node: NodeId, from: &str, to: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_feature_level_rises_by_itself_once_the_last_node_of_a_rolling_upgrade_supports_it() {
     let mut test = three_nodes_with(HOLD).await;
+    let remove = ["member", "remove", "3", "--any-voter-count"];
+    let (code, error) = failure(&test.strongroom("operator", &ALL, &remove));
+    let message = error["message"].as_str().expect("a message");
+    assert_eq!(code, 5, "{error}");
+    assert!(message.contains("feature level 2") && message.contains("the cluster is at 1"), "{message}");
     let load = Load::start(&test, 3);
     for node in ALL {
         load.progress(20).await;
@@ -62,6 +67,10 @@ async fn the_feature_level_rises_by_itself_once_the_last_node_of_a_rolling_upgra
     let (acknowledged, failed) = load.finish().await;
     assert_eq!(failed, 0, "of {} escrows", acknowledged.len());
     test.cluster.wait_settled(&ALL).await.expect("equal digests");
+    let removed = test.strongroom("operator", &ALL, &remove);
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    let status = test.cluster.wait_settled(&[1, 2]).await.expect("two are left");
+    assert_eq!(status.nodes.iter().map(|node| node.id).collect::<Vec<_>>(), [1, 2]);
 
     // The way back is closed: what an older release would do with the next entry is not known.
     test.cluster.stop(2).await.expect("stopped");
