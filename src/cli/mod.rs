@@ -21,6 +21,7 @@ mod node_config;
 mod output;
 mod receipt;
 mod recover;
+mod recover_cluster;
 mod sample;
 mod server;
 mod status;
@@ -140,6 +141,8 @@ enum Command {
     Receipt(receipt::ReceiptCommand),
     /// Show one secret, which puts it on record.
     Recover(recover::RecoverCommand),
+    /// Begin a new cluster on what one node has, after its quorum is lost for ever.
+    RecoverCluster(recover_cluster::RecoverClusterCommand),
     /// Run a node; it waits to be added if it belongs to no cluster.
     Server(server::ServerCommand),
     /// Nodes, roles, lag, digests and how many failures the cluster tolerates.
@@ -186,6 +189,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
             Command::Member(member) => member.run(&global, printer).await,
             Command::Receipt(receipt) => receipt.run(&global, printer),
             Command::Recover(recover) => recover.run(&global, printer).await,
+            Command::RecoverCluster(recover) => recover.run(printer).await,
             Command::Server(server) => server.run(printer).await,
             Command::Status => status::run(&global, printer).await,
         }
@@ -311,9 +315,8 @@ fn command() -> clap::Command {
     // Only now do the commands have the flags that every command takes.
     command.build();
     command.mut_subcommands(|subcommand| match subcommand.get_name() {
-        "cert" | "completions" | "demo" | "dev" | "health" | "init" | "man" | "receipt" | "server" => {
-            offline(subcommand)
-        }
+        "cert" | "completions" | "demo" | "dev" | "health" | "init" | "man" | "receipt"
+        | "recover-cluster" | "server" => offline(subcommand),
         _ => subcommand,
     })
 }

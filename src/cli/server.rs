@@ -97,7 +97,9 @@ fn stop_without_parent(parent: u32, stop: CancellationToken) {
 /// What keeps a node from running, as a failure of the command.
 pub(super) fn server_failure(error: &ServerError) -> Failure {
     let exit = match error {
-        ServerError::AlreadyInitialized(_) | ServerError::Store(StoreError::Locked(_)) => Exit::Conflict,
+        ServerError::AlreadyInitialized(_)
+        | ServerError::RecoveryUnfinished(_)
+        | ServerError::Store(StoreError::Locked(_)) => Exit::Conflict,
         ServerError::Identity { .. } | ServerError::Tls(_) => Exit::Invalid,
         ServerError::Listen { .. } | ServerError::Node(_) | ServerError::Seal(_) | ServerError::Store(_) => {
             Exit::Failed

@@ -29,6 +29,7 @@ mod peer_side;
 pub mod peers;
 mod quorum;
 mod read_index;
+pub mod recovery;
 mod rescue;
 pub mod state_machine;
 pub mod storage;

@@ -47,7 +47,7 @@ use super::usage::UsageMeter;
 pub const APPLY_TIMEOUT: Duration = Duration::from_secs(3);
 /// A leader that has given no sign of a quorum for this many of the longest election timeouts is not called one any
 /// more: an election would have found another by then.
-const LEADER_LOST_ELECTIONS: u64 = 3;
+pub const LEADER_LOST_ELECTIONS: u64 = 3;
 
 /// What a node is told about itself and its timing.
 #[derive(Debug, Clone)]
@@ -164,7 +164,7 @@ impl Node {
         key: NodeKey,
     ) -> Result<Self, NodeError> {
         // Before anything takes part: an entry that this release cannot apply may be the next one.
-        features::check(lookup::feature_level(&storage.machine.view()?)?, options.feature_level)?;
+        level_is_supported(&storage, &options)?;
         let config = openraft::Config {
             cluster_name: tls.identity().cluster.to_string(),
             heartbeat_interval: options.heartbeat_ms,
@@ -187,6 +187,12 @@ impl Node {
         let raft = Raft::new(options.id, Arc::new(config), network, log, machine)
             .await
             .map_err(|error| NodeError::Fatal(error.to_string()))?;
+        // Starting has applied what was known to be committed, which may be more than the base had.
+        if let Err(error) = level_is_supported(&storage, &options) {
+            // It has taken no part yet; if it does not stop by itself, the end of the process stops it.
+            drop(raft.shutdown().await);
+            return Err(error);
+        }
         let stop = CancellationToken::new();
         compaction::spawn(raft.clone(), storage.clone(), stop.clone());
         let usage = UsageMeter::default();
@@ -532,4 +538,9 @@ impl Node {
     pub fn holders(&self) -> usize {
         Arc::strong_count(&self.inner)
     }
+}
+
+/// Whether this node supports the commands that its replica says are allowed.
+fn level_is_supported(storage: &Storage, options: &NodeOptions) -> Result<(), NodeError> {
+    features::check(lookup::feature_level(&storage.machine.view()?)?, options.feature_level)
 }

@@ -1,6 +1,7 @@
 //! Opens log, snapshots and state together, so that they fit each other when openraft sees them.
 
 use std::io;
+use std::path::Path;
 
 use tokio::task::spawn_blocking;
 
@@ -8,6 +9,7 @@ use super::log_store::LogStore;
 use super::state_machine::StateMachine;
 use crate::store::StoreError;
 use crate::store::directory::DataDir;
+use crate::store::format::{FormatError, Payload, VERSION};
 use crate::store::log::{Log, LogOptions};
 use crate::store::machine::{Machine, MachineOptions};
 use crate::store::policy::SnapshotPolicy;
@@ -42,13 +44,16 @@ impl Storage {
     /// Opens the storage in `data`.
     ///
     /// # Errors
-    /// As [`Log::open`], [`Snapshots::open`], [`Machine::open`].
+    /// [`StoreError::Newer`] if a newer release wrote here; as [`Log::open`], [`Snapshots::open`], [`Machine::open`].
     pub async fn open(data: &DataDir, options: StorageOptions) -> Result<Self, StoreError> {
         let paths = (data.log(), data.snapshots(), data.base(), data.quarantine());
         let open = move || {
             let (log_dir, snapshots_dir, base_dir, note) = paths;
+            // Before anything is opened for writing: what a newer release wrote stays as it is.
+            Snapshots::refuse_newer(&snapshots_dir)?;
             let quarantine = QuarantineNote::open(&note)?;
             let log = Log::open(&log_dir, &options.log)?;
+            refuse_newer_entries(&log, &log_dir)?;
             let snapshots = Snapshots::open(&snapshots_dir)?;
             let machine = Machine::open(&base_dir, &options.machine, snapshots, &log)?;
             Ok::<_, StoreError>(Self { log, machine, policy: options.snapshots, quarantine })
@@ -102,6 +107,20 @@ impl Storage {
         let machine = self.machine.close().await;
         self.log.sync().await.map_err(StoreError::Log)?;
         machine
+    }
+}
+
+/// Whether a newer release wrote the last entry, which was the last thing it did before it stopped.
+fn refuse_newer_entries(log: &Log, path: &Path) -> Result<(), StoreError> {
+    let last = log.last_entry().map_err(StoreError::Log)?;
+    match last.map(|(_, record)| Payload::decode(&record).map(drop)) {
+        Some(Err(FormatError::Newer { found })) => Err(StoreError::Newer {
+            path: path.to_owned(),
+            what: "holds entries",
+            found: found.into(),
+            supported: VERSION.into(),
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -232,6 +232,7 @@ impl Context {
             term: vitals.term,
             leader: vitals.leader,
             quorum_age_ms: self.node.freshness().quorum_age.map(wire::millis),
+            membership: self.node.known_membership().map(Into::into),
         })
     }
 

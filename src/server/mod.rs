@@ -6,6 +6,7 @@ mod notify;
 mod observe;
 mod port;
 pub mod preflight;
+pub mod recover;
 mod shares;
 
 use std::convert::Infallible;
@@ -27,7 +28,7 @@ use crate::escrow::ids::{ClusterId, Identity, RequestId, Role};
 use crate::escrow::records::{KeyringRecord, NodeRecord, Source};
 use crate::http;
 use crate::metrics::{Metrics, PortName};
-use crate::raft::storage::StorageOptions;
+use crate::raft::storage::{Storage, StorageOptions};
 use crate::raft::types::Member;
 use crate::raft::{Node, NodeError, NodeOptions, open_storage};
 use crate::rpc::{Context, now};
@@ -81,6 +82,11 @@ pub enum ServerError {
     /// The keyring or the node's private key cannot be used.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// A new history was begun on the data of this node, and not completed.
+    #[error(
+        "`recover-cluster --apply` was begun on the data of this node and is not complete: run it again with --confirm {0}"
+    )]
+    RecoveryUnfinished(ClusterId),
     /// Storage cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -95,14 +101,37 @@ struct Assembly {
     tls: Tls,
 }
 
+/// A node whose storage is open and that takes no part yet.
+struct Opened {
+    tls: Tls,
+    directory: DataDir,
+    key: NodeKey,
+    options: NodeOptions,
+    storage: Storage,
+}
+
 /// Opens the data directory and starts consensus, for `server` and `init` alike.
 async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
+    let Opened { tls, directory, key, options, storage } = open(config).await?;
+    recover::refuse_unfinished(&directory, &storage)?;
+    let node = Node::start(options, directory, storage, tls.clone(), key).await?;
+    Ok(Assembly { node, tls })
+}
+
+/// The node's credentials, if they are this node's.
+fn load_tls(config: &Config) -> Result<Tls, ServerError> {
     let tls = Tls::load(tls_paths(config))?;
     let identity = tls.identity();
     if identity.cluster != config.cluster || identity.node_id() != Some(config.node_id) {
         let expected = format!("spiffe://{}/{}/{}", config.cluster, Role::Node, config.node_id);
         return Err(ServerError::Identity { certificate: identity, expected });
     }
+    Ok(tls)
+}
+
+/// Opens what the node has.
+async fn open(config: &Config) -> Result<Opened, ServerError> {
+    let tls = load_tls(config)?;
     let directory = DataDir::open_or_create(&config.data_dir)?;
     directory.claim(&Owner { cluster: config.cluster.clone(), node: config.node_id })?;
     let key = NodeKey::load_or_create(&config.identity.node_key)?;
@@ -127,8 +156,7 @@ async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
     let machine = MachineOptions { metrics: metrics.machine.clone(), ..MachineOptions::default() };
     let storage = StorageOptions { log, machine, snapshots: policy };
     let storage = open_storage(config.node_id, &directory, storage, &tls).await?;
-    let node = Node::start(options, directory, storage, tls.clone(), key).await?;
-    Ok(Assembly { node, tls })
+    Ok(Opened { tls, directory, key, options, storage })
 }
 
 /// Where a node's credentials are.

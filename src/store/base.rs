@@ -15,6 +15,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use sled::{Batch, Db};
 use super::StoreError;
 use super::applied::Applied;
 use super::directory::{create_dir, sync_dir, write_durably};
-use super::format;
+use super::format::{self, FormatError};
 use super::overlay::Changes;
 
 /// Where [`Applied`] rests: table number 0, which no table of rows has.
@@ -41,6 +42,7 @@ const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
 #[derive(Clone)]
 pub(super) struct Base {
     db: Db,
+    path: Arc<Path>,
 }
 
 impl Base {
@@ -58,7 +60,7 @@ impl Base {
             let config = config.clone();
             let opened = std::thread::spawn(move || config.open()).join();
             match opened {
-                Ok(Ok(db)) => return Ok(Self { db }),
+                Ok(Ok(db)) => return Ok(Self { db, path: path.into() }),
                 Ok(Err(error)) if is_locked(&error) && Instant::now() < deadline => {
                     std::thread::sleep(LOCK_RETRY);
                 }
@@ -71,8 +73,11 @@ impl Base {
     /// Where the rows in it stand.
     pub fn applied(&self) -> Result<Option<Applied>, StoreError> {
         let Some(bytes) = self.db.get(APPLIED_KEY)? else { return Ok(None) };
-        let applied = format::decode(&bytes)
-            .map_err(|error| StoreError::Damaged(format!("what the base says of itself: {error}")))?;
+        let applied = format::decode(&bytes).map_err(|error| match error {
+            // Not damage: it is for the release that wrote it.
+            FormatError::Newer { found } => StoreError::newer(&self.path, "holds rows", found),
+            error => StoreError::Damaged(format!("what the base says of itself: {error}")),
+        })?;
         Ok(Some(applied))
     }
 

@@ -1,7 +1,7 @@
 //! The data directory: who may open it, what lies where, and the file operations that must survive power loss.
 //!
 //! ```text
-//! <data>/storage.json   the identity of this storage and its format
+//! <data>/storage.json   the identity of this storage, its format and that of what lies in it
 //! <data>/owner.json     the node and the cluster it is for
 //! <data>/lock           held by the process that has the directory open
 //! <data>/removed        there once the node knows that it was removed from its cluster, and says so
@@ -10,6 +10,7 @@
 //! <data>/snapshots/     the newest snapshot (see `snapshot`)
 //! <data>/members.json   who the members are, for a node that lost its state
 //! <data>/quarantine.json  why the node has put itself aside, if it has (see `quarantine`)
+//! <data>/recovery.json  a new history was begun here and is not complete (see `recovery`)
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -21,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::StoreError;
+use super::{StoreError, format};
 use crate::escrow::ids::{ClusterName, NodeId};
 
 /// The layout written, and the newest one that is opened.
@@ -42,7 +43,15 @@ const REMOVED_FILE: &str = "removed";
 #[derive(Debug, Serialize, Deserialize)]
 struct Identity {
     format: u32,
+    /// The newest [`format::VERSION`] that anything in the directory may be written in. Noted before the first of it is
+    /// written, so that an older release stops here, before it has touched a file.
+    #[serde(default = "first_version")]
+    records: u32,
     storage: Uuid,
+}
+
+fn first_version() -> u32 {
+    1
 }
 
 /// Whose storage a directory is: its disk may be mounted at another node by mistake.
@@ -80,16 +89,20 @@ impl DataDir {
     /// From here on the process creates files for its owner only: the libraries below us take the default mode.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] if a process has it open; [`StoreError::Directory`] if it is not ours or of a newer
-    /// format; [`StoreError::Io`].
+    /// [`StoreError::Locked`] if a process has it open; [`StoreError::Directory`] if it is not ours;
+    /// [`StoreError::Newer`] if it, or what lies in it, is of a newer format; [`StoreError::Io`].
     pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let path = path.into();
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         create_dir(&path).map_err(|error| StoreError::io("creating the data directory", &path, error))?;
         let lock = acquire_lock(&path)?;
         let storage = match read_identity(&path)? {
-            Some(storage) => storage,
-            None => write_identity(&path)?,
+            // Before anything of the newer format is written.
+            Some(Identity { storage, records, .. }) if records < u32::from(format::VERSION) => {
+                write_identity(&path, storage)?
+            }
+            Some(identity) => identity.storage,
+            None => write_identity(&path, Uuid::new_v4())?,
         };
         Ok(Self { path, storage, _lock: lock })
     }
@@ -108,7 +121,7 @@ impl DataDir {
             }
             Ok(_) => {}
         }
-        let storage = read_identity(path)?;
+        let storage = read_identity(path)?.map(|identity| identity.storage);
         let owner = read_owner(path)?;
         let has_log = path.join(LOG_DIRECTORY).is_dir();
         Ok(Some(Inspection { storage, owner, has_log }))
@@ -203,6 +216,11 @@ impl DataDir {
     }
 }
 
+/// Whether a node has run in the directory at `path`. Changes nothing.
+pub fn holds_data(path: &Path) -> bool {
+    path.join(IDENTITY_FILE).exists()
+}
+
 /// The note that the node of a data directory was removed from its cluster, in a sentence for people.
 #[derive(Debug, Clone)]
 pub struct RemovalMark {
@@ -287,18 +305,22 @@ fn read_owner(path: &Path) -> Result<Option<Owner>, StoreError> {
     read_small(&path.join(OWNER_FILE), "the name of an owner")
 }
 
-fn read_identity(path: &Path) -> Result<Option<Uuid>, StoreError> {
-    let Some(identity) = read_small::<Identity>(&path.join(IDENTITY_FILE), "a storage identity")? else {
+/// What the directory at `path` says of itself, if this release may open it; `None` if it is new. Changes nothing.
+fn read_identity(path: &Path) -> Result<Option<Identity>, StoreError> {
+    let file_path = path.join(IDENTITY_FILE);
+    let Some(identity) = read_small::<Identity>(&file_path, "a storage identity")? else {
         return refuse_foreign(path).map(|()| None);
     };
+    let newer =
+        |what, found, supported| Err(StoreError::Newer { path: file_path.clone(), what, found, supported });
+    let records = u32::from(format::VERSION);
     if identity.format > DIRECTORY_FORMAT {
-        let reason = format!(
-            "has format {}; this release opens up to format {DIRECTORY_FORMAT}: upgrade it first",
-            identity.format
-        );
-        return Err(StoreError::Directory { path: path.to_owned(), reason });
+        return newer("is of a data directory", identity.format, DIRECTORY_FORMAT);
     }
-    Ok(Some(identity.storage))
+    if identity.records > records {
+        return newer("says that the data directory holds records", identity.records, records);
+    }
+    Ok(Some(identity))
 }
 
 /// A directory without identity must be new: drawing one for a directory that holds a log would let a voter come
@@ -316,9 +338,9 @@ fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn write_identity(path: &Path) -> Result<Uuid, StoreError> {
-    let identity = Identity { format: DIRECTORY_FORMAT, storage: Uuid::new_v4() };
-    let text = serde_json::to_vec_pretty(&identity).expect("two plain fields always serialise");
+fn write_identity(path: &Path, storage: Uuid) -> Result<Uuid, StoreError> {
+    let identity = Identity { format: DIRECTORY_FORMAT, records: format::VERSION.into(), storage };
+    let text = serde_json::to_vec_pretty(&identity).expect("plain fields always serialise");
     let file_path = path.join(IDENTITY_FILE);
     write_durably(&file_path, &text).map_err(|error| StoreError::io("writing", &file_path, error))?;
     Ok(identity.storage)
@@ -394,6 +416,16 @@ pub(super) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Directories from before records were noted hold the first version of them.
+    #[test]
+    fn an_identity_without_the_version_of_records_is_of_the_first() {
+        let root = tempfile::tempdir().unwrap();
+        let storage = Uuid::new_v4();
+        let text = format!("{{\"format\": 1, \"storage\": \"{storage}\"}}");
+        fs::write(root.path().join(IDENTITY_FILE), text).unwrap();
+        assert_eq!(DataDir::open_or_create(root.path()).unwrap().storage(), storage);
+    }
 
     #[test]
     fn a_directory_keeps_its_identity_and_a_wiped_one_gets_another() {
@@ -471,10 +503,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         drop(DataDir::open_or_create(root.path()).unwrap());
         let identity = root.path().join(IDENTITY_FILE);
-        let newer = fs::read_to_string(&identity).unwrap().replace("1,", "2,");
-        fs::write(&identity, newer).unwrap();
-        let error = DataDir::open_or_create(root.path()).unwrap_err().to_string();
-        assert!(error.contains("upgrade"), "{error}");
+        let text = fs::read_to_string(&identity).unwrap();
+        for (field, what) in [("format", "a data directory"), ("records", "records")] {
+            let newer = text.replace(&format!("\"{field}\": 1"), &format!("\"{field}\": 2"));
+            assert_ne!(newer, text);
+            fs::write(&identity, newer).unwrap();
+            let error = DataDir::open_or_create(root.path()).unwrap_err().to_string();
+            assert!(
+                error.contains(what) && error.contains("of format 2") && error.contains("up to format 1"),
+                "{error}"
+            );
+        }
 
         fs::remove_file(&identity).unwrap();
         fs::create_dir(root.path().join("log")).unwrap();

@@ -250,9 +250,14 @@ impl Machine {
         match payload {
             Payload::Blank => {}
             Payload::Command(bytes) => {
+                // It is committed, so whoever proposed it and whoever led could read it: not damage, but news.
                 let command: Command = format::decode(bytes).map_err(|error| StoreError::Entry {
                     index: position.index,
-                    reason: error.to_string(),
+                    reason: format!(
+                        "this release ({}) cannot apply it, because a newer one wrote it: this release is too old, \
+                         install the one that the other nodes run ({error})",
+                        env!("CARGO_PKG_VERSION")
+                    ),
                 })?;
                 reply = Some(apply::apply(&mut transaction, position, &command)?);
             }

@@ -31,6 +31,7 @@
 //! | while a snapshot was written or received | the temporary file is removed |
 //! | while one was installed | either the old state, or the new snapshot is there and the base is rebuilt from it |
 //! | the log's last record is torn | it was never acknowledged: cut off |
+//! | anything is of a newer format | [`StoreError::Newer`]: nothing is touched; the newer release has to come back |
 //! | the log is damaged elsewhere | [`StoreError::Log`]: such a node may have forgotten what it acknowledged; replace it |
 //!
 //! # Files
@@ -47,6 +48,7 @@
 //! | [`snapshot`] | snapshot files: write, read, receive |
 //! | [`policy`] | when to take one |
 //! | [`quarantine`] | that this node has put itself aside, durably |
+//! | [`recovery`] | the note of a new history that was begun on this node's data |
 
 pub mod applied;
 mod base;
@@ -59,6 +61,7 @@ pub mod machine;
 mod overlay;
 pub mod policy;
 pub mod quarantine;
+pub mod recovery;
 mod scrub;
 mod shared;
 pub mod snapshot;
@@ -125,6 +128,22 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
+    /// Something on the disk was written by a newer release. It is left as it is.
+    #[error(
+        "{} {what} of format {found}, and this release opens up to format {supported}: it was written by a newer \
+         release, which has to be installed again; nothing was changed",
+        path.display()
+    )]
+    Newer {
+        /// Which file or directory.
+        path: PathBuf,
+        /// What of it: "is", or "holds entries".
+        what: &'static str,
+        /// Its format.
+        found: u32,
+        /// The newest format that this release reads.
+        supported: u32,
+    },
     /// A row could not be read while an entry was applied.
     #[error(transparent)]
     State(#[from] StateError),
@@ -153,6 +172,11 @@ fn index_text(index: &Option<u64>) -> String {
 impl StoreError {
     fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Of bytes by [`format`](self::format) that a newer release wrote.
+    fn newer(path: &Path, what: &'static str, found: u8) -> Self {
+        Self::Newer { path: path.to_owned(), what, found: found.into(), supported: format::VERSION.into() }
     }
 
     /// Whether the base cannot be relied on any more.

@@ -244,6 +244,15 @@ impl Log {
         self.0.read_range(from, to, max_bytes)
     }
 
+    /// The last entry there is, unless all are purged. Blocks.
+    ///
+    /// # Errors
+    /// A chunk cannot be read or does not decode.
+    pub fn last_entry(&self) -> io::Result<Option<(LogPosition, Bytes)>> {
+        let Some(last) = self.state()?.last else { return Ok(None) };
+        Ok(self.0.read_range(last.index, last.index + 1, usize::MAX)?.pop())
+    }
+
     /// Saves the vote. On the disk when it returns: without that, a node that crashed could vote twice in one term.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use super::{BUFFER_BYTES, HASH_BYTES, HEADER_MAX_BYTES, KEY_MAX_BYTES, MAGIC};
 use crate::escrow::records::LogPosition;
 use crate::store::StoreError;
 use crate::store::applied::Applied;
-use crate::store::format::{self, VALUE_MAX_BYTES};
+use crate::store::format::{self, FormatError, VALUE_MAX_BYTES};
 
 /// A complete snapshot file. Clones share the open file.
 #[derive(Debug, Clone)]
@@ -96,8 +96,11 @@ impl SnapshotFile {
         }
         let mut header = vec![0; length];
         file.read_exact_at(&mut header, 12).map_err(|_| damaged(path, "it is too short"))?;
-        let applied: Applied =
-            format::decode(&header).map_err(|error| damaged(path, &format!("its header is {error}")))?;
+        let applied: Applied = format::decode(&header).map_err(|error| match error {
+            // Not damage: whoever wrote it can read it.
+            FormatError::Newer { found } => StoreError::newer(path, "is a snapshot", found),
+            error => damaged(path, &format!("its header is {error}")),
+        })?;
         if Some(bytes) != total_bytes(length, &applied) {
             return Err(damaged(path, "its length is not what its header says"));
         }

@@ -59,9 +59,10 @@ impl Snapshots {
     /// there is one.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::Io`]; [`StoreError::Newer`] if a newer release wrote one of them: then nothing is touched.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         create_dir(path).map_err(|error| StoreError::io("creating", path, error))?;
+        Self::refuse_newer(path)?;
         let mut complete = sweep(path).map_err(|error| StoreError::io("clearing", path, error))?;
         complete.sort();
         let mut newest = None;
@@ -81,6 +82,25 @@ impl Snapshots {
             }
         }
         Ok(Self(Arc::new(Folder { newest: newest.into(), path: path.to_owned() })))
+    }
+
+    /// Looks whether a newer release wrote one of the snapshots in `path`; changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Newer`] if so, [`StoreError::Io`] if that cannot be seen.
+    pub fn refuse_newer(path: &Path) -> Result<(), StoreError> {
+        if !path.exists() {
+            return Ok(());
+        }
+        let complete =
+            sweep_paths(path, EXTENSION).map_err(|error| StoreError::io("listing", path, error))?;
+        for snapshot in complete {
+            // What is damaged is seen to when it is opened.
+            if let Err(error @ StoreError::Newer { .. }) = SnapshotFile::open(&snapshot) {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// The newest complete snapshot.
