@@ -91,7 +91,7 @@ struct Stopped {
 impl Stopped {
     async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory for the test");
-        let plan = ClusterPlan { nodes: 1, ..plan("") };
+        let plan = ClusterPlan { nodes: 1, members: 1, ..plan("") };
         let mut cluster = LocalCluster::open_or_create(dir.path(), &plan, program()).expect("a layout");
         cluster.form().await.expect("a cluster forms");
         let mut test = TestCluster { cluster, dir };

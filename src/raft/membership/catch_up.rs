@@ -57,8 +57,16 @@ impl Node {
         let sent = self.inner.peers.sent(id);
         let (sent_before, began) = (sent.bytes(), Instant::now());
         let (mut furthest, mut moved_at, mut reported) = ((0, 0), began, None::<Instant>);
+        let mut seen = false;
         loop {
             self.running()?;
+            // What is shown of the membership follows it by a moment, so one that was just added may not be there yet.
+            let there = self.is_member(id);
+            if seen && !there {
+                let why = format!("node {id} was taken out while it was catching up");
+                return Err(Refused::conflict(why, "see `strongroom member list`").into());
+            }
+            seen |= there;
             let reached = self.reached(id, sent.bytes().saturating_sub(sent_before))?;
             if reached.is_caught_up() {
                 return Ok(());
@@ -92,10 +100,6 @@ impl Node {
         let Some(replication) = metrics.replication else {
             return Err(NodeError::NotLeader(metrics.current_leader));
         };
-        if metrics.membership_config.get_node(&id).is_none() {
-            let why = format!("node {id} was taken out while it was catching up");
-            return Err(Refused::conflict(why, "see `strongroom member list`").into());
-        }
         let matched = replication.get(&id).copied().flatten().map_or(0, |log_id| log_id.index);
         let storage = &self.inner.storage;
         let purged = metrics.purged.map_or(0, |purged| purged.index);
