@@ -95,7 +95,7 @@ async fn a_node_removed_while_it_was_down_is_told_before_it_serves_and_remembers
     test.cluster.start(4).await.expect("the process runs");
     // The very first answer: what it still has is not shown for a moment.
     let first = test.client("helpdesk", &[4]).find(&first_machine(Consistency::Local)).await;
-    assert!(says_removed(&first.as_ref().expect_err("nothing is shown")), "{first:?}");
+    assert!(says_removed(first.as_ref().expect_err("nothing is shown")), "{first:?}");
     assert_serves_nobody(&test, 4).await;
     assert!(
         ALL.iter().any(|node| log_of(&test, *node).contains("a node that was removed calls")),
