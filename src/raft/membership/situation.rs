@@ -47,9 +47,11 @@ impl Node {
             return Err(NodeError::NotLeader(metrics.current_leader));
         };
         let last = metrics.last_log_index.unwrap_or(0);
-        let standing = ids.iter().zip(reached).map(|(id, reached)| {
+        let standing = ids.iter().zip(reached).map(|(id, (reached, applied))| {
             let matched = replication.get(id).copied().flatten().map_or(0, |matched| matched.index);
-            let lag = if *id == self.options().id { 0 } else { last.saturating_sub(matched) };
+            // A new leader finds out step by step how far each log matches its own, and takes it to be empty until
+            // then. What a member has applied was committed, so that much of its log does.
+            let lag = if *id == self.options().id { 0 } else { last.saturating_sub(matched.max(applied)) };
             (*id, Standing { lag, ..reached })
         });
         let standing: BTreeMap<NodeId, Standing> = standing.collect();
@@ -99,21 +101,23 @@ impl Node {
         self.wait_applied(index).await
     }
 
-    /// How member `id` says it is, if it answers as the node it is known as.
-    async fn reach(&self, id: NodeId) -> Standing {
+    /// How member `id` says it is, if it answers as the node it is known as, and which index it has applied.
+    async fn reach(&self, id: NodeId) -> (Standing, u64) {
         let own = self.options();
         if id == own.id {
-            return Standing { reachable: true, supports: own.feature_level, ..Standing::default() };
+            let standing = Standing { reachable: true, supports: own.feature_level, ..Standing::default() };
+            return (standing, self.applied());
         }
-        let Some(mut client) = self.member_client(id) else { return Standing::default() };
+        let Some(mut client) = self.member_client(id) else { return Default::default() };
         match timeout(REACH_TIMEOUT, client.describe(DescribeRequest {})).await {
             Ok(Ok(answer)) => {
                 let status = answer.into_inner().status.unwrap_or_default();
                 // Releases from before there were levels say nothing of them.
                 let supports = FeatureLevel(status.feature_level).max(FeatureLevel::FIRST);
-                Standing { reachable: true, lag: 0, draining: status.draining, supports }
+                let standing = Standing { reachable: true, lag: 0, draining: status.draining, supports };
+                (standing, status.applied)
             }
-            _ => Standing::default(),
+            _ => Default::default(),
         }
     }
 
