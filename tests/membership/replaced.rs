@@ -16,7 +16,7 @@ fn assert_custody(test: &TestCluster, members: &[NodeId], keys: &[Kept]) {
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         let answers = report["nodes"].as_array().expect("nodes");
         let proven = |answer: &serde_json::Value| {
-            (answer["node"].as_u64(), answer["outcome"].as_str() == Some("proven"))
+            (answer["id"].as_u64(), answer["outcome"].as_str() == Some("proven"))
         };
         let answers: Vec<_> = answers.iter().map(proven).collect();
         let expected: Vec<_> = members.iter().map(|node| (Some(*node), true)).collect();
@@ -64,9 +64,9 @@ async fn a_dead_node_is_replaced_by_one_that_catches_up_by_snapshot_and_the_data
 
     // The replaced node comes back from the dead and is told.
     test.cluster.start(dead).await.expect("the process runs");
-    let (_, reasons) = admin_page(&test, dead, "/readyz").await;
     let found = test.strongroom("helpdesk", &[dead], &["find", "--machine", "PC-00001", "--timeout", "2"]);
     refused(&found, 75, &["was removed from the cluster"]);
+    let (_, reasons) = admin_page(&test, dead, "/readyz").await;
     assert!(reasons.contains("was removed from the cluster"), "{reasons}");
 }
 

@@ -11,8 +11,8 @@ use strongroom::escrow::ids::NodeId;
 use strongroom::proto::membership_change::Change;
 use strongroom::proto::replace_member::Replacement;
 use strongroom::proto::{
-    AddMember, DemoteMember, MembershipChange, PromoteMember, RemoveMember, ReplaceMember, StatusResponse,
-    TransferLeader,
+    AddMember, DemoteMember, MembershipChange, NodeStatus, PromoteMember, RemoveMember, ReplaceMember,
+    StatusResponse, TransferLeader,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -118,8 +118,18 @@ pub async fn make(test: &TestCluster, nodes: &[NodeId], change: Change) {
     assert_eq!(last, "done");
 }
 
+/// Entries behind which a member counts as caught up here, well within what a change allows.
+const LAG_SMALL: u64 = 64;
+
 /// Begins a change at `nodes` and kills the leader that makes it the moment it reports `step`. Answers who that was.
 pub async fn kill_leader_at(test: &mut TestCluster, nodes: &[NodeId], change: Change, step: &str) -> NodeId {
+    // A member that has just come back still lags, and until it does not a change that counts on it is refused.
+    let close = |status: &StatusResponse| {
+        let committed = status.nodes.iter().map(|node| node.committed).max().unwrap_or(0);
+        let lags = |node: &NodeStatus| node.reachable && node.applied + LAG_SMALL < committed;
+        status.leader.is_some() && !status.nodes.iter().any(lags)
+    };
+    test.cluster.wait_for("everybody to catch up", SETTLE_TIMEOUT, nodes, close).await.expect("caught up");
     let change = MembershipChange { change: Some(change), ..MembershipChange::default() };
     let client = test.client("operator", nodes);
     let mut steps = client.change_membership(&change).await.expect("begun");
