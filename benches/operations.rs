@@ -1,12 +1,14 @@
 //! What changes to a running cluster cost its clients: `cargo bench --bench operations [-- MACHINES]`.
 //!
 //! A cluster of real processes is filled with machines (100,000 unless said otherwise); then, under the load of a few
-//! clients, each change an operator makes is made once. For each: how long it took, the longest time in which no
+//! clients, each change an operator makes is made once. `STRONGROOM_PROGRAM` measures another binary than the one that is
+//! built with the bench. For each: how long it took, the longest time in which no
 //! client had a write acknowledged, and how many requests failed. Failover is in it as a yardstick.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -107,7 +109,8 @@ async fn main() {
 async fn cluster() -> TestCluster {
     let dir = tempfile::tempdir().expect("a directory");
     let plan = ClusterPlan { nodes: 6, members: 3, ..common::plan("") };
-    let mut cluster = LocalCluster::open_or_create(dir.path(), &plan, common::program()).expect("a layout");
+    let program = std::env::var_os("STRONGROOM_PROGRAM").map_or_else(common::program, PathBuf::from);
+    let mut cluster = LocalCluster::open_or_create(dir.path(), &plan, program).expect("a layout");
     cluster.form().await.expect("a cluster forms");
     TestCluster { cluster, dir }
 }
