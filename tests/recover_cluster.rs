@@ -327,3 +327,20 @@ async fn a_wrong_directory_is_not_made_into_a_node() {
     assert!(error["message"].as_str().expect("a message").contains("holds no data"), "{error}");
     assert!(!test.cluster.layout().node(2).expect("a node").data_path().exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_put_itself_aside_or_was_removed_is_nothing_to_go_on_from() {
+    let mut test = cluster_of(&[1], 1).await;
+    let cluster = test.client("operator", &[1]).status().await.expect("status").cluster;
+    assert!(test.cluster.stop(1).await.expect("stopped"), "by itself");
+    let data = test.cluster.layout().node(1).expect("a node").data_path();
+    for (note, content, why) in [
+        ("quarantine.json", "{", "a note of an earlier quarantine cannot be read"),
+        ("removed", "node 1 was removed", "node 1 was removed"),
+    ] {
+        std::fs::write(data.join(note), content).expect("written");
+        let why = format!("this node is not fit to go on from ({why}");
+        assert_refused(&test, 1, &["--confirm", &cluster], &why);
+        std::fs::remove_file(data.join(note)).expect("removed");
+    }
+}

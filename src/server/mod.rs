@@ -28,7 +28,7 @@ use crate::escrow::ids::{ClusterId, Identity, RequestId, Role};
 use crate::escrow::records::{KeyringRecord, NodeRecord, Source};
 use crate::http;
 use crate::metrics::{Metrics, PortName};
-use crate::raft::storage::{Storage, StorageOptions};
+use crate::raft::storage::StorageOptions;
 use crate::raft::types::Member;
 use crate::raft::{Node, NodeError, NodeOptions, open_storage};
 use crate::rpc::{Context, now};
@@ -101,18 +101,19 @@ struct Assembly {
     tls: Tls,
 }
 
-/// A node whose storage is open and that takes no part yet.
-struct Opened {
+/// A node that has its credentials and its data directory to itself. Its storage is not open yet.
+struct Claimed {
     tls: Tls,
     directory: DataDir,
     key: NodeKey,
     options: NodeOptions,
-    storage: Storage,
+    storage: StorageOptions,
 }
 
 /// Opens the data directory and starts consensus, for `server` and `init` alike.
 async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
-    let Opened { tls, directory, key, options, storage } = open(config).await?;
+    let Claimed { tls, directory, key, options, storage } = claim(config)?;
+    let storage = open_storage(config.node_id, &directory, storage, &tls).await?;
     recover::refuse_unfinished(&directory, &storage)?;
     let node = Node::start(options, directory, storage, tls.clone(), key).await?;
     Ok(Assembly { node, tls })
@@ -129,8 +130,8 @@ fn load_tls(config: &Config) -> Result<Tls, ServerError> {
     Ok(tls)
 }
 
-/// Opens what the node has.
-async fn open(config: &Config) -> Result<Opened, ServerError> {
+/// Takes the node's data directory.
+fn claim(config: &Config) -> Result<Claimed, ServerError> {
     let tls = load_tls(config)?;
     let directory = DataDir::open_or_create(&config.data_dir)?;
     directory.claim(&Owner { cluster: config.cluster.clone(), node: config.node_id })?;
@@ -155,8 +156,7 @@ async fn open(config: &Config) -> Result<Opened, ServerError> {
     let log = LogOptions { metrics: metrics.log.clone(), ..LogOptions::default() };
     let machine = MachineOptions { metrics: metrics.machine.clone(), ..MachineOptions::default() };
     let storage = StorageOptions { log, machine, snapshots: policy };
-    let storage = open_storage(config.node_id, &directory, storage, &tls).await?;
-    Ok(Opened { tls, directory, key, options, storage })
+    Ok(Claimed { tls, directory, key, options, storage })
 }
 
 /// Where a node's credentials are.

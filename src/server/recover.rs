@@ -13,7 +13,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::{Opened, ServerError, open};
+use super::{Claimed, ServerError, claim};
 use crate::config::Config;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, NodeId};
@@ -21,10 +21,12 @@ use crate::raft::node::LEADER_LOST_ELECTIONS;
 use crate::raft::peers::Peers;
 use crate::raft::recovery::{Allowed, Objection, Survey, Survivor, ask, survey};
 use crate::raft::storage::Storage;
-use crate::raft::{Node, NodeError};
+use crate::raft::{Node, NodeError, NodeOptions};
+use crate::seal::NodeKey;
 use crate::store::StoreError;
 use crate::store::directory::{DataDir, holds_data};
 use crate::store::recovery::RecoveryNote;
+use crate::tls::Tls;
 
 /// The feature level of the command that begins a new history.
 const LEVEL_NEEDED: FeatureLevel = FeatureLevel(2);
@@ -93,6 +95,15 @@ impl From<StoreError> for RecoverError {
     }
 }
 
+/// A node whose storage is open and that takes no part yet.
+struct Opened {
+    tls: Tls,
+    directory: DataDir,
+    key: NodeKey,
+    options: NodeOptions,
+    storage: Storage,
+}
+
 /// Finds out what this node has and what the others say. The node may run; if it does not, its storage is opened as a
 /// start of the node would: the newest part of the log is written anew as it is, and what is committed is applied.
 ///
@@ -146,13 +157,18 @@ async fn open_existing(config: &Config) -> Result<Opened, ServerError> {
         let reason = "holds no data of a node: there is nothing to go on from".to_owned();
         return Err(StoreError::Directory { path: config.data_dir.clone(), reason }.into());
     }
-    let opened = open(config).await?;
-    opened.storage.replay_committed().await?;
-    Ok(opened)
+    let Claimed { tls, directory, key, options, storage } = claim(config)?;
+    // As it is. A start would fetch a state that is lost from the others; here it is asked what this node has.
+    let storage = Storage::open(&directory, storage).await?;
+    storage.replay_committed().await?;
+    Ok(Opened { tls, directory, key, options, storage })
 }
 
 async fn look(opened: &Opened, config: &Config, allowed: &Allowed) -> Result<Plan, ServerError> {
-    let local = opened.storage.survivor(opened.directory.storage()).await?;
+    let mut local = opened.storage.survivor(opened.directory.storage()).await?;
+    if let Some(why) = opened.directory.removal_mark().read()? {
+        local.unfit = Some(why);
+    }
     if let Some(note) = begun(&opened.directory, &opened.storage)? {
         let survey = alone(config, local);
         return Ok(Plan { survey, objections: Vec::new(), begun: Some(note) });

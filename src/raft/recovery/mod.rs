@@ -97,6 +97,7 @@ fn survivor(described: DescribeResponse) -> Option<Survivor> {
         applied: status.applied,
         leader: described.leader,
         quorum_age_ms: described.quorum_age_ms,
+        unfit: (!status.quarantine.is_empty()).then_some(status.quarantine),
         membership: known(described.membership.unwrap_or_default())?,
     })
 }
@@ -173,6 +174,7 @@ impl Storage {
             applied: applied.map_or(0, |position| position.index),
             leader: None,
             quorum_age_ms: None,
+            unfit: self.quarantine.current().map(|why| why.to_string()),
             membership: self.last_membership().await?,
         })
     }

@@ -26,6 +26,8 @@ pub struct Survivor {
     pub leader: Option<NodeId>,
     /// Milliseconds since it knew a quorum to be in contact, if it did since it started.
     pub quorum_age_ms: Option<u64>,
+    /// Why its state is nothing to go on from, if it is known to be: it has put itself aside, or was removed.
+    pub unfit: Option<String>,
     /// Who the members are, as its log has it.
     pub membership: KnownMembership,
 }
@@ -147,6 +149,8 @@ pub enum Objection {
     },
     /// This node runs.
     Running,
+    /// This node's state is known to be wrong, or it was removed.
+    Unfit(String),
 }
 
 impl Survey {
@@ -207,6 +211,9 @@ impl Survey {
         let membership = &self.local.membership;
         if self.local.cluster.is_none() || !membership.members.contains_key(&self.node) {
             objections.push(Objection::NoMember);
+        }
+        if let Some(why) = &self.local.unfit {
+            objections.push(Objection::Unfit(why.clone()));
         }
         for (node, asked) in &self.asked {
             let Ok(found) = &asked.found else { continue };
@@ -276,6 +283,7 @@ impl fmt::Display for Objection {
                 "node {node} belongs to cluster {cluster} now: a new history was begun there; give this node a new id \
                  and an empty data directory, and add it there"
             ),
+            Self::Unfit(why) => write!(f, "this node is not fit to go on from ({why}): recover on another one"),
             Self::Running => f.write_str("this node is running: stop it first"),
         }
     }

@@ -21,6 +21,7 @@ fn survivor(id: NodeId, voters: NodeId, last: (u64, u64)) -> Survivor {
         applied: last.1,
         leader: None,
         quorum_age_ms: None,
+        unfit: None,
         membership: KnownMembership { voters: vec![(1..=voters).collect()], members },
     }
 }
@@ -127,4 +128,11 @@ fn a_node_that_runs_or_is_no_member_is_refused() {
     survey.running = true;
     survey.local.membership.members.remove(&1);
     assert_eq!(objections(&survey), [Objection::Running, Objection::NoMember]);
+}
+
+#[test]
+fn a_state_that_is_known_to_be_wrong_is_nothing_to_go_on_from() {
+    let mut survey = survey(1, 3, &[(1, (4, 90))]);
+    survey.local.unfit = Some("its state differs".to_owned());
+    assert_eq!(objections(&survey), [Objection::Unfit("its state differs".to_owned())]);
 }
