@@ -163,6 +163,33 @@ async fn rows_that_changed_on_the_disk_are_found_by_the_scrub_and_repaired() {
     assert_eq!(found.keys.len(), 1, "the row is there again");
 }
 
+/// P4: what is left is served, damaged or not, until there is somebody to repair it from.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_survivor_whose_rows_are_damaged_goes_on_serving_and_is_repaired_when_the_others_return() {
+    let (mut test, damaged) = cluster_with_a_damaged_follower(false).await;
+    let others: Vec<_> = ALL.into_iter().filter(|id| *id != damaged).collect();
+    for id in &others {
+        test.cluster.kill(*id).await.expect("killed");
+    }
+    test.cluster.start(damaged).await.expect("it opens: it was closed cleanly");
+    let survivors = [damaged];
+    let alone = test.cluster.wait_for("the scrub's finding", HEALS, &survivors, |status| {
+        of(status, damaged).agreement == "differs"
+    });
+    let alone = alone.await.expect("found out");
+    assert_eq!(of(&alone, damaged).quarantine, "", "there is nobody else to ask");
+    let found = test.client("helpdesk", &[damaged]).find(&find_machine("PC-900005")).await.expect("serves");
+    assert_eq!(found.keys.len(), 1, "what is whole is found");
+
+    for id in &others {
+        test.cluster.start(*id).await.expect("comes back");
+    }
+    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| is_well(status, damaged)).await;
+    well.expect("repaired");
+    let found = test.client("helpdesk", &[damaged]).find(&find_machine("PC-900003")).await.expect("serves");
+    assert_eq!(found.keys.len(), 1, "the row is there again");
+}
+
 /// Kill -9 when the quarantine is noted, when the snapshot is there, and when the state was replaced.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repair_that_is_killed_is_finished_after_the_restart() {

@@ -43,7 +43,7 @@ use crate::store::StoreError;
 use crate::store::digest::{Digest, DigestValue, MILESTONES_MAX};
 use crate::store::quarantine::{Cause, Quarantine, Stage};
 
-use super::agreement::{Testimony, Verdict, judge, sound, testimony};
+use super::agreement::{Agreement, Testimony, Verdict, judge, sound, testimony};
 use super::error::NodeError;
 use super::fetch::fetch;
 use super::node::{Inner, Node};
@@ -89,6 +89,8 @@ struct Healing {
     led: Instant,
     repair_due: Instant,
     repair_wait: Duration,
+    /// It was said that rows are damaged and nobody can help.
+    told_of_damage: bool,
 }
 
 impl Node {
@@ -102,6 +104,7 @@ impl Node {
             led: now,
             repair_due: now,
             repair_wait: REPAIR_EVERY_MIN,
+            told_of_damage: false,
         };
         // Before anything else may happen: it must not stand for election the moment it starts.
         self.inner.raft.runtime_config().elect(self.quarantine().is_none());
@@ -217,7 +220,7 @@ impl Healing {
         };
         self.say(&verdict);
         match node.quarantine() {
-            None => self.look(node, &verdict),
+            None => self.look(node, &round, &verdict),
             Some(quarantine) => self.heal(node, quarantine, &round, &verdict).await,
         }
         if verdict != Verdict::Unknown {
@@ -240,10 +243,24 @@ impl Healing {
     }
 
     /// Whether a node that is well should put itself aside.
-    fn look(&mut self, node: &Node, verdict: &Verdict) {
+    ///
+    /// What a scrub finds is single damaged rows. A secret in one does not open at all, so it can be shown to nobody as
+    /// another's. Where there is nobody to take the state from, a lone survivor above all, the node goes on serving
+    /// what it has, and says so.
+    fn look(&mut self, node: &Node, round: &Round, verdict: &Verdict) {
         let found = match (verdict, node.inner.storage.machine.suspicion()) {
             (Verdict::Minority { index }, _) => Some((Cause::Differs, *index)),
-            (_, Some(_)) => Some((Cause::Scrub, node.applied())),
+            (_, Some(why)) => {
+                let own = round.votes.then_some(&round.own);
+                let can_be_repaired = !sound(own, &round.others, round.voters).is_empty();
+                if !can_be_repaired {
+                    *node.inner.agreement.lock().unwrap_or_else(PoisonError::into_inner) = Agreement::Differs;
+                    if !std::mem::replace(&mut self.told_of_damage, true) {
+                        tracing::error!(why, "rows are damaged, and there is nobody to take the state from");
+                    }
+                }
+                can_be_repaired.then(|| (Cause::Scrub, node.applied()))
+            }
             _ => None,
         };
         if let Some((cause, index)) = found {

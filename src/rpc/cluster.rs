@@ -168,8 +168,10 @@ impl Context {
             Err(status) => return Err(status),
         };
         while let Some(step) = steps.message().await.map_err(lost)? {
-            // A caller that has gone does not end the change, so what comes is read to its end.
-            let _ = progress.send(step).await;
+            // The leader notices when nobody listens any more: it gives up waiting, and finishes what it has begun.
+            if progress.send(step).await.is_err() {
+                break;
+            }
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use crate::escrow::records::Source;
 use crate::raft::NodeError;
 use crate::raft::expelled::{self, REMOVED_KEY};
 use crate::raft::peers::{CLUSTER_HEADER, STORAGE_HEADER};
+use crate::store::quarantine::Cause;
 use crate::tls::{PeerCertificate, Tls};
 
 use super::Context;
@@ -78,12 +79,14 @@ impl Context {
         Ok(caller)
     }
 
-    /// Refuses what would be answered from this node's state, if that is known to differ from the others'.
+    /// Refuses what would be answered from this node's state, if that is known to differ from the others'. Not after a
+    /// scrub and with no quorum in contact: then what is left is better than nothing, and a damaged row does not open.
     ///
     /// # Errors
     /// `UNAVAILABLE`, so that the caller asks another node.
     pub fn refuse_in_quarantine(&self) -> Result<(), Status> {
         match self.node.quarantine() {
+            Some(why) if why.cause == Cause::Scrub && self.node.leader_in_contact().is_none() => Ok(()),
             Some(why) => Err(NodeError::Quarantined(why).into()),
             None => Ok(()),
         }

@@ -11,7 +11,7 @@ use crate::steps::*;
 
 /// Longest that writes may stand still. An election takes less than two seconds; the rest is for a machine that runs
 /// five nodes, their load and other tests on two cores.
-const GAP_MAX: Duration = Duration::from_secs(10);
+const GAP_MAX: Duration = Duration::from_secs(5);
 /// Between two writes of one client of the load.
 const REST: Duration = Duration::from_millis(20);
 const CLIENTS: u64 = 4;

@@ -67,6 +67,10 @@ impl Node {
                 return Err(Refused::conflict(why, "see `strongroom member list`").into());
             }
             seen |= there;
+            // What was sent stays sent, and asking again goes on from there. Meanwhile other changes may be made.
+            if order.progress.is_closed() {
+                return Err(Refused::interrupted("who asked for the change has gone").into());
+            }
             let reached = self.reached(id, sent.bytes().saturating_sub(sent_before))?;
             if reached.is_caught_up() {
                 return Ok(());

@@ -157,6 +157,7 @@ impl Node {
         if leader != Some(self.options().id) {
             return Err(NodeError::NotLeader(leader));
         }
+        self.refuse_in_quarantine()?;
         let _one = self.one_change().await?;
         self.settled().await?;
         let prepared = self.prepare(change).await?;
@@ -179,6 +180,11 @@ impl Node {
         tracing::info!(by = %order.by, change = ?change.kind, now = %Shown(&now), "the membership is changed");
         tell(order, "done", *subject, plan, &now).await;
         Ok(())
+    }
+
+    /// Who is registered and who left is read from this node's state, and the keyring is sealed by that.
+    fn refuse_in_quarantine(&self) -> Result<(), NodeError> {
+        self.quarantine().map_or(Ok(()), |why| Err(NodeError::Quarantined(why)))
     }
 
     /// The right to change the membership. Work of the leader's own is waited for, another operator's change is not.

@@ -58,7 +58,7 @@ pub struct Standing {
     pub reachable: bool,
     /// Entries of the leader's log that it has still to receive.
     pub lag: u64,
-    /// It is stopping.
+    /// It is stopping, or has put itself aside: it takes no leadership.
     pub draining: bool,
     /// Up to which feature level it can apply commands, if it answers.
     pub supports: FeatureLevel,
@@ -318,8 +318,13 @@ impl Draft<'_> {
             ));
         }
         if !before.contains(old) {
-            return if departed.contains(&old) && before.contains(new) {
+            return if departed.contains(&old) && before.voters.contains(&new) {
                 Ok((Work::Nothing, self.after))
+            } else if departed.contains(&old) && before.learners.contains(&new) {
+                Err(Refused::conflict(
+                    format!("node {old} left already, and node {new} is a learner"),
+                    format!("make it a voter with `member promote {new}` if it is to vote"),
+                ))
             } else if departed.contains(&old) {
                 Err(Refused::conflict(
                     format!("node {old} left already"),

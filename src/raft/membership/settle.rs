@@ -124,8 +124,11 @@ impl Node {
 
     /// Does what is left. The caller has the right to change the membership.
     async fn settle_now(&self) -> Result<(), NodeError> {
-        // Who left is read only after everything that an earlier leader committed is applied here.
+        self.refuse_in_quarantine()?;
+        // Who left is read only after everything that an earlier leader committed is applied here, and what this one has
+        // appended as well: a departure that waits for its majority decides which way to go.
         self.confirm_and_apply().await?;
+        self.wait_applied(self.metrics().last_log_index.unwrap_or(0)).await?;
         let members = self.member_ids();
         let Some(rest) = rest(&self.halves(), &members.learners, &self.departed()?) else { return Ok(()) };
         tracing::info!(?rest, "a membership change was left half-done: it is settled");

@@ -114,7 +114,12 @@ impl Node {
                 let status = answer.into_inner().status.unwrap_or_default();
                 // Releases from before there were levels say nothing of them.
                 let supports = FeatureLevel(status.feature_level).max(FeatureLevel::FIRST);
-                let standing = Standing { reachable: true, lag: 0, draining: status.draining, supports };
+                let standing = Standing {
+                    reachable: true,
+                    lag: 0,
+                    draining: status.draining || !status.quarantine.is_empty(),
+                    supports,
+                };
                 (standing, status.applied)
             }
             _ => Default::default(),
