@@ -18,6 +18,8 @@ pub struct FeatureLevel(pub u32);
 impl FeatureLevel {
     /// Where every cluster begins.
     pub const FIRST: Self = Self(1);
+    /// Brought what notes that nodes left: removal, and recovery on one survivor.
+    pub const DEPARTURES: Self = Self(2);
     /// The highest whose commands this release can apply.
     pub const SUPPORTED: Self = Self(2);
 
@@ -30,7 +32,7 @@ impl FeatureLevel {
             | Action::AdmitNode(_)
             // What raises the level cannot need it.
             | Action::RaiseFeatureLevel(_) => Self::FIRST,
-            Action::RecoverCluster(_) | Action::RemoveNode(_) => Self(2),
+            Action::RecoverCluster(_) | Action::RemoveNode(_) => Self::DEPARTURES,
         }
     }
 }

@@ -163,7 +163,7 @@ impl Node {
 
     /// Puts this node aside, or notes how far its repair is.
     fn set_aside(&self, cause: Cause, index: u64, stage: Stage) {
-        let since_ms = self.quarantine().map_or_else(now_ms, |earlier| earlier.since_ms);
+        let since_ms = self.quarantine().map_or_else(|| super::now().0, |earlier| earlier.since_ms);
         let quarantine = Quarantine { cause, index, since_ms, stage };
         if let Err(error) = self.inner.storage.quarantine.set(quarantine) {
             tracing::error!(%error, "the quarantine of this node would not outlive its process");
@@ -340,9 +340,4 @@ impl Healing {
             node.hand_over().await;
         }
     }
-}
-
-fn now_ms() -> u64 {
-    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }

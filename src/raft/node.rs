@@ -1,15 +1,18 @@
 //! One member of the cluster: what it is, what its replica holds, how fresh that is. Asking the leader is in `leader`,
 //! answering peers in `peer_side`, changing who is a member in `membership`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, RaftMetrics, ServerState};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::escrow::command::Reply;
@@ -444,9 +447,9 @@ impl Node {
     /// nor sends heartbeats, so the others elect by themselves if nobody takes over; that is waited for as well, no longer
     /// than an election takes.
     pub async fn hand_over(&self) {
-        let successors = self.successors();
         let options = &self.inner.options;
         let patience = Duration::from_millis(options.election_min_ms / 2);
+        let successors = self.successors(patience).await;
         for successor in &successors {
             tracing::info!(successor, "handing the leadership over");
             if self.inner.raft.trigger().transfer_leader(*successor).await.is_err() {
@@ -471,8 +474,9 @@ impl Node {
         wait.metrics(|metrics| is_another(metrics.current_leader), "another leader").await.is_ok()
     }
 
-    /// The other voters lately in contact, those that have most of the log first, if this node leads.
-    fn successors(&self) -> Vec<NodeId> {
+    /// The other voters lately in contact, if this node leads: those that say within `patience` that they have applied
+    /// most first, then those that have most of the log. A leader has to apply what it has before it does anything.
+    async fn successors(&self, patience: Duration) -> Vec<NodeId> {
         let metrics = self.metrics();
         let voters: Vec<_> = metrics.membership_config.voter_ids().collect();
         let (Some(matched), Some(heard)) = (metrics.replication, metrics.heartbeat) else {
@@ -483,9 +487,15 @@ impl Node {
             |id: &NodeId| heard.get(id).copied().flatten().is_some_and(|heard| heard.elapsed() <= lately);
         let others =
             matched.into_iter().filter(|(id, _)| *id != metrics.id && voters.contains(id) && in_contact(id));
-        let mut others: Vec<_> = others.collect();
-        others.sort_by_key(|(_, matched)| std::cmp::Reverse(*matched));
-        others.into_iter().map(|(id, _)| id).collect()
+        let asked = others.map(|(id, matched)| async move {
+            let answer = timeout(patience, self.reach(id)).await;
+            let (willing, applied) =
+                answer.map_or((false, 0), |(standing, applied)| (standing.is_willing(), applied));
+            (Reverse((willing, applied, matched)), id)
+        });
+        let mut others = join_all(asked).await;
+        others.sort_unstable();
+        others.into_iter().map(|(_, id)| id).collect()
     }
 
     /// Waits until the consensus core has answered a question: it runs, and is not stuck.

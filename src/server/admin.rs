@@ -9,6 +9,7 @@ use crate::metrics::{Metric, Sample, Values};
 use crate::raft::{Agreement, Usage, Vitals};
 use crate::rpc::Context;
 use crate::rpc::health::DISK_FULL_BYTES;
+use crate::tls::CertificateKind;
 
 /// What a node can be, as metrics say it.
 const ROLES: [&str; 5] = ["leader", "follower", "candidate", "learner", "stopped"];
@@ -247,9 +248,9 @@ impl AdminView {
         let tls = &self.context.tls;
         // Certificates of one CA key under one name count as one: the last to expire.
         let mut authorities = std::collections::BTreeMap::new();
-        for (subject, expires_at) in tls.authorities() {
-            let latest = authorities.entry(subject).or_insert(0);
-            *latest = expires_at.max(*latest);
+        for ca in tls.expiries().into_iter().filter(|one| one.kind == CertificateKind::Authority) {
+            let latest = authorities.entry(ca.subject).or_insert(0);
+            *latest = ca.not_after.max(*latest);
         }
         vec![
             number(

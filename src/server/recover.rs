@@ -28,9 +28,6 @@ use crate::store::directory::{DataDir, holds_data};
 use crate::store::recovery::RecoveryNote;
 use crate::tls::Tls;
 
-/// The feature level of the command that begins a new history.
-const LEVEL_NEEDED: FeatureLevel = FeatureLevel(2);
-
 /// What the operator asks for.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
@@ -200,8 +197,8 @@ async fn prepare(opened: &Opened, config: &Config, request: &Request) -> Result<
         return Err(RecoverError::Unconfirmed { plan: Box::new(plan), cluster: previous });
     }
     let supported = opened.options.feature_level;
-    if supported < LEVEL_NEEDED {
-        return Err(NodeError::FeatureLevel { level: LEVEL_NEEDED, supported }.into());
+    if supported < FeatureLevel::DEPARTURES {
+        return Err(NodeError::FeatureLevel { level: FeatureLevel::DEPARTURES, supported }.into());
     }
     if let Some(note) = plan.begun {
         return Ok(note);

@@ -179,12 +179,6 @@ impl Tls {
         self.shared.current.load().generation
     }
 
-    /// The CAs that are believed: subject, and the last second (Unix) each is valid.
-    pub fn authorities(&self) -> Vec<(String, u64)> {
-        let current = self.shared.current.load();
-        current.trust.authorities().map(|facts| (facts.subject.clone(), facts.not_after)).collect()
-    }
-
     /// The own certificate chain, DER, own first.
     pub fn certificates(&self) -> Vec<Vec<u8>> {
         self.shared.current.load().certificates()

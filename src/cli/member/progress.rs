@@ -32,7 +32,7 @@ impl CatchUp {
         self.0.set_prefix(step.step.clone());
         if step.target > 0 {
             self.0.set_length(step.target);
-            self.0.set_position(step.matched);
+            self.0.set_position(if step.applied > 0 { step.applied } else { step.matched });
         }
         self.0.set_message(said(step));
     }
@@ -48,7 +48,10 @@ fn said(step: &MemberProgress) -> String {
     if step.target == 0 {
         return String::new();
     }
-    let MemberProgress { matched, target, sent_bytes, total_bytes, .. } = step;
+    let MemberProgress { matched, target, sent_bytes, total_bytes, applied, .. } = step;
+    if *applied > 0 {
+        return format!("applied {applied} of {target}");
+    }
     let bytes = format!("{} of {}", HumanBytes(*sent_bytes), HumanBytes(*total_bytes));
     let left = match step.seconds_left {
         Some(seconds) => format!(", {} left", HumanDuration(Duration::from_secs(seconds))),
@@ -76,6 +79,8 @@ mod tests {
             said(&MemberProgress { seconds_left: None, ..step }),
             "entry 5 of 9, 1.00 KiB of 4.00 KiB"
         );
+        let applying = MemberProgress { matched: 9, target: 9, applied: 7, ..MemberProgress::default() };
+        assert_eq!(said(&applying), "applied 7 of 9");
         assert_eq!(said(&MemberProgress::default()), "");
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting until a learner has what the leader has, and saying how far it is.
+//! Waiting until a learner has received and applied what the leader has, and saying how far it is.
 
 use std::time::Duration;
 
@@ -25,7 +25,10 @@ const PACE_MIN: Duration = Duration::from_secs(1);
 /// How far a learner is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Reached {
+    /// Index up to which it has received.
     matched: u64,
+    /// Index up to which it has applied; 0 until it has received enough to be asked.
+    applied: u64,
     target: u64,
     /// Bytes sent to it since the change began.
     sent: u64,
@@ -34,8 +37,13 @@ struct Reached {
 }
 
 impl Reached {
-    fn is_caught_up(self) -> bool {
+    fn has_received(self) -> bool {
         self.matched > 0 && self.matched + LAG_MAX_ENTRIES >= self.target
+    }
+
+    /// As a voter it may be elected, and then everybody waits for what it has still to apply.
+    fn is_caught_up(self) -> bool {
+        self.has_received() && self.applied + LAG_MAX_ENTRIES >= self.target
     }
 
     /// Seconds it will take at the pace of the last `elapsed`.
@@ -49,14 +57,14 @@ impl Reached {
 }
 
 impl Node {
-    /// Waits until learner `id` has at most [`LAG_MAX_ENTRIES`] entries still to receive.
+    /// Waits until learner `id` has at most [`LAG_MAX_ENTRIES`] entries still to receive and to apply.
     ///
     /// # Errors
     /// [`NodeError::Change`] after [`STALL`] without progress; [`NodeError::NotLeader`].
     pub(super) async fn catch_up(&self, id: NodeId, order: &Order) -> Result<(), NodeError> {
         let sent = self.inner.peers.sent(id);
         let (sent_before, began) = (sent.bytes(), Instant::now());
-        let (mut furthest, mut moved_at, mut reported) = ((0, 0), began, None::<Instant>);
+        let (mut furthest, mut moved_at, mut reported) = ((0, 0, 0), began, None::<Instant>);
         let mut seen = false;
         loop {
             self.running()?;
@@ -71,11 +79,14 @@ impl Node {
             if order.progress.is_closed() {
                 return Err(Refused::interrupted("who asked for the change has gone").into());
             }
-            let reached = self.reached(id, sent.bytes().saturating_sub(sent_before))?;
+            let mut reached = self.reached(id, sent.bytes().saturating_sub(sent_before))?;
+            if reached.has_received() {
+                reached.applied = self.reach(id).await.1;
+            }
             if reached.is_caught_up() {
                 return Ok(());
             }
-            let position = (reached.matched, reached.sent);
+            let position = (reached.applied, reached.matched, reached.sent);
             if position > furthest {
                 (furthest, moved_at) = (position, Instant::now());
             }
@@ -86,9 +97,10 @@ impl Node {
             if moved_at.elapsed() > STALL {
                 return Err(Refused::unavailable(
                     format!(
-                        "node {id} has made no progress for {} s (at index {} of {}); it stays a learner",
+                        "node {id} has made no progress for {} s (received up to index {}, applied up to {}, of {}); it stays a learner",
                         STALL.as_secs(),
                         reached.matched,
+                        reached.applied,
                         reached.target
                     ),
                     "look at its log, then run the same command again: it goes on where it ended",
@@ -114,7 +126,7 @@ impl Node {
         let whole = snapshot.map_or(0, |file| file.bytes()).saturating_add(log);
         // Of what comes by log, `log` shrinks as it is received; of a snapshot, what was sent is taken off.
         let left = if matched < purged { whole.saturating_sub(sent) } else { whole };
-        Ok(Reached { matched, target: metrics.last_log_index.unwrap_or(0), sent, left })
+        Ok(Reached { matched, applied: 0, target: metrics.last_log_index.unwrap_or(0), sent, left })
     }
 }
 
@@ -123,6 +135,7 @@ fn message(id: NodeId, reached: Reached, elapsed: Duration) -> MemberProgress {
         step: "catching-up".to_owned(),
         node: id,
         matched: reached.matched,
+        applied: reached.applied,
         target: reached.target,
         sent_bytes: reached.sent,
         total_bytes: reached.sent.saturating_add(reached.left),
@@ -137,15 +150,24 @@ mod tests {
 
     #[test]
     fn a_learner_is_caught_up_when_little_is_left_and_never_with_nothing() {
-        let at = |matched, target| Reached { matched, target, sent: 0, left: 0 }.is_caught_up();
-        assert!(at(1_000, 1_000 + LAG_MAX_ENTRIES));
-        assert!(!at(1_000, 1_001 + LAG_MAX_ENTRIES));
-        assert!(!at(0, 10), "one that has confirmed nothing may not even be there");
+        let at =
+            |matched, applied, target| Reached { matched, applied, target, sent: 0, left: 0 }.is_caught_up();
+        assert!(at(1_000, 1_000, 1_000 + LAG_MAX_ENTRIES));
+        assert!(!at(1_000, 1_000, 1_001 + LAG_MAX_ENTRIES));
+        assert!(!at(0, 0, 10), "one that has confirmed nothing may not even be there");
+    }
+
+    #[test]
+    fn a_learner_that_has_still_to_apply_what_it_received_is_not_caught_up() {
+        let reached =
+            Reached { matched: 1_000, applied: 1_000 - LAG_MAX_ENTRIES, target: 1_000, sent: 0, left: 0 };
+        assert!(reached.is_caught_up());
+        assert!(!Reached { applied: reached.applied - 1, ..reached }.is_caught_up());
     }
 
     #[test]
     fn the_time_left_follows_the_pace_and_is_not_made_up() {
-        let reached = Reached { matched: 1, target: 9, sent: 1_000, left: 4_000 };
+        let reached = Reached { matched: 1, applied: 1, target: 9, sent: 1_000, left: 4_000 };
         assert_eq!(reached.seconds_left(Duration::from_secs(2)), Some(8));
         assert_eq!(reached.seconds_left(Duration::from_millis(10)), None, "too soon to tell");
         assert_eq!(Reached { sent: 0, ..reached }.seconds_left(Duration::from_secs(9)), None, "no pace");

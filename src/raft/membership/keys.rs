@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::escrow::command::{Action, AdmitNode, Command, RemoveNode, Reply};
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{NodeId, RequestId};
 use crate::escrow::lookup;
 use crate::escrow::records::{KeyringRecord, NodeRecord};
@@ -18,7 +19,6 @@ use super::super::node::Node;
 use super::super::types::EncodedCommand;
 use super::Order;
 use super::candidate::Candidate;
-use super::plan::REMOVAL_LEVEL;
 use super::refused::Refused;
 
 /// Longest a command of a change waits for a majority.
@@ -66,8 +66,8 @@ impl Node {
             return Ok(());
         }
         // The plan has found that everybody who stays supports it.
-        if self.feature_level()? < REMOVAL_LEVEL {
-            self.raise_feature_level(REMOVAL_LEVEL).await?;
+        if self.feature_level()? < FeatureLevel::DEPARTURES {
+            self.raise_feature_level(FeatureLevel::DEPARTURES).await?;
         }
         let keyring = self.resealed(None, Some(node))?;
         let command = self.command(order, Action::RemoveNode(RemoveNode { node, keyring }));

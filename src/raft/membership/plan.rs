@@ -14,10 +14,9 @@ use super::refused::Refused;
 pub const VOTERS_MIN: usize = 3;
 /// Most voters a cluster is run with: each further one makes every write wait for more.
 pub const VOTERS_MAX: usize = 5;
-/// A node that has this many entries still to receive is caught up: under load some are always on their way.
+/// A node that has this many entries still to receive, or to apply, is caught up: under load some are always on their
+/// way.
 pub const LAG_MAX_ENTRIES: u64 = 256;
-/// Which level allows noting that a node left.
-pub(super) const REMOVAL_LEVEL: FeatureLevel = FeatureLevel(2);
 
 /// Who the members are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,8 +55,10 @@ pub fn failure_tolerance(voters: usize) -> u32 {
 pub struct Standing {
     /// It answers.
     pub reachable: bool,
-    /// Entries of the leader's log that it has still to receive.
+    /// Entries of the leader's log that it has still to receive: until then it confirms nothing new.
     pub lag: u64,
+    /// Entries of the leader's log that it has still to apply: until then it neither reads nor leads.
+    pub unapplied: u64,
     /// It is stopping, or has put itself aside: it takes no leadership.
     pub draining: bool,
     /// Up to which feature level it can apply commands, if it answers.
@@ -67,7 +68,7 @@ pub struct Standing {
 impl Default for Standing {
     /// Of one that does not answer.
     fn default() -> Self {
-        Self { reachable: false, lag: 0, draining: false, supports: FeatureLevel::FIRST }
+        Self { reachable: false, lag: 0, unapplied: 0, draining: false, supports: FeatureLevel::FIRST }
     }
 }
 
@@ -75,6 +76,16 @@ impl Standing {
     /// Whether a majority may count on it: one that lags confirms nothing new for a while.
     fn sound(self) -> bool {
         self.reachable && self.lag <= LAG_MAX_ENTRIES
+    }
+
+    /// Whether it may lead: a leader that has entries of others still to apply keeps everybody waiting.
+    fn may_lead(self) -> bool {
+        self.sound() && self.unapplied <= LAG_MAX_ENTRIES && self.is_willing()
+    }
+
+    /// Whether it answers and takes a leadership.
+    pub(in crate::raft) fn is_willing(self) -> bool {
+        self.reachable && !self.draining
     }
 }
 
@@ -399,11 +410,12 @@ impl Draft<'_> {
     }
 
     fn caught_up(&self, node: NodeId) -> Result<(), Refused> {
-        let Standing { reachable, lag, .. } = self.standing(node);
-        if lag > LAG_MAX_ENTRIES {
+        let Standing { reachable, lag, unapplied, .. } = self.standing(node);
+        let left = [(lag, "receive"), (unapplied, "apply")];
+        if let Some((left, what)) = left.into_iter().find(|(left, _)| *left > LAG_MAX_ENTRIES) {
             return Err(Refused::conflict(
                 format!(
-                    "node {node} lags: it has {lag} entries still to receive, and may have at most {LAG_MAX_ENTRIES}"
+                    "node {node} lags: it has {left} entries still to {what}, and may have at most {LAG_MAX_ENTRIES}"
                 ),
                 "wait until `strongroom status` shows that it has caught up; if it does not, look at its log",
             ));
@@ -418,20 +430,20 @@ impl Draft<'_> {
     }
 }
 
-/// Of the voters that `may`, the sound one that has most of the log.
+/// Of the voters that `may` and can lead, the one that lags least.
 fn successor(situation: &Situation, may: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-    let sound = situation.members.voters.iter().copied().filter(|node| {
-        let standing = situation.standing.get(node).copied().unwrap_or_default();
-        may(*node) && standing.sound() && !standing.draining && !situation.departed.contains(node)
-    });
-    sound.min_by_key(|node| situation.standing.get(node).map_or(u64::MAX, |standing| standing.lag))
+    let standing = |node: &NodeId| situation.standing.get(node).copied().unwrap_or_default();
+    let able = situation.members.voters.iter().copied();
+    let able =
+        able.filter(|node| may(*node) && standing(node).may_lead() && !situation.departed.contains(node));
+    able.min_by_key(|node| (standing(node).lag, standing(node).unapplied))
 }
 
 fn no_successor(situation: &Situation) -> Refused {
     Refused::conflict(
         format!(
             "no other voter can take the leadership over{}",
-            ailing(situation, &situation.members.voters)
+            ailing(situation, &situation.members.voters, Standing::may_lead)
         ),
         "bring another voter back, or add one, first",
     )
@@ -447,7 +459,7 @@ fn unknown(node: NodeId, members: &Members) -> Refused {
 /// The command that notes who left must be one that everybody who stays can apply. Who leaves is not asked: it may be
 /// gone, and taking it out is then the only way on.
 fn check_level(situation: &Situation, gone: NodeId) -> Result<(), Refused> {
-    if situation.level >= REMOVAL_LEVEL {
+    if situation.level >= FeatureLevel::DEPARTURES {
         return Ok(());
     }
     let stays = |node: &&NodeId| situation.members.contains(**node) && **node != gone;
@@ -455,7 +467,7 @@ fn check_level(situation: &Situation, gone: NodeId) -> Result<(), Refused> {
         situation.standing.iter().filter(|(node, _)| stays(node)).find_map(
             |(node, standing)| match standing {
                 Standing { reachable: false, .. } => Some(format!("node {node} cannot be asked")),
-                Standing { supports, .. } if *supports < REMOVAL_LEVEL => {
+                Standing { supports, .. } if *supports < FeatureLevel::DEPARTURES => {
                     Some(format!("node {node} supports level {supports} only"))
                 }
                 _ => None,
@@ -464,7 +476,8 @@ fn check_level(situation: &Situation, gone: NodeId) -> Result<(), Refused> {
     let Some(holding) = holding else { return Ok(()) };
     Err(Refused::conflict(
         format!(
-            "removing a node needs feature level {REMOVAL_LEVEL}, the cluster is at {}: {holding}",
+            "removing a node needs feature level {}, the cluster is at {}: {holding}",
+            FeatureLevel::DEPARTURES,
             situation.level
         ),
         "upgrade and start every member that is to stay, then try again",
@@ -524,25 +537,29 @@ fn check_quorum(
         format!(
             "the cluster would lose its quorum: of the voters {when} ({}), {quorum} must agree to every write, and only {counted} can{}",
             ids(voters),
-            ailing(situation, &others)
+            ailing(situation, &others, Standing::sound)
         ),
         "bring back the voters that are missing first; a voter that will not come back is exchanged with `member replace`",
     ))
 }
 
-/// Which of `nodes` are not sound, and why.
-fn ailing(situation: &Situation, nodes: &BTreeSet<NodeId>) -> String {
+/// Which of `nodes` are not as they would have to be, and why.
+fn ailing(situation: &Situation, nodes: &BTreeSet<NodeId>, well: fn(Standing) -> bool) -> String {
     let said: Vec<String> = nodes
         .iter()
         .filter(|node| situation.members.contains(**node))
         .filter_map(|node| {
             let standing = situation.standing.get(node).copied().unwrap_or_default();
-            if !standing.reachable {
+            if well(standing) {
+                None
+            } else if !standing.reachable {
                 Some(format!("node {node} cannot be reached"))
             } else if !standing.sound() {
                 Some(format!("node {node} lags by {} entries", standing.lag))
+            } else if standing.draining {
+                Some(format!("node {node} is stopping or in quarantine"))
             } else {
-                None
+                Some(format!("node {node} has {} entries still to apply", standing.unapplied))
             }
         })
         .collect();

@@ -3,9 +3,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::raft::membership::refused::Obstacle;
 
-const WELL: Standing = Standing { reachable: true, lag: 0, draining: false, supports: FeatureLevel(2) };
-const AWAY: Standing = Standing { reachable: false, lag: 0, draining: false, supports: FeatureLevel(1) };
-const LAGGING: Standing = Standing { lag: LAG_MAX_ENTRIES + 1, ..WELL };
+const AWAY: Standing =
+    Standing { reachable: false, lag: 0, unapplied: 0, draining: false, supports: FeatureLevel(1) };
+const WELL: Standing = Standing { reachable: true, supports: FeatureLevel(2), ..AWAY };
+const LAGGING: Standing = Standing { lag: LAG_MAX_ENTRIES + 1, unapplied: LAG_MAX_ENTRIES + 1, ..WELL };
+/// Has received everything and applied little of it.
+const APPLYING: Standing = Standing { unapplied: LAG_MAX_ENTRIES + 1, ..WELL };
 
 /// Everybody well, the first voter leads.
 fn cluster(voters: &[NodeId], learners: &[NodeId]) -> Situation {
@@ -121,7 +124,8 @@ fn a_learner_that_lags_or_is_away_is_not_promoted() {
     assert_eq!(voters_after(&four, Asked::Promote(4), false), [1, 2, 3, 4]);
     let lagging = refused(&with(four.clone(), 4, LAGGING), Asked::Promote(4), "node 4 lags");
     assert!(lagging.reason.contains("257 entries") && lagging.reason.contains("at most 256"), "{lagging}");
-    refused(&with(four, 4, AWAY), Asked::Promote(4), "cannot be reached");
+    refused(&with(four.clone(), 4, AWAY), Asked::Promote(4), "cannot be reached");
+    refused(&with(four, 4, APPLYING), Asked::Promote(4), "257 entries still to apply");
 }
 
 #[test]
@@ -199,6 +203,21 @@ fn a_leader_that_loses_its_vote_hands_over_to_a_sound_voter_first() {
         with(with(five.clone(), 2, Standing { lag: 5, ..WELL }), 3, Standing { draining: true, ..WELL });
     let plan = plan(&best, Asked::Remove(1), false).expect("possible");
     assert_eq!(plan.hand_over, Some(4), "not the one that is stopping, nor one that has less of the log");
+    let applying = with(with(five, 2, APPLYING), 3, Standing { unapplied: 5, ..WELL });
+    let hand_over = super::plan(&applying, Asked::Remove(1), false).expect("possible").hand_over;
+    assert_eq!(hand_over, Some(4), "nor one that has received everything and applied less");
+}
+
+#[test]
+fn a_voter_that_is_still_applying_makes_up_the_quorum_and_does_not_lead() {
+    let three = cluster(&[1, 2, 3], &[]);
+    let applying = with(with(three.clone(), 2, APPLYING), 3, APPLYING);
+    assert_eq!(voters_after(&applying, add(4), false), [1, 2, 3, 4], "it confirms what it receives");
+    refused(&applying, Asked::Transfer(Some(3)), "node 3 lags: it has 257 entries still to apply");
+    let nobody = refused(&applying, Asked::Transfer(None), "node 2 has 257 entries still to apply");
+    assert!(nobody.reason.starts_with("no other voter can"), "{nobody}");
+    let plan = plan(&with(three, 2, APPLYING), Asked::Transfer(None), false).expect("possible");
+    assert_eq!(plan.work, Work::Transfer(3));
 }
 
 #[test]
@@ -242,13 +261,16 @@ fn asked() -> impl Strategy<Value = Asked> {
 }
 
 fn standing() -> impl Strategy<Value = Standing> {
-    (any::<bool>(), prop_oneof![Just(0), Just(LAG_MAX_ENTRIES), Just(LAG_MAX_ENTRIES + 1)], any::<bool>())
-        .prop_map(|(reachable, lag, draining)| Standing {
+    let entries = prop_oneof![Just(0), Just(LAG_MAX_ENTRIES), Just(LAG_MAX_ENTRIES + 1)];
+    (any::<bool>(), entries.clone(), entries, any::<bool>()).prop_map(
+        |(reachable, lag, unapplied, draining)| Standing {
             reachable,
             lag,
+            unapplied: unapplied.max(lag),
             draining,
             supports: FeatureLevel(2),
-        })
+        },
+    )
 }
 
 /// Each of the nodes 1 to 9 is a voter, a learner, registered, departed, or nobody; the first voter leads.
@@ -292,7 +314,7 @@ proptest! {
         prop_assert!(!after.voters.is_empty());
         prop_assert!(after.voters.is_disjoint(&after.learners));
         prop_assert!(after.leader.is_none_or(|leader| after.voters.contains(&leader)));
-        prop_assert!(hand_over.is_none_or(|to| situation.standing[&to].sound() && before.voters.contains(&to)));
+        prop_assert!(hand_over.is_none_or(|to| situation.standing[&to].may_lead() && before.voters.contains(&to)));
         if *work == Work::Nothing {
             prop_assert_eq!(before, after);
         }

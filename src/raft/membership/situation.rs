@@ -40,19 +40,20 @@ impl Node {
     pub(super) async fn situation(&self) -> Result<Situation, NodeError> {
         self.confirm_and_apply().await?;
         let members = self.member_ids();
+        // Taken before the members are asked: an answer that takes its time must not look like lag.
+        let last = self.metrics().last_log_index.unwrap_or(0);
         let ids: Vec<NodeId> = members.voters.iter().chain(&members.learners).copied().collect();
         let reached = join_all(ids.iter().map(|id| self.reach(*id))).await;
         let metrics = self.metrics();
         let Some(replication) = &metrics.replication else {
             return Err(NodeError::NotLeader(metrics.current_leader));
         };
-        let last = metrics.last_log_index.unwrap_or(0);
         let standing = ids.iter().zip(reached).map(|(id, (reached, applied))| {
             let matched = replication.get(id).copied().flatten().map_or(0, |matched| matched.index);
             // A new leader finds out step by step how far each log matches its own, and takes it to be empty until
             // then. What a member has applied was committed, so that much of its log does.
             let lag = if *id == self.options().id { 0 } else { last.saturating_sub(matched.max(applied)) };
-            (*id, Standing { lag, ..reached })
+            (*id, Standing { lag, unapplied: last.saturating_sub(applied), ..reached })
         });
         let standing: BTreeMap<NodeId, Standing> = standing.collect();
         let register = self.register()?;
@@ -102,7 +103,7 @@ impl Node {
     }
 
     /// How member `id` says it is, if it answers as the node it is known as, and which index it has applied.
-    async fn reach(&self, id: NodeId) -> (Standing, u64) {
+    pub(in crate::raft) async fn reach(&self, id: NodeId) -> (Standing, u64) {
         let own = self.options();
         if id == own.id {
             let standing = Standing { reachable: true, supports: own.feature_level, ..Standing::default() };
@@ -116,9 +117,9 @@ impl Node {
                 let supports = FeatureLevel(status.feature_level).max(FeatureLevel::FIRST);
                 let standing = Standing {
                     reachable: true,
-                    lag: 0,
                     draining: status.draining || !status.quarantine.is_empty(),
                     supports,
+                    ..Standing::default()
                 };
                 (standing, status.applied)
             }
