@@ -35,15 +35,9 @@ impl RecoveryService for Context {
         self.admit(&request, Operation::Find)?;
         let request = request.into_inner();
         let query = wire::query(&request)?;
-        let quorum = wire::wants_quorum(request.consistency)?;
-        if quorum {
-            let index = self.node.read_index().await.map_err(status::shared)?;
-            self.node.wait_applied(index).await?;
-        }
         self.node.wait_applied(request.min_index).await?;
-        self.node.cluster()?.ok_or(NodeError::NoCluster)?;
         // Taken before the rows are read: what is shown is at least as fresh as it says.
-        let freshness = wire::freshness(&self.node, if quorum { "quorum" } else { "local" });
+        let freshness = self.fresh(request.consistency).await?;
         let node = self.node.clone();
         let found = blocking(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
         Ok(Response::new(FindResponse {
@@ -115,6 +109,7 @@ impl Context {
         };
         let revealed = match self.node.propose_within(&command, self.reveal_timeout).await?.reply {
             Reply::Revealed(revealed) => revealed,
+            Reply::ApprovalAsked(asked) => return Err(status::needs_approval(&asked)),
             Reply::Refused(refusal) => return Err(refusal.into()),
             other => return Err(unexpected(&other)),
         };
