@@ -32,9 +32,18 @@ const NONCE_BYTES: usize = 32;
 #[tonic::async_trait]
 impl RecoveryService for Context {
     async fn find(&self, request: Request<FindRequest>) -> Result<Response<FindResponse>, Status> {
-        self.admit(&request, Operation::Find)?;
+        let caller = self.admit(&request, Operation::Find)?;
         let request = request.into_inner();
-        let query = wire::query(&request)?;
+        let mut query = wire::query(&request)?;
+        // An end user sees keys of machines on which that user was recorded, and nothing else exists.
+        if let Some(own) = caller.identity.user() {
+            if query.user.as_ref().is_some_and(|user| *user != own) {
+                return Err(Status::permission_denied(
+                    "an end user looks up keys of their own machines only",
+                ));
+            }
+            query.user = Some(own);
+        }
         self.node.wait_applied(request.min_index).await?;
         // Taken before the rows are read: what is shown is at least as fresh as it says.
         let freshness = self.fresh(request.consistency).await?;
