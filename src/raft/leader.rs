@@ -224,8 +224,10 @@ impl Node {
         if requires == FeatureLevel::FIRST || requires <= self.feature_level()? {
             return Ok(());
         }
-        // A new leader may not have applied yet what raised it.
+        // A new leader may not have applied yet what raised it; and a cluster whose last member has just joined, or has
+        // just been upgraded, need not wait for the next look.
         self.confirm_and_apply().await?;
+        self.look_at_features_now().await?;
         let allowed = self.feature_level()?;
         if requires <= allowed { Ok(()) } else { Err(too_new(requires, allowed).into()) }
     }
