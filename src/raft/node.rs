@@ -190,8 +190,9 @@ impl Node {
         let raft = Raft::new(options.id, Arc::new(config), network, log, machine)
             .await
             .map_err(|error| NodeError::Fatal(error.to_string()))?;
-        // Starting has applied what was known to be committed, which may be more than the base had.
-        if let Err(error) = level_is_supported(&storage, &options) {
+        // Starting has applied what was known to be committed, which may be more than the base had. From here on nothing
+        // fails: tasks that hold the storage must not be left behind by a start that did.
+        if let Err(error) = look_at_what_was_applied(&storage, &options, &cluster) {
             // It has taken no part yet; if it does not stop by itself, the end of the process stops it.
             drop(raft.shutdown().await);
             return Err(error);
@@ -228,7 +229,6 @@ impl Node {
         node.watch_quorum();
         node.watch_leader();
         node.watch_agreement();
-        node.cluster()?;
         node.watch_expulsion();
         spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());
         node.watch_features();
@@ -548,6 +548,20 @@ impl Node {
     pub fn holders(&self) -> usize {
         Arc::strong_count(&self.inner)
     }
+}
+
+/// What a start depends on of the replica: that this node supports the commands that are allowed, and which cluster
+/// calls are addressed to.
+fn look_at_what_was_applied(
+    storage: &Storage,
+    options: &NodeOptions,
+    cluster: &OnceLock<ClusterId>,
+) -> Result<(), NodeError> {
+    level_is_supported(storage, options)?;
+    if let Some(record) = lookup::cluster(&storage.machine.view()?)? {
+        let _ = cluster.set(record.id);
+    }
+    Ok(())
 }
 
 /// Whether this node supports the commands that its replica says are allowed.
