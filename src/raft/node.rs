@@ -3,7 +3,6 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use futures_util::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, RaftMetrics, ServerState};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +36,7 @@ use super::features::{self, HeldBack};
 use super::fetch::OFFERS_MAX;
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
-use super::membership::{failure_tolerance, spawn_settling};
+use super::membership::{Turns, failure_tolerance, spawn_settling};
 use super::network::Network;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
@@ -139,10 +138,8 @@ pub(super) struct Inner {
     pub(super) proposals: Semaphore,
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
-    pub(super) membership_change: Mutex<()>,
+    pub(super) turns: Turns,
     pub(super) expulsion: Expulsion,
-    /// What holds `membership_change` is no operator's change, and soon lets go of it.
-    pub(super) in_background: AtomicBool,
     /// Who keeps this leader from raising the feature level.
     pub(super) held_back: std::sync::Mutex<Vec<HeldBack>>,
     pub(super) contacts: Contacts,
@@ -215,9 +212,8 @@ impl Node {
                 proposals: Semaphore::new(PROPOSALS_MAX_KIB),
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
-                membership_change: Mutex::new(()),
+                turns: Turns::default(),
                 expulsion,
-                in_background: AtomicBool::new(false),
                 held_back: std::sync::Mutex::default(),
                 contacts: Contacts::default(),
                 usage,
