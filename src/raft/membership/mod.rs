@@ -274,3 +274,6 @@ impl std::fmt::Display for Shown<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod in_process;
