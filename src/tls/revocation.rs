@@ -5,6 +5,7 @@
 //! was ahead would outlive all that follow. The time decides where a number is missing.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
@@ -28,7 +29,7 @@ pub(super) struct RevocationList {
 /// What a list was found to be.
 pub(super) enum Parsed {
     /// One that its issuer signed.
-    Signed(RevocationList),
+    Signed(Arc<RevocationList>),
     /// One of this issuer, whom nobody here knows.
     Foreign(String),
 }
@@ -65,14 +66,14 @@ impl RevocationList {
         if !named.any(|certificate| parsed.verify_signature(certificate.public_key()).is_ok()) {
             return Err(format!("the revocation list of {issuer} is not signed by that CA"));
         }
-        Ok(Parsed::Signed(Self {
+        Ok(Parsed::Signed(Arc::new(Self {
             list: list.into(),
             issuer,
             issuer_name: parsed.issuer().as_raw().to_vec(),
             number: parsed.crl_number().cloned(),
             this_update: parsed.last_update().timestamp(),
             next_update: parsed.next_update().map(|at| at.timestamp()),
-        }))
+        })))
     }
 
     /// Whether it is newer or older than `other`, a list of the same issuer.

@@ -140,7 +140,7 @@ impl TrustAnchors {
         for der in CertificateRevocationListDer::pem_slice_iter(pem) {
             let der = der.map_err(|error| unusable(format!("not PEM: {error}")))?;
             match RevocationList::parse(&der, &issuers).map_err(unusable)? {
-                Parsed::Signed(list) => self.revocation_lists.push(Arc::new(list)),
+                Parsed::Signed(list) => self.revocation_lists.push(list),
                 Parsed::Foreign(issuer) => self.foreign.push(issuer),
             }
         }

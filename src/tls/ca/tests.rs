@@ -280,7 +280,9 @@ fn what_is_revoked_after_the_clock_was_ahead_bites_where_the_list_of_that_time_w
     ca.authority.index().unwrap().append(&record).unwrap();
     for lost in [None, Some("cut short")] {
         std::fs::remove_file(&path).unwrap();
-        lost.map(|content| std::fs::write(&path, content).unwrap());
+        if let Some(content) = lost {
+            std::fs::write(&path, content).unwrap();
+        }
         ca.authority.revoke(&Selector::Serial(record.serial.clone())).unwrap();
         assert!(current_list(&ca) > (ahead + DAY, (ahead + DAY) * NANOS_PER_SECOND), "{lost:?}");
     }
