@@ -19,7 +19,7 @@
 use std::ffi::OsString;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// Permission bits of anybody but the owner.
 const OTHERS: u32 = 0o077;
@@ -60,11 +60,17 @@ impl Reader {
     fn forbidden(&self, path: &Path, owner: u32) -> u32 {
         let directory = self.credentials.as_ref().filter(|directory| !directory.is_empty());
         match directory {
-            Some(directory) if path.starts_with(directory) => WORLD,
+            Some(directory) if is_inside(path, Path::new(directory)) => WORLD,
             _ if owner == ROOT && self.user != ROOT => MORE_THAN_GROUP_READ,
             _ => OTHERS,
         }
     }
+}
+
+/// Whether `path`, as it is written, stays in `directory`: one that climbs out of it again begins with it too.
+fn is_inside(path: &Path, directory: &Path) -> bool {
+    let climbs = path.components().any(|part| part == Component::ParentDir);
+    path.starts_with(directory) && !climbs
 }
 
 #[cfg(test)]
@@ -105,5 +111,18 @@ mod tests {
         assert!(accepts(SERVICE, SERVICE, inside, 0o440));
         assert!(!accepts(SERVICE, SERVICE, inside, 0o444));
         assert!(!accepts(SERVICE, SERVICE, "/run/credentials/strongroom.service.d/node.key", 0o440));
+    }
+
+    #[test]
+    fn a_path_that_climbs_out_of_the_credentials_is_no_credential() {
+        let credentials = "/run/credentials/strongroom.service";
+        for climbing in
+            ["../../../etc/strongroom/node.key", "x/../../other.service/node.key", "x/../node.key"]
+        {
+            let path = format!("{credentials}/{climbing}");
+            assert!(!accepts(SERVICE, SERVICE, &path, 0o440), "{path}");
+            assert!(accepts(SERVICE, SERVICE, &path, 0o400), "{path}: private is private");
+        }
+        assert!(accepts(SERVICE, SERVICE, &format!("{credentials}/./node.key"), 0o440));
     }
 }

@@ -17,6 +17,7 @@ use strongroom::proto::peer::{
     DescribeRequest, Envelope, ForwardedChange, ProveCustodyRequest, ReadIndexRequest,
 };
 use strongroom::raft::peers::{PeerClient, Peers};
+use strongroom::raft::types::Member;
 use strongroom::server::{Server, ServerError, initialize};
 use strongroom::store::format;
 use strongroom::tls::ca::{Authority, IssueRequest};
@@ -70,14 +71,23 @@ impl Fixture {
         Running { stop, ended }
     }
 
-    /// A caller of the peer port with a certificate of node `id`, from the cluster's own CA.
-    fn peer(&self, id: NodeId) -> PeerClient {
+    /// A caller of the peer port with a certificate of node `id`, from the cluster's own CA, that knows whom it calls.
+    async fn peer(&self, id: NodeId) -> PeerClient {
+        let (peers, peer_address) = self.peers(id);
+        let mut stranger = peers.stranger(&peer_address, ExpectedPeer::Node(1));
+        let described = stranger.describe(DescribeRequest {}).await.expect("it says who it is").into_inner();
+        let storage = described.storage.parse().expect("a data directory");
+        peers.member(1, &Member { peer_address, storage, ..Member::default() })
+    }
+
+    /// Clients with a certificate of node `id`, and where node 1 listens.
+    fn peers(&self, id: NodeId) -> (Peers, String) {
         let issued = self.authority.issue(IssueRequest::new(Role::Node, id.to_string())).expect("issued");
         let profile = self.dir.path().join(format!("peer-{}", issued.record.serial));
         self.authority.write_profile(&profile, &issued).expect("written");
         let tls = Tls::load(TlsPaths::profile(&profile)).expect("loaded");
         let address = self.cluster.layout().node(1).expect("a node").peer_address();
-        Peers::new(tls, std::sync::Arc::default()).stranger(&address, ExpectedPeer::Node(1))
+        (Peers::new(tls, std::sync::Arc::default()), address)
     }
 
     /// A connection to the API as an auditor.
@@ -133,15 +143,14 @@ async fn a_node_that_is_no_member_is_told_so_and_a_member_speaks_only_for_itself
     let fixture = Fixture::new().await;
     let running = fixture.serve().await;
 
-    let mut stranger = fixture.peer(9);
-    stranger.describe(DescribeRequest {}).await.expect("a node that is to be added is told whom it joins");
+    let mut stranger = fixture.peer(9).await;
     let why = "node 9 is not a member";
     assert_denied(stranger.propose(command_from(9)).await, why);
     assert_denied(stranger.read_index(ReadIndexRequest {}).await, why);
     assert_denied(stranger.prove_custody(ProveCustodyRequest::default()).await, why);
     assert_denied(stranger.change_membership(ForwardedChange::default()).await, why);
 
-    let mut member = fixture.peer(1);
+    let mut member = fixture.peer(1).await;
     member.read_index(ReadIndexRequest {}).await.expect("a member is answered");
     member.propose(command_from(1)).await.expect("a member proposes for itself");
     assert_denied(member.propose(command_from(2)).await, "may not speak for node 2");
@@ -156,13 +165,32 @@ async fn a_node_that_is_no_member_is_told_so_and_a_member_speaks_only_for_itself
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_names_no_data_directory_is_told_who_answers_and_nothing_else() {
+    let fixture = Fixture::new().await;
+    let running = fixture.serve().await;
+    // A member's own certificate: what is missing is all that speaks against it.
+    let (clients, address) = fixture.peers(1);
+    let mut unaddressed = clients.stranger(&address, ExpectedPeer::Node(1));
+    unaddressed.describe(DescribeRequest {}).await.expect("who is to be added knows nobody's data directory");
+    for (call, answer) in peers::every_peer_call(&mut unaddressed).await {
+        let status = answer.expect_err(call);
+        assert_eq!(status.code(), Code::FailedPrecondition, "{call}: {status}");
+        assert!(status.message().contains("which data directory"), "{call}: {status}");
+    }
+    let mut addressed = fixture.peer(1).await;
+    addressed.read_index(ReadIndexRequest {}).await.expect("one that names it is answered");
+    running.stop.cancel();
+    running.ended.await.expect("ran").expect("stopped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_has_stopped_leaves_nothing_behind_and_starts_again_in_the_same_process() {
     let fixture = Fixture::new().await;
     for _ in 0..2 {
         let running = fixture.serve().await;
         // What keeps a stopping node busy: a leader's stream, which never ends, and callers that stay connected.
         let appends = tokio::spawn({
-            let mut leader = fixture.peer(9);
+            let mut leader = fixture.peer(9).await;
             async move {
                 let answers = leader.append(stream::pending()).await?;
                 answers.into_inner().message().await
@@ -194,7 +222,7 @@ async fn a_node_that_is_stopping_says_so_while_requests_under_way_are_answered()
     let running = fixture.serve().await;
     let admin = fixture.config.listen.admin;
     assert!(page(admin, "/readyz").await.contains("200"));
-    let mut member = fixture.peer(1);
+    let mut member = fixture.peer(1).await;
     member.describe(DescribeRequest {}).await.expect("answered");
     // A request that is under way for as long as this test likes.
     let mut client = ServerReflectionClient::new(fixture.api().await);

@@ -3,7 +3,6 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use futures_util::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, RaftMetrics, ServerState};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +36,7 @@ use super::features::{self, HeldBack};
 use super::fetch::OFFERS_MAX;
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
-use super::membership::{failure_tolerance, spawn_settling};
+use super::membership::{Turns, failure_tolerance, spawn_settling};
 use super::network::Network;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
@@ -139,10 +138,8 @@ pub(super) struct Inner {
     pub(super) proposals: Semaphore,
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
-    pub(super) membership_change: Mutex<()>,
+    pub(super) turns: Turns,
     pub(super) expulsion: Expulsion,
-    /// What holds `membership_change` is no operator's change, and soon lets go of it.
-    pub(super) in_background: AtomicBool,
     /// Who keeps this leader from raising the feature level.
     pub(super) held_back: std::sync::Mutex<Vec<HeldBack>>,
     pub(super) contacts: Contacts,
@@ -190,8 +187,9 @@ impl Node {
         let raft = Raft::new(options.id, Arc::new(config), network, log, machine)
             .await
             .map_err(|error| NodeError::Fatal(error.to_string()))?;
-        // Starting has applied what was known to be committed, which may be more than the base had.
-        if let Err(error) = level_is_supported(&storage, &options) {
+        // Starting has applied what was known to be committed, which may be more than the base had. From here on nothing
+        // fails: tasks that hold the storage must not be left behind by a start that did.
+        if let Err(error) = look_at_what_was_applied(&storage, &options, &cluster) {
             // It has taken no part yet; if it does not stop by itself, the end of the process stops it.
             drop(raft.shutdown().await);
             return Err(error);
@@ -214,9 +212,8 @@ impl Node {
                 proposals: Semaphore::new(PROPOSALS_MAX_KIB),
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
-                membership_change: Mutex::new(()),
+                turns: Turns::default(),
                 expulsion,
-                in_background: AtomicBool::new(false),
                 held_back: std::sync::Mutex::default(),
                 contacts: Contacts::default(),
                 usage,
@@ -228,7 +225,6 @@ impl Node {
         node.watch_quorum();
         node.watch_leader();
         node.watch_agreement();
-        node.cluster()?;
         node.watch_expulsion();
         spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());
         node.watch_features();
@@ -548,6 +544,20 @@ impl Node {
     pub fn holders(&self) -> usize {
         Arc::strong_count(&self.inner)
     }
+}
+
+/// What a start depends on of the replica: that this node supports the commands that are allowed, and which cluster
+/// calls are addressed to.
+fn look_at_what_was_applied(
+    storage: &Storage,
+    options: &NodeOptions,
+    cluster: &OnceLock<ClusterId>,
+) -> Result<(), NodeError> {
+    level_is_supported(storage, options)?;
+    if let Some(record) = lookup::cluster(&storage.machine.view()?)? {
+        let _ = cluster.set(record.id);
+    }
+    Ok(())
 }
 
 /// Whether this node supports the commands that its replica says are allowed.

@@ -25,7 +25,8 @@ use super::types::Member;
 
 /// Names the cluster a call is for; a node of another one refuses it.
 pub const CLUSTER_HEADER: &str = "strongroom-cluster";
-/// Names the data directory a call is for; a node with another one under its id refuses it.
+/// Names the data directory a call is for; a node with another one under its id refuses it, and without it answers
+/// nothing but who it is.
 pub const STORAGE_HEADER: &str = "strongroom-storage";
 
 /// Longest message a peer may send: an append of [`READ_MAX_BYTES`](super::log_store::READ_MAX_BYTES) and the entry that
@@ -100,7 +101,7 @@ impl Peers {
         (link.clone(), over(link, addressee))
     }
 
-    /// A client of whatever node answers at `address`, to ask who it is.
+    /// A client of whatever node answers at `address`, to ask who it is: anything else it refuses.
     pub fn stranger(&self, address: &str, expected: ExpectedPeer) -> PeerClient {
         let addressee = Addressee { cluster: Arc::default(), storage: None };
         over(self.link(address, expected), addressee)

@@ -114,7 +114,12 @@ impl Context {
                 Some(leader) if leader == self.node.options().id => {
                     self.change_here(&parsed, caller.clone(), steps.clone()).await
                 }
-                Some(leader) => self.change_there(leader, &change, &caller, &steps).await,
+                // The leader does without this node: a stop waits neither for the change nor for its next step.
+                Some(leader) => {
+                    let there = self.change_there(leader, &change, &caller, &steps);
+                    let there = self.draining.run_until_cancelled(there).await;
+                    there.unwrap_or_else(|| Err(NodeError::from(stopped_passing_on()).into()))
+                }
             };
             let Err(status) = outcome else { return Ok(()) };
             let not_begun = status.metadata().contains_key(NOT_BEGUN_KEY);
@@ -275,6 +280,11 @@ impl Context {
         self.node.heard_from(id);
         Some(answer.into_inner())
     }
+}
+
+/// This node stops, and what it passes on to the leader with it.
+fn stopped_passing_on() -> Refused {
+    Refused::interrupted("the node that passed it on to the leader is stopping")
 }
 
 /// A connection to the leader that breaks says nothing of what became of the change there.

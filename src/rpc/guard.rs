@@ -92,12 +92,28 @@ impl Context {
         }
     }
 
-    /// The caller of `request`, if it is a node and means this one.
+    /// The caller of `request`, if it is a node and means this one. It has to name this node's data directory: who
+    /// does not cannot be told from a node of another cluster, and so could not be judged by what this one knows of who
+    /// left.
     ///
     /// # Errors
     /// `PERMISSION_DENIED` for anyone but a node, and for one that was removed; `FAILED_PRECONDITION` if it is addressed
-    /// to another node's data directory or another cluster.
+    /// to no data directory, to another node's, or to another cluster.
     pub fn admit_peer<T>(&self, request: &Request<T>) -> Result<PeerCaller, Status> {
+        self.admit_node(request, true)
+    }
+
+    /// As [`Context::admit_peer`], for the one question that has to be asked before the data directory is known: who are
+    /// you? It is asked of a node that is to be added, and of survivors whose register is out of reach. The answer
+    /// changes nothing here.
+    ///
+    /// # Errors
+    /// As [`Context::admit_peer`], but for a call that is addressed to no data directory.
+    pub fn admit_stranger<T>(&self, request: &Request<T>) -> Result<PeerCaller, Status> {
+        self.admit_node(request, false)
+    }
+
+    fn admit_node<T>(&self, request: &Request<T>, knows_this: bool) -> Result<PeerCaller, Status> {
         let certificate = self.certificate(request)?.clone();
         let Some(id) = certificate.identity.node_id() else {
             tracing::warn!(by = %certificate.identity, "denied on the peer port");
@@ -116,6 +132,10 @@ impl Context {
         // this very directory may be a node of another cluster that happens to have the id of one that left.
         if storage.is_some() {
             self.check_has_not_left(id)?;
+        } else if knows_this {
+            return Err(Status::failed_precondition(format!(
+                "the call does not say which data directory it is for (metadata {STORAGE_HEADER})"
+            )));
         }
         self.node.check_addressee(header(CLUSTER_HEADER), None).map_err(refused)?;
         self.node.heard_from(id);

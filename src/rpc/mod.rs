@@ -13,9 +13,9 @@ pub mod recovery;
 pub mod status;
 pub mod wire;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 use crate::raft::Node;
 pub use crate::raft::now;
@@ -33,8 +33,8 @@ pub struct Context {
     pub tls: Tls,
     /// Longest a reveal waits for a quorum.
     pub reveal_timeout: Duration,
-    /// Set when the node is stopping: new requests are sent to other nodes.
-    pub draining: Arc<AtomicBool>,
+    /// Cancelled when the node is stopping: new requests are sent to other nodes.
+    pub draining: CancellationToken,
 }
 
 impl Context {
@@ -51,6 +51,6 @@ impl Context {
 
     /// Whether this node is stopping.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.is_cancelled()
     }
 }

@@ -31,7 +31,7 @@ impl PeerService for Context {
         &self,
         request: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
-        self.admit_peer(&request)?;
+        self.admit_stranger(&request)?;
         self.describe_self().map(Response::new)
     }
 

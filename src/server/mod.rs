@@ -11,8 +11,6 @@ mod shares;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -258,12 +256,18 @@ impl Server {
             node,
             tls,
             reveal_timeout: config.recovery.quorum_timeout(),
-            draining: Arc::new(AtomicBool::new(false)),
+            draining: CancellationToken::new(),
         };
         let bound = |limit: u64| usize::try_from(limit).unwrap_or(Semaphore::MAX_PERMITS);
         let connections = bound(config.limits.max_connections);
         let (in_flight, drain) = (bound(config.limits.max_in_flight), config.limits.drain_timeout());
         Ok(Self { context, api, peer, admin, connections, in_flight, drain })
+    }
+
+    /// The node, for tests that reach behind the ports.
+    #[cfg(test)]
+    pub(crate) fn node(&self) -> &Node {
+        &self.context.node
     }
 
     /// Serves until `stop` is cancelled, then hands the leadership over, lets requests under way finish, and ends.
@@ -354,7 +358,7 @@ impl Served {
     /// follower.
     async fn stop(self, context: &Context, failed: bool, drain: Duration, now: &CancellationToken) {
         let Self { api, peer, admin, health } = self;
-        context.draining.store(true, Ordering::Relaxed);
+        context.draining.cancel();
         health.not_serving().await;
         let gently = async {
             if !failed {

@@ -49,6 +49,8 @@ pub const NODE_VALIDITY: Duration = days(365);
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
 /// Longest a revoked certificate stays on the list past its end, for clocks that are behind.
 const REVOKED_KEPT_PAST_END: Duration = days(1);
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
 const fn days(days: u64) -> Duration {
     Duration::from_secs(days * 24 * 3600)
 }
@@ -389,8 +391,30 @@ impl Authority {
         Ok(Issued { record, cert_pem: certificate.pem(), key_pem: Secret::from(key.serialize_pem()) })
     }
 
+    /// The time (Unix seconds) and the number of a new list: later and larger than those of the list there is, and later
+    /// than every revocation. A process that runs goes by them, and a clock that was ahead once must not keep it from
+    /// what is revoked after.
+    fn next_list(&self, now: u64, records: &[IndexRecord]) -> Result<(u64, u64), TlsError> {
+        let path = self.dir.join(CRL_FILE);
+        // One that is lost, cut short or somebody else's is made anew; how far it had come is not known then.
+        let previous = files::read_if_present(&path)?.and_then(|pem| {
+            let own = certificates(&path, self.certificate_pem.as_bytes()).ok()?;
+            let trust = TrustAnchors::from_pem(&path, self.certificate_pem.as_bytes()).ok()?;
+            let trust = trust.with_revocation_lists(&path, &pem, &[]).ok()?;
+            let list = trust.newest_list_of(own.first()?)?;
+            Some((list.made_at(), list.number().unwrap_or(0)))
+        });
+        let (made_at, number) = previous.unwrap_or_default();
+        let revoked_at = records.iter().filter_map(|record| record.revoked_at).max().unwrap_or(0);
+        let ahead = revoked_at.saturating_add(u64::from(revoked_at > now));
+        let this_update = now.max(made_at.saturating_add(1)).max(ahead);
+        let seconds = this_update.saturating_mul(NANOS_PER_SECOND);
+        Ok((this_update, list_number().max(number.saturating_add(1)).max(seconds)))
+    }
+
     fn write_revocation_list(&self, records: &[IndexRecord]) -> Result<(), TlsError> {
         let now = unix_now();
+        let (this_update, number) = self.next_list(now, records)?;
         let mut revoked_certs = Vec::new();
         for record in records {
             let still_matters = record.not_after.saturating_add(REVOKED_KEPT_PAST_END.as_secs()) >= now;
@@ -409,10 +433,10 @@ impl Authority {
             });
         }
         let list = CertificateRevocationListParams {
-            this_update: date(now)?,
+            this_update: date(this_update)?,
             // It changes when something is revoked and not otherwise, so it does not go out of date before its CA.
-            next_update: date(self.facts.not_after.max(now + 1))?,
-            crl_number: SerialNumber::from(list_number()),
+            next_update: date(self.facts.not_after.max(this_update.saturating_add(1)))?,
+            crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs,
             key_identifier_method: rcgen::KeyIdMethod::Sha256,
@@ -432,7 +456,7 @@ fn latest(mut records: Vec<IndexRecord>, which: &Selector) -> Result<IndexRecord
     latest.ok_or_else(|| TlsError::NotRenewable(which.to_string()))
 }
 
-/// Grows with every list: nanoseconds since 1970.
+/// What the number of a list is at least: nanoseconds since 1970.
 fn list_number() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)

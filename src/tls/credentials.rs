@@ -93,14 +93,14 @@ impl Credentials {
     /// expired or been revoked meanwhile: refusing the files for it would keep an old revocation list in force.
     pub(super) fn build(paths: &TlsPaths, files: &Files, previous: Option<&Self>) -> Result<Self, TlsError> {
         let mut trust = TrustAnchors::from_pem(&paths.ca, &files.ca)?;
+        let certified = Arc::new(certified_key(paths, files)?);
         if let (Some(path), Some(pem)) = (paths.crl.path(), &files.revocation_lists) {
-            trust = trust.with_revocation_lists(path, pem)?;
+            trust = trust.with_revocation_lists(path, pem, &certified.cert)?;
         }
         if let Some(previous) = previous {
             trust = trust.keeping_lists_of(&previous.trust);
         }
         let trust = Arc::new(trust);
-        let certified = Arc::new(certified_key(paths, files)?);
 
         let unchanged = previous.filter(|previous| previous.certified.cert == certified.cert);
         let (own, own_fault) = match (verify_own(&trust, &certified), unchanged) {

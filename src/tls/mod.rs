@@ -15,6 +15,7 @@ mod expiry;
 mod files;
 mod peer;
 mod preflight;
+mod revocation;
 mod trust;
 mod verifier;
 mod watch;

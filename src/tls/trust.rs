@@ -1,9 +1,10 @@
 //! Whom this process believes: the CAs, their revocation lists, and the one function that judges a chain.
 //!
 //! Revocation: every certificate of a chain is looked up in the list of its issuer, if one is loaded; an issuer
-//! without a list is not checked, and warned about if there are lists of others. A list past its `nextUpdate` stays in
-//! force and is warned about: what it revokes stays revoked, and a forgotten file does not lock everybody out of their
-//! disks. While a process runs, a list is only ever replaced by a newer one of the same issuer: a file that was cut
+//! without a list is not checked, and warned about if there are lists of others. A list counts only if a CA that is
+//! believed here signed it; one of an issuer that nobody knows is left out and warned about. A list past its `nextUpdate`
+//! stays in force and is warned about: what it revokes stays revoked, and a forgotten file does not lock everybody out of
+//! their disks. While a process runs, a list is only ever replaced by a newer one of the same issuer: a file that was cut
 //! short, restored from a backup or overwritten with another CA's list makes nobody's certificate valid again.
 
 use std::path::Path;
@@ -13,14 +14,12 @@ use std::time::Duration;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
-use webpki::{
-    CertRevocationList, EndEntityCert, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder,
-    UnknownStatusPolicy, VerifiedPath,
-};
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use webpki::{EndEntityCert, KeyUsage, RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::certificate::{CertificateFacts, leaf_facts};
 use super::error::{CertificateFault, TlsError};
+use super::revocation::{Parsed, Retained, RevocationList, intermediates};
 use super::{files, unix_now};
 use crate::escrow::ids::Identity;
 
@@ -31,10 +30,12 @@ pub const AUTHORITIES_MAX: usize = 64;
 pub struct TrustAnchors {
     authorities: Vec<Authority>,
     anchors: Vec<TrustAnchor<'static>>,
-    /// Newest first: webpki takes the first list that speaks for an issuer.
+    /// Of each issuer the newest first: webpki takes the first list that speaks for an issuer.
     revocation_lists: Vec<Arc<RevocationList>>,
-    /// Issuers whose list in force is not the one in the file.
-    retained: Vec<String>,
+    /// Lists in force that are not those in the file.
+    retained: Vec<Retained>,
+    /// Issuers of lists in the file that nobody here can vouch for.
+    foreign: Vec<String>,
 }
 
 /// A CA of the bundle, beside its trust anchor (webpki drops an anchor's validity).
@@ -43,15 +44,6 @@ struct Authority {
     facts: CertificateFacts,
     /// Its subject as revocation lists name it, DER.
     subject: Vec<u8>,
-}
-
-struct RevocationList {
-    list: CertRevocationList<'static>,
-    issuer: String,
-    /// The issuer's name, DER.
-    issuer_name: Vec<u8>,
-    this_update: i64,
-    next_update: Option<i64>,
 }
 
 /// What a chain was found to be.
@@ -94,6 +86,7 @@ impl TrustAnchors {
             anchors: Vec::new(),
             revocation_lists: Vec::new(),
             retained: Vec::new(),
+            foreign: Vec::new(),
         };
         for certificate in CertificateDer::pem_slice_iter(pem) {
             let certificate = certificate.map_err(|error| unusable(format!("not PEM: {error}")))?;
@@ -133,16 +126,25 @@ impl TrustAnchors {
         Ok(())
     }
 
-    /// Adds the revocation lists of a PEM file. One of a CA in the bundle must carry its signature; one of another
-    /// issuer (an intermediate CA) is kept and its signature checked when it is used.
-    pub(super) fn with_revocation_lists(mut self, path: &Path, pem: &[u8]) -> Result<Self, TlsError> {
+    /// Adds the revocation lists of a PEM file. Each must carry the signature of the CA it names: one of the bundle, or
+    /// an intermediate one of `own_chain` (own certificate first). One of an issuer that is neither is left out.
+    pub(super) fn with_revocation_lists(
+        mut self,
+        path: &Path,
+        pem: &[u8],
+        own_chain: &[CertificateDer<'_>],
+    ) -> Result<Self, TlsError> {
         let unusable = |what: String| TlsError::Unusable { path: path.to_owned(), what };
+        let authorities: Vec<CertificateDer<'_>> = self.certificates().cloned().collect();
+        let issuers = [intermediates(own_chain, &authorities), authorities].concat();
         for der in CertificateRevocationListDer::pem_slice_iter(pem) {
             let der = der.map_err(|error| unusable(format!("not PEM: {error}")))?;
-            let list = self.parse_revocation_list(&der).map_err(unusable)?;
-            self.revocation_lists.push(Arc::new(list));
+            match RevocationList::parse(&der, &issuers).map_err(unusable)? {
+                Parsed::Signed(list) => self.revocation_lists.push(list),
+                Parsed::Foreign(issuer) => self.foreign.push(issuer),
+            }
         }
-        if self.revocation_lists.is_empty() {
+        if self.revocation_lists.is_empty() && self.foreign.is_empty() {
             return Err(unusable("holds no revocation list (PEM, BEGIN X509 CRL)".to_owned()));
         }
         self.sort_revocation_lists();
@@ -152,12 +154,16 @@ impl TrustAnchors {
     /// Keeps in force each list of `previous` that these CAs still speak for and that nothing newer replaces.
     pub(super) fn keeping_lists_of(mut self, previous: &Self) -> Self {
         for list in &previous.revocation_lists {
-            let replaced = |newer: &Arc<RevocationList>| {
-                newer.issuer_name == list.issuer_name && newer.this_update >= list.this_update
-            };
-            if previous.speaks_for(list, &self) && !self.revocation_lists.iter().any(replaced) {
+            // The newest of its issuer comes first.
+            let in_file = self.revocation_lists.iter().find(|other| other.issuer_name == list.issuer_name);
+            let replaced = in_file.is_some_and(|other| other.age_order(list).is_ge());
+            if previous.speaks_for(list, &self) && !replaced {
+                self.retained.push(Retained {
+                    issuer: list.issuer.clone(),
+                    in_force: list.describe(),
+                    in_file: in_file.map(|other| other.describe()),
+                });
                 self.revocation_lists.push(list.clone());
-                self.retained.push(list.issuer.clone());
             }
         }
         self.sort_revocation_lists();
@@ -173,32 +179,25 @@ impl TrustAnchors {
         of(self) == of(next)
     }
 
+    /// Brings the newest list of each issuer before its others.
     fn sort_revocation_lists(&mut self) {
-        self.revocation_lists.sort_by_key(|list| std::cmp::Reverse(list.this_update));
+        // One by one: where some have a number and others do not, "newer" is no order that a sort could rely on.
+        let mut ordered: Vec<Arc<RevocationList>> = Vec::with_capacity(self.revocation_lists.len());
+        for list in self.revocation_lists.drain(..) {
+            let older = |other: &Arc<RevocationList>| {
+                other.issuer_name == list.issuer_name && other.age_order(&list).is_lt()
+            };
+            let place = ordered.iter().position(older).unwrap_or(ordered.len());
+            ordered.insert(place, list);
+        }
+        self.revocation_lists = ordered;
     }
 
-    fn parse_revocation_list(&self, der: &[u8]) -> Result<RevocationList, String> {
-        let list = OwnedCertRevocationList::from_der(der)
-            .map_err(|error| format!("a revocation list does not parse: {error}"))?;
-        let (_, parsed) = CertificateRevocationList::from_der(der)
-            .map_err(|error| format!("a revocation list does not parse: {error}"))?;
-        let issuer = parsed.issuer().to_string();
-        for authority in &self.authorities {
-            // It parsed when it was added.
-            let Ok((_, certificate)) = X509Certificate::from_der(&authority.certificate) else { continue };
-            if authority.subject == parsed.issuer().as_raw() {
-                parsed
-                    .verify_signature(certificate.public_key())
-                    .map_err(|_| format!("the revocation list of {issuer} is not signed by that CA"))?;
-            }
-        }
-        Ok(RevocationList {
-            list: list.into(),
-            issuer,
-            issuer_name: parsed.issuer().as_raw().to_vec(),
-            this_update: parsed.last_update().timestamp(),
-            next_update: parsed.next_update().map(|at| at.timestamp()),
-        })
+    /// The newest list of the CA whose certificate is `certificate`, if there is one.
+    pub(super) fn newest_list_of(&self, certificate: &CertificateDer<'_>) -> Option<&RevocationList> {
+        let authority = self.authorities.iter().find(|authority| authority.certificate == *certificate)?;
+        let list = self.revocation_lists.iter().find(|list| list.issuer_name == authority.subject)?;
+        Some(list)
     }
 
     /// Verifies what was signed with the key of a certificate (ECDSA P-256 with SHA-256), offline: the chain leads
@@ -320,25 +319,29 @@ impl TrustAnchors {
         self.authorities.iter().map(|authority| &authority.certificate)
     }
 
-    /// CAs without a revocation list, if there are lists of others.
+    /// CAs without a revocation list, if there are lists of others, known or not.
     pub(super) fn authorities_without_list(&self) -> impl Iterator<Item = &str> {
         let listed = |authority: &Authority| {
             self.revocation_lists.iter().any(|list| list.issuer_name == authority.subject)
         };
-        let without = move |authority: &&Authority| !self.revocation_lists.is_empty() && !listed(authority);
+        let any = !self.revocation_lists.is_empty() || !self.foreign.is_empty();
+        let without = move |authority: &&Authority| any && !listed(authority);
         self.authorities.iter().filter(without).map(|authority| authority.facts.subject.as_str())
     }
 
-    /// Issuers whose list in force is missing from the file, or older there.
-    pub(super) fn retained_revocation_lists(&self) -> &[String] {
+    /// Lists in force that are missing from the file, or older there.
+    pub(super) fn retained_revocation_lists(&self) -> &[Retained] {
         &self.retained
+    }
+
+    /// Issuers of lists in the file that are not used: no CA that is believed here signed them.
+    pub(super) fn foreign_revocation_lists(&self) -> &[String] {
+        &self.foreign
     }
 
     /// Issuers whose revocation list is past its `nextUpdate` at `now` (Unix seconds).
     pub(super) fn stale_revocation_lists(&self, now: u64) -> impl Iterator<Item = &str> {
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
-        let stale = move |list: &&Arc<RevocationList>| list.next_update.is_some_and(|next| next < now);
-        self.revocation_lists.iter().filter(stale).map(|list| list.issuer.as_str())
+        self.revocation_lists.iter().filter(move |list| list.is_stale(now)).map(|list| list.issuer.as_str())
     }
 }
 

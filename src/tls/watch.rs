@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials::Files;
 use super::expiry::{CertificateExpiry, CertificateKind, Urgency};
+use super::revocation::Retained;
 use super::{Tls, TlsError, calendar, lock, unix_now};
 
 /// Between two warnings about the same thing.
@@ -164,11 +165,22 @@ impl Tls {
                 format!("since {since} new credentials are not usable, the old ones stay in use: {reason}"),
             );
         }
-        for issuer in current.trust.retained_revocation_lists() {
+        for Retained { issuer, in_force, in_file } in current.trust.retained_revocation_lists() {
+            let text = match in_file {
+                None => format!(
+                    "the revocation list of {issuer} is gone from its file: the one that was read before ({in_force}) stays in force until a restart, put it back"
+                ),
+                Some(in_file) => format!(
+                    "the revocation list of {issuer} in its file ({in_file}) is older than the one that was read before ({in_force}), and is ignored until a restart: put the newest one there"
+                ),
+            };
+            add(false, text);
+        }
+        for issuer in current.trust.foreign_revocation_lists() {
             add(
                 false,
                 format!(
-                    "the revocation list of {issuer} is gone from its file, or older there: the one that was read before stays in force until a restart, put it back"
+                    "a revocation list of {issuer} is not used: that is no CA that is trusted here. Trust it, or take the list out of its file"
                 ),
             );
         }

@@ -2,6 +2,8 @@
 //! into it, and the command line as a caller uses it.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod peers;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -152,6 +152,27 @@ async fn a_replacement_whose_leader_dies_is_finished_or_undone_without_help() {
     assert_nothing_lost(&test, load, &voters).await;
 }
 
+/// The next leader has its hands full when the command comes again; once is enough all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_add_has_to_be_repeated_only_once() {
+    let mut test = three_of(5, "").await;
+    let all = [1, 2, 3, 4, 5];
+    removal_allowed(&test, &ALL).await;
+    let load = Load::start_at(&test, &all, CLIENTS, REST);
+    load.progress(50).await;
+    for (node, step) in [(4, "admitted"), (5, "changing")] {
+        test.cluster.start(node).await.expect("starts");
+        let members: Vec<NodeId> = (1..node).collect();
+        let change = add(&test, node, false);
+        let killed = kill_leader_at(&mut test, &members, change, step).await;
+        let result = done(&member(&test, &members, &["add", &peer(&test, node)]).await);
+        assert!(ids(&result["after"]["voters"]).contains(&node), "{result}");
+        bring_back(&mut test, killed, &members).await;
+    }
+    members_are(&test, &all, &all, &[]).await;
+    assert_nothing_lost(&test, load, &all).await;
+}
+
 /// P9: changes that nothing goes wrong with hold no write up and fail none.
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_without_a_failure_fail_no_write() {

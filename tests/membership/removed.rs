@@ -1,10 +1,17 @@
 //! A node that was removed is told so, serves nobody, and says why.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use strongroom::client::ClientError;
+use strongroom::config::{Config, TlsFiles};
 use strongroom::escrow::ids::NodeId;
+use strongroom::proto::peer::DescribeRequest;
 use strongroom::proto::{Consistency, FindRequest};
+use strongroom::raft::peers::{PeerClient, Peers};
+use strongroom::raft::types::Member;
+use strongroom::tls::{ExpectedPeer, Tls, TlsPaths};
+use tonic::Code;
 
 use crate::common::*;
 use crate::steps::*;
@@ -49,6 +56,23 @@ async fn notices(test: &TestCluster, node: NodeId) {
         assert!(Instant::now() < deadline, "node {node} does not notice that it was removed");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+}
+
+/// The peer service of node `to`, called with the credentials of node `from`: as who knows its data directory, or not.
+async fn caller_as(test: &TestCluster, from: NodeId, to: NodeId, knows_directory: bool) -> PeerClient {
+    let layout = test.cluster.layout();
+    let config = Config::load(&layout.node(from).expect("a node").config_path()).expect("a configuration");
+    let TlsFiles { ca, cert, key, crl } = config.tls;
+    let tls = Tls::load(TlsPaths { ca, cert, key, crl: crl.into() }).expect("its credentials");
+    let peers = Peers::new(tls, Arc::default());
+    let peer_address = layout.node(to).expect("a node").peer_address();
+    let mut stranger = peers.stranger(&peer_address, ExpectedPeer::Node(to));
+    if !knows_directory {
+        return stranger;
+    }
+    let described = stranger.describe(DescribeRequest {}).await.expect("it says who it is").into_inner();
+    let storage = described.storage.parse().expect("a data directory");
+    peers.member(to, &Member { peer_address, storage, ..Member::default() })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,6 +125,20 @@ async fn a_node_removed_while_it_was_down_is_told_before_it_serves_and_remembers
         ALL.iter().any(|node| log_of(&test, *node).contains("a node that was removed calls")),
         "who told it"
     );
+
+    // Its certificate is good for years to come. Whatever it says with it is refused before consensus hears of it,
+    // whether it says whom it means, as its release does, or leaves that out.
+    for known in [true, false] {
+        for (call, answer) in peers::every_peer_call(&mut caller_as(&test, 4, 1, known).await).await {
+            let status = answer.expect_err(call);
+            let (code, why) = match known {
+                true => (Code::PermissionDenied, "node 4 was removed from the cluster"),
+                false => (Code::FailedPrecondition, "which data directory"),
+            };
+            assert_eq!(status.code(), code, "{call}: {status}");
+            assert!(status.message().contains(why), "{call}: {status}");
+        }
+    }
 
     // Where it reaches nobody who could tell it, it still knows.
     for node in ALL.into_iter().chain([4]) {

@@ -25,11 +25,11 @@ mod refused;
 mod settle;
 mod situation;
 mod steps;
+mod turns;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{MutexGuard, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::escrow::ids::{Identity, NodeId, Timestamp};
@@ -44,12 +44,14 @@ use super::node::Node;
 pub use self::plan::failure_tolerance;
 pub use self::refused::{Obstacle, Refused};
 pub(super) use self::settle::spawn as spawn_settling;
+pub(super) use self::turns::{BackgroundTurn, Turns};
 
 /// Progress messages a slow caller may leave unread; past it, what is only progress is left out.
 pub const PROGRESS_MAX: usize = 64;
 /// Longest a change waits for a caller that does not read to take its outcome.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest a change waits for what a dead leader left half-done to be settled.
+/// Longest a change waits for what a dead leader left half-done to be settled, or for what is left of a change whose
+/// caller has gone.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A change to the membership, or of the leader.
@@ -124,18 +126,6 @@ pub struct Order {
     pub progress: mpsc::Sender<MemberProgress>,
 }
 
-/// Holds off changes for as long as it lives.
-pub(super) struct BackgroundTurn<'a> {
-    in_background: &'a AtomicBool,
-    _one: MutexGuard<'a, ()>,
-}
-
-impl Drop for BackgroundTurn<'_> {
-    fn drop(&mut self) {
-        self.in_background.store(false, Ordering::Relaxed);
-    }
-}
-
 /// A change that was found possible.
 struct Prepared {
     plan: Plan,
@@ -158,7 +148,7 @@ impl Node {
             return Err(NodeError::NotLeader(leader));
         }
         self.refuse_in_quarantine()?;
-        let _one = self.one_change().await?;
+        let _turn = self.inner.turns.operator(&order.progress).await?;
         self.settled().await?;
         let prepared = self.prepare(change).await?;
         let Prepared { plan, subject, .. } = &prepared;
@@ -187,30 +177,10 @@ impl Node {
         self.quarantine().map_or(Ok(()), |why| Err(NodeError::Quarantined(why)))
     }
 
-    /// The right to change the membership. Work of the leader's own is waited for, another operator's change is not.
-    async fn one_change(&self) -> Result<MutexGuard<'_, ()>, Refused> {
-        let under_way = || {
-            Refused::conflict(
-                "another membership change is under way",
-                "try again when it is done; `strongroom member list` shows the members",
-            )
-        };
-        let lock = &self.inner.membership_change;
-        if let Ok(one) = lock.try_lock() {
-            return Ok(one);
-        }
-        if !self.inner.in_background.load(Ordering::Relaxed) {
-            return Err(under_way());
-        }
-        timeout(SETTLE_TIMEOUT, lock.lock()).await.map_err(|_| under_way())
-    }
-
     /// The right to look at the membership without anybody changing it, for short work of the leader's own; none while
     /// an operator's change is under way.
     pub(super) fn background_turn(&self) -> Option<BackgroundTurn<'_>> {
-        let one = self.inner.membership_change.try_lock().ok()?;
-        self.inner.in_background.store(true, Ordering::Relaxed);
-        Some(BackgroundTurn { in_background: &self.inner.in_background, _one: one })
+        self.inner.turns.background()
     }
 
     /// Resolves the addresses of a change and plans it.
@@ -304,3 +274,6 @@ impl std::fmt::Display for Shown<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod in_process;

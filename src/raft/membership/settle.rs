@@ -16,7 +16,7 @@ use crate::escrow::ids::NodeId;
 use super::super::error::NodeError;
 use super::super::node::{Inner, Node};
 use super::SETTLE_TIMEOUT;
-use super::plan::{Asked, plan};
+use super::plan::{Asked, Work, plan};
 use super::refused::Refused;
 
 /// Between two looks.
@@ -36,10 +36,13 @@ enum Rest {
     Back(BTreeSet<NodeId>),
     /// Take this node, which left, out.
     TakeOut(NodeId),
+    /// Move the leadership to a voter: whoever leads lost its vote by a change that it completed itself.
+    HandOver,
 }
 
-/// What is left to do in the configuration of `halves` and `learners`, of which `departed` left.
+/// What is left to do for `leader` in the configuration of `halves` and `learners`, of which `departed` left.
 fn rest(
+    leader: NodeId,
     halves: &[BTreeSet<NodeId>],
     learners: &BTreeSet<NodeId>,
     departed: &BTreeSet<NodeId>,
@@ -56,6 +59,10 @@ fn rest(
         } else {
             Rest::Forward { retain: true }
         });
+    }
+    // First: what else there is to do needs a leader that stays. One that is no member at all steps down by itself.
+    if learners.contains(&leader) {
+        return Some(Rest::HandOver);
     }
     let members = halves.iter().flatten().chain(learners);
     members.copied().find(|node| departed.contains(node)).map(Rest::TakeOut)
@@ -79,16 +86,23 @@ pub(in crate::raft) fn spawn(node: Weak<Inner>, stop: CancellationToken) {
 }
 
 impl Node {
-    /// Waits until nothing is left half-done, so that a change begins from a configuration that is committed.
+    /// Waits until nothing is left half-done and this replica has all that was committed before, so that a change begins
+    /// from there.
     ///
     /// # Errors
-    /// [`NodeError::Change`] if that takes too long.
+    /// [`NodeError::Change`] or [`NodeError::Behind`] if that takes too long; [`NodeError::NoQuorum`],
+    /// [`NodeError::NotLeader`].
     pub(super) async fn settled(&self) -> Result<(), NodeError> {
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         loop {
             self.running()?;
             if self.is_settled() {
-                return Ok(());
+                // What an earlier leader committed counts before anything is judged: a node that it admitted would be
+                // taken for one that has its log from elsewhere.
+                match self.confirm_and_apply().await {
+                    Err(NodeError::Behind { .. }) if Instant::now() < deadline => continue,
+                    outcome => return outcome,
+                }
             }
             if let Err(error) = self.settle_now().await {
                 tracing::warn!(%error, "settling a membership change that was left half-done");
@@ -115,7 +129,7 @@ impl Node {
 
     fn something_is_left(&self) -> Result<bool, NodeError> {
         let members = self.member_ids();
-        Ok(rest(&self.halves(), &members.learners, &self.departed()?).is_some())
+        Ok(rest(self.options().id, &self.halves(), &members.learners, &self.departed()?).is_some())
     }
 
     fn departed(&self) -> Result<BTreeSet<NodeId>, NodeError> {
@@ -130,11 +144,16 @@ impl Node {
         self.confirm_and_apply().await?;
         self.wait_applied(self.metrics().last_log_index.unwrap_or(0)).await?;
         let members = self.member_ids();
-        let Some(rest) = rest(&self.halves(), &members.learners, &self.departed()?) else { return Ok(()) };
+        let rest = rest(self.options().id, &self.halves(), &members.learners, &self.departed()?);
+        let Some(rest) = rest else { return Ok(()) };
         tracing::info!(?rest, "a membership change was left half-done: it is settled");
         match rest {
             Rest::Forward { retain } => self.leave_joint(retain).await,
             Rest::Back(voters) => self.leave_joint_for(voters).await,
+            Rest::HandOver => match plan(&self.situation().await?, Asked::Transfer(None), true)?.work {
+                Work::Transfer(to) => self.hand_over_to(to).await,
+                _ => Ok(()),
+            },
             Rest::TakeOut(node) => {
                 // What was judged when it began may have changed since: entering the joint configuration without a
                 // majority of each half would stop the writes.
@@ -160,33 +179,50 @@ mod tests {
     #[test]
     fn a_promotion_and_a_demotion_are_completed() {
         let none = set([]);
-        assert_eq!(rest(&[set([1, 2]), set([1, 2, 3])], &none, &none), Some(Rest::Forward { retain: true }));
-        assert_eq!(rest(&[set([1, 2, 3]), set([1, 2])], &none, &none), Some(Rest::Forward { retain: true }));
+        assert_eq!(
+            rest(1, &[set([1, 2]), set([1, 2, 3])], &none, &none),
+            Some(Rest::Forward { retain: true })
+        );
+        assert_eq!(
+            rest(1, &[set([1, 2, 3]), set([1, 2])], &none, &none),
+            Some(Rest::Forward { retain: true })
+        );
     }
 
     #[test]
     fn a_removal_that_was_noted_is_completed_wherever_it_ended() {
         let (none, three) = (set([]), set([3]));
         assert_eq!(
-            rest(&[set([1, 2, 3]), set([1, 2])], &none, &three),
+            rest(1, &[set([1, 2, 3]), set([1, 2])], &none, &three),
             Some(Rest::Forward { retain: false })
         );
-        assert_eq!(rest(&[set([1, 2, 3])], &none, &three), Some(Rest::TakeOut(3)));
-        assert_eq!(rest(&[set([1, 2])], &three, &three), Some(Rest::TakeOut(3)), "as a learner too");
-        assert_eq!(rest(&[set([1, 2])], &none, &three), None, "it is out");
+        assert_eq!(rest(1, &[set([1, 2, 3])], &none, &three), Some(Rest::TakeOut(3)));
+        assert_eq!(rest(1, &[set([1, 2])], &three, &three), Some(Rest::TakeOut(3)), "as a learner too");
+        assert_eq!(rest(1, &[set([1, 2])], &none, &three), None, "it is out");
     }
 
     #[test]
     fn a_replacement_is_completed_if_it_was_noted_and_undone_if_not() {
         let (halves, none) = ([set([1, 2, 3]), set([1, 2, 4])], set([]));
-        assert_eq!(rest(&halves, &none, &none), Some(Rest::Back(set([1, 2, 3]))));
-        assert_eq!(rest(&halves, &none, &set([3])), Some(Rest::Forward { retain: false }));
-        assert_eq!(rest(&halves, &none, &set([9])), Some(Rest::Back(set([1, 2, 3]))), "another one left");
+        assert_eq!(rest(1, &halves, &none, &none), Some(Rest::Back(set([1, 2, 3]))));
+        assert_eq!(rest(1, &halves, &none, &set([3])), Some(Rest::Forward { retain: false }));
+        assert_eq!(rest(1, &halves, &none, &set([9])), Some(Rest::Back(set([1, 2, 3]))), "another one left");
+    }
+
+    #[test]
+    fn a_leader_that_lost_its_vote_hands_over_before_anything_else() {
+        let (voters, learners) = ([set([2, 3])], set([1, 4]));
+        assert_eq!(rest(1, &voters, &learners, &set([])), Some(Rest::HandOver));
+        assert_eq!(rest(1, &voters, &learners, &set([4])), Some(Rest::HandOver));
+        assert_eq!(rest(2, &voters, &learners, &set([4])), Some(Rest::TakeOut(4)));
+        let joint = [set([1, 2, 3]), set([2, 3])];
+        assert_eq!(rest(1, &joint, &set([]), &set([])), Some(Rest::Forward { retain: true }), "not before");
+        assert_eq!(rest(1, &voters, &set([4]), &set([])), None, "it is out, and steps down by itself");
     }
 
     #[test]
     fn a_configuration_in_which_everybody_belongs_is_left_alone() {
-        assert_eq!(rest(&[set([1, 2, 3])], &set([4]), &set([9])), None);
-        assert_eq!(rest(&[], &set([]), &set([])), None, "no cluster yet");
+        assert_eq!(rest(1, &[set([1, 2, 3])], &set([4]), &set([9])), None);
+        assert_eq!(rest(1, &[], &set([]), &set([])), None, "no cluster yet");
     }
 }

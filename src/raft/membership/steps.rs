@@ -154,7 +154,7 @@ impl Node {
     }
 
     /// From the voters there are into the joint configuration of those and `voters`, and no further.
-    async fn enter_joint(&self, voters: BTreeSet<NodeId>) -> Result<(), NodeError> {
+    pub(super) async fn enter_joint(&self, voters: BTreeSet<NodeId>) -> Result<(), NodeError> {
         let metrics = self.metrics();
         let config = metrics.membership_config.membership();
         let mut halves = config.get_joint_config().clone();

@@ -222,6 +222,134 @@ fn a_key_never_shows_in_debug_output() {
     assert!(!format!("{issued:?}").contains(&body));
 }
 
+/// A list on which nothing is.
+fn empty_list(number: u64, this_update: u64, next_update: u64) -> CertificateRevocationListParams {
+    CertificateRevocationListParams {
+        this_update: date(this_update).unwrap(),
+        next_update: date(next_update).unwrap(),
+        crl_number: SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    }
+}
+
+/// `list`, signed by the CA, as the content of a file.
+fn signed(ca: &TestCa, list: &CertificateRevocationListParams) -> Vec<u8> {
+    list.signed_by(&ca.authority.issuer).unwrap().pem().unwrap().into_bytes()
+}
+
+/// Time and number of the list in the CA's directory.
+fn current_list(ca: &TestCa) -> (u64, u64) {
+    let path = ca.authority.revocation_list_path();
+    let trust = TrustAnchors::from_pem(&path, &ca.ca_pem()).unwrap();
+    let trust = trust.with_revocation_lists(&path, &std::fs::read(&path).unwrap(), &[]).unwrap();
+    let certificate = der(std::str::from_utf8(&ca.ca_pem()).unwrap());
+    let list = trust.newest_list_of(&certificate.into()).unwrap();
+    (list.made_at(), list.number().unwrap())
+}
+
+#[test]
+fn what_is_revoked_after_the_clock_was_ahead_bites_where_the_list_of_that_time_was_read() {
+    const DAY: u64 = 24 * 3600;
+    let ca = TestCa::new("acme");
+    let ahead = unix_now() + DAY;
+    let number = ahead * NANOS_PER_SECOND + 5;
+    let path = ca.authority.revocation_list_path();
+    std::fs::write(&path, signed(&ca, &empty_list(number, ahead, ahead + DAY))).unwrap();
+    let (mut paths, _) = ca.profile(IssueRequest::new(Role::Node, "1"));
+    paths.crl = RevocationFile::Required(path.clone());
+    let node = Tls::load(paths).unwrap();
+    let revoke = |name: &str| {
+        let (_, issued) = ca.profile(IssueRequest::new(Role::Agent, name));
+        ca.authority.revoke(&Selector::Serial(issued.record.serial)).unwrap();
+        assert!(node.reload().unwrap());
+        assert_eq!(node.problems(), [], "the new list is in force");
+        let chain = certificates(&path, issued.cert_pem.as_bytes()).unwrap();
+        let verified = node.shared.current.load().trust.verify(&chain, Side::Client, unix_now());
+        assert_eq!(verified.unwrap_err(), CertificateFault::Revoked);
+    };
+    revoke("PC-0001");
+    assert_eq!(current_list(&ca), (ahead + 1, (ahead + 1) * NANOS_PER_SECOND));
+    revoke("PC-0002");
+    assert_eq!(current_list(&ca), (ahead + 2, (ahead + 2) * NANOS_PER_SECOND));
+
+    // The list is lost; what was revoked while the clock was ahead still says how far it had come.
+    let mut record = ca.authority.issue(IssueRequest::new(Role::Agent, "PC-0003")).unwrap().record;
+    record.revoked_at = Some(ahead + DAY);
+    ca.authority.index().unwrap().append(&record).unwrap();
+    for lost in [None, Some("cut short")] {
+        std::fs::remove_file(&path).unwrap();
+        if let Some(content) = lost {
+            std::fs::write(&path, content).unwrap();
+        }
+        ca.authority.revoke(&Selector::Serial(record.serial.clone())).unwrap();
+        assert!(current_list(&ca) > (ahead + DAY, (ahead + DAY) * NANOS_PER_SECOND), "{lost:?}");
+    }
+}
+
+#[test]
+fn of_two_lists_the_number_says_which_is_newer_and_an_older_one_is_ignored_and_said() {
+    let ca = TestCa::new("acme");
+    let now = unix_now();
+    let (mut paths, _) = ca.profile(IssueRequest::new(Role::Node, "1"));
+    let path = ca.place("list.pem");
+    paths.crl = RevocationFile::Required(path.clone());
+    let put = |number, this_update| {
+        std::fs::write(&path, signed(&ca, &empty_list(number, this_update, now + 1_000))).unwrap();
+    };
+    put(7, now);
+    let node = Tls::load(paths).unwrap();
+    put(8, now - 100);
+    assert!(node.reload().unwrap());
+    assert_eq!(node.problems(), [], "a larger number of an earlier time is newer");
+    put(7, now);
+    assert!(node.reload().unwrap());
+    let [problem] = node.problems().try_into().unwrap();
+    for words in ["(number 7, of ", "is older", "(number 8, of ", "is ignored"] {
+        assert!(problem.text.contains(words), "{problem:?}");
+    }
+}
+
+#[test]
+fn a_list_of_an_intermediate_ca_counts_if_the_own_chain_leads_over_it() {
+    let now = unix_now();
+    let authority = |name: &str| {
+        let mut params = authority_params(&"acme".parse().unwrap(), now, now + 1_000).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params
+    };
+    let (root_key, key) = (generate_key().unwrap(), generate_key().unwrap());
+    let root_pem = authority("root").self_signed(&root_key).unwrap().pem();
+    let root = Issuer::new(authority("root"), root_key);
+    let certificate = authority("between").signed_by(&key, &root).unwrap();
+    let between = Issuer::new(authority("between"), key);
+    let list = empty_list(1, now, now + 1_000).signed_by(&between).unwrap().pem().unwrap();
+    let leaf = leaf_of(&between);
+
+    let path = Path::new("crl.pem");
+    let trust = |chain: &[rustls::pki_types::CertificateDer<'_>]| {
+        let trust = TrustAnchors::from_pem(path, root_pem.as_bytes()).unwrap();
+        trust.with_revocation_lists(path, list.as_bytes(), chain).unwrap()
+    };
+    assert!(trust(&[leaf.clone(), certificate.der().clone()]).foreign_revocation_lists().is_empty());
+    assert_eq!(trust(&[leaf]).foreign_revocation_lists().len(), 1, "nobody vouches for it");
+
+    // The same name with another root's signature is no better.
+    let other_root = Issuer::new(authority("root"), generate_key().unwrap());
+    let false_key = generate_key().unwrap();
+    let unproved = authority("between").signed_by(&false_key, &other_root).unwrap();
+    let chain = [leaf_of(&between), unproved.der().clone()];
+    assert_eq!(trust(&chain).foreign_revocation_lists().len(), 1);
+}
+
+fn leaf_of(issuer: &Issuer<'_, KeyPair>) -> rustls::pki_types::CertificateDer<'static> {
+    let params = rcgen::CertificateParams::new(vec!["leaf.example".to_owned()]).unwrap();
+    params.signed_by(&generate_key().unwrap(), issuer).unwrap().der().clone()
+}
+
 #[test]
 fn a_revocation_list_that_is_out_of_date_stays_in_force_and_locks_nobody_else_out() {
     let ca = TestCa::new("acme");
@@ -230,17 +358,13 @@ fn a_revocation_list_that_is_out_of_date_stays_in_force_and_locks_nobody_else_ou
     let now = unix_now();
     let serial = data_encoding::HEXLOWER.decode(issued.record.serial.as_bytes()).unwrap();
     let list = CertificateRevocationListParams {
-        this_update: date(now - 200).unwrap(),
-        next_update: date(now - 100).unwrap(),
-        crl_number: SerialNumber::from(1_u64),
-        issuing_distribution_point: None,
         revoked_certs: vec![RevokedCertParams {
             serial_number: SerialNumber::from(serial),
             revocation_time: date(now - 200).unwrap(),
             reason_code: None,
             invalidity_date: None,
         }],
-        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        ..empty_list(1, now - 200, now - 100)
     };
     let path = ca.place("stale.pem");
     std::fs::write(&path, list.signed_by(&ca.authority.issuer).unwrap().pem().unwrap()).unwrap();
@@ -251,7 +375,7 @@ fn a_revocation_list_that_is_out_of_date_stays_in_force_and_locks_nobody_else_ou
     Tls::load(kept).unwrap();
 
     let trust = TrustAnchors::from_pem(&path, &ca.ca_pem()).unwrap();
-    let trust = trust.with_revocation_lists(&path, &std::fs::read(&path).unwrap()).unwrap();
+    let trust = trust.with_revocation_lists(&path, &std::fs::read(&path).unwrap(), &[]).unwrap();
     assert_eq!(trust.stale_revocation_lists(now).count(), 1, "it is warned about");
     assert_eq!(trust.stale_revocation_lists(now - 150).count(), 0);
 
@@ -266,7 +390,7 @@ fn a_revocation_list_that_is_out_of_date_stays_in_force_and_locks_nobody_else_ou
         Tls::load(other.clone()).unwrap();
         let known = std::fs::read(&issued_files(&ca, "PC-0002").cert).unwrap();
         let trust = TrustAnchors::from_pem(&path, &ca.ca_pem()).unwrap();
-        let trust = trust.with_revocation_lists(&path, &std::fs::read(&path).unwrap()).unwrap();
+        let trust = trust.with_revocation_lists(&path, &std::fs::read(&path).unwrap(), &[]).unwrap();
         let chain = certificates(&path, &known).unwrap();
         assert_eq!(trust.verify(&chain, Side::Client, now).unwrap_err(), CertificateFault::Revoked);
     }

@@ -77,14 +77,46 @@ async fn an_older_revocation_list_or_another_cas_does_not_undo_a_revocation() {
     };
     assert_eq!(unlisted(&node), 1, "the new CA's list is missing");
 
-    for other in [before, std::fs::read(next.place("ca").join(CRL_FILE)).unwrap()] {
+    let of_next = std::fs::read(next.place("ca").join(CRL_FILE)).unwrap();
+    for (other, said) in [(before, "is ignored until a restart"), (of_next, "is gone from its file")] {
         write(&list, &other);
         assert!(settle(&node));
         assert!(!accepts(&node, &leaver).await);
         let problems = node.problems();
-        assert!(problems.iter().any(|problem| problem.text.contains("put it back")), "{problems:?}");
+        assert!(problems.iter().any(|problem| problem.text.contains(said)), "{problems:?}");
     }
     assert_eq!(unlisted(&node), 0, "both lists are in force");
+}
+
+#[tokio::test]
+async fn a_list_that_no_trusted_ca_signed_is_not_taken_and_the_others_of_its_file_are() {
+    let (ca, stranger) = (TestCa::new("acme"), TestCa::new("acme"));
+    let list = ca.place("lists.pem");
+    let before = std::fs::read(ca.authority.revocation_list_path()).unwrap();
+    let of_stranger = std::fs::read(stranger.authority.revocation_list_path()).unwrap();
+    let (mut paths, _) = ca.profile(IssueRequest::new(Role::Node, "1"));
+    paths.crl = RevocationFile::Required(list.clone());
+    write(&list, &before);
+    let node = Tls::load(paths.clone()).unwrap();
+    let said = |node: &Tls, words: &str| {
+        node.problems().iter().filter(|problem| problem.text.contains(words)).count()
+    };
+
+    let (leaver, kept) = revoked_and_kept(&ca);
+    let revoking = std::fs::read(ca.authority.revocation_list_path()).unwrap();
+    write(&list, &[of_stranger.as_slice(), &revoking].concat());
+    assert!(settle(&node));
+    assert_eq!((said(&node, "is not used"), said(&node, "is gone")), (1, 0));
+    assert!(!accepts(&node, &leaver).await && accepts(&node, &kept).await);
+
+    // Alone, it takes the place of nothing, …
+    write(&list, &of_stranger);
+    assert!(settle(&node));
+    assert_eq!((said(&node, "is not used"), said(&node, "is gone")), (1, 1));
+    assert!(!accepts(&node, &leaver).await && accepts(&node, &kept).await);
+    // … and a process that starts with it says that it knows of no revocations.
+    let started = Tls::load(paths).unwrap();
+    assert_eq!((said(&started, "is not used"), said(&started, "there is no revocation list")), (1, 1));
 }
 
 #[test]
