@@ -39,6 +39,7 @@ impl From<NodeError> for Status {
             | NodeError::Quarantined(_)
             | NodeError::Transfer(_)
             | NodeError::Unconfirmed(_)
+            | NodeError::Unrepaired(_)
             | NodeError::Overloaded { .. }
             | NodeError::Fatal(_) => Code::Unavailable,
             NodeError::Keyring(_) | NodeError::State(_) | NodeError::Store(_) => Code::Internal,
