@@ -102,11 +102,11 @@ fn page(test: &TestCluster, node: NodeId, path: &str) -> String {
 
 /// What a node's metrics say of its quarantine: whether it is in one, how often it was since it started, and how often
 /// it came back.
-fn counted(test: &TestCluster, node: NodeId) -> [String; 3] {
+fn counted(test: &TestCluster, node: NodeId) -> [f64; 3] {
     let metrics = page(test, node, "/metrics");
     ["strongroom_quarantined", "strongroom_quarantines_total", "strongroom_state_repairs_total"].map(|name| {
-        let values = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        values.map(|value| value.trim().to_owned()).collect()
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("{name} in {metrics}"))
     })
 }
 
@@ -143,7 +143,7 @@ async fn a_node_that_differs_is_quarantined_repairs_itself_and_serves_again_unde
     assert!(why.contains("differs"), "{why}");
 
     // The repair takes two more comparisons, four seconds: these ask within that time.
-    assert_eq!(counted(&test, damaged), ["1", "1", "0"], "in quarantine, once, and not back yet");
+    assert_eq!(counted(&test, damaged), [1.0, 1.0, 0.0], "in quarantine, once, and not back yet");
     let ready = page(&test, damaged, "/readyz");
     assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("quarantined: its state differs"), "{ready}");
     let request = find_machine("PC-900003");
@@ -155,7 +155,7 @@ async fn a_node_that_differs_is_quarantined_repairs_itself_and_serves_again_unde
     assert_eq!(found.keys.len(), 1, "what was lost on one node is found all the same");
 
     assert_repaired(&test, damaged).await;
-    assert_eq!(counted(&test, damaged), ["0", "1", "1"], "once in quarantine, and back");
+    assert_eq!(counted(&test, damaged), [0.0, 1.0, 1.0], "once in quarantine, and back");
     load.progress(20).await;
     let (acknowledged, _) = load.finish().await;
     test.cluster.wait_settled(&ALL).await.expect("equal digests");
