@@ -323,6 +323,51 @@ async fn a_leader_that_differs_hands_over_and_no_acknowledged_key_is_lost() {
     assert!(log.contains("handing the leadership over"), "it did not go on leading in quarantine");
 }
 
+/// A divergence that stops the node at an entry, at this start and at every other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_apply_an_entry_to_its_state_takes_another_when_it_is_started_again() {
+    let (mut test, damaged) = cluster_with_a_damaged_follower(true).await;
+    let others: Vec<_> = ALL.into_iter().filter(|id| *id != damaged).collect();
+    // Escrowed once more under no name, it is found by its fingerprint, which on one node leads to no key.
+    let unnamed = Deposit { key_id: None, ..deposit(900_003) };
+    test.client("importer", &others).escrow(&unnamed).await.expect("kept already");
+    // It stops while it starts, or soon after that.
+    if test.cluster.start(damaged).await.is_ok() {
+        let ended = tokio::time::timeout(HEALS, test.cluster.ended()).await.expect("it stops");
+        assert_eq!(ended, (damaged, "exit status: 1".to_owned()));
+    }
+    assert!(log(&test, damaged).contains("this replica stops applying"), "{}", log(&test, damaged));
+
+    for id in &others {
+        test.cluster.kill(*id).await.expect("killed");
+    }
+    let config = test.cluster.layout().node(damaged).expect("a node").config_path();
+    let mut alone = std::process::Command::new(program());
+    let alone = alone.args(["server", "--config"]).arg(config).stderr(std::process::Stdio::null());
+    let mut alone = alone.stdout(std::process::Stdio::null()).spawn().expect("it starts");
+    let deadline = Instant::now() + HEALS;
+    let noted = || fs::read_to_string(data(&test, damaged).join("quarantine.json")).unwrap_or_default();
+    while !noted().contains("apply") {
+        assert!(Instant::now() < deadline, "it notes why it does not go on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Killed while it asks for another state: the next start asks again.
+    alone.kill().expect("killed");
+    alone.wait().expect("gone");
+
+    for id in &others {
+        test.cluster.start(*id).await.expect("comes back");
+    }
+    test.cluster.start(damaged).await.expect("it starts with another's state");
+    assert_repaired(&test, damaged).await;
+    assert_eq!(counted(&test, damaged)[0], 0.0, "it came back");
+    test.cluster.wait_settled(&ALL).await.expect("equal digests");
+    let log = log(&test, damaged);
+    assert!(
+        log.contains("cannot be applied to the state of this node") && log.contains("is repaired, agrees")
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_database_cannot_be_opened_rebuilds_it() {
     let mut test = three_nodes().await;

@@ -62,6 +62,19 @@ pub enum NodeError {
     /// This node belongs to no cluster yet.
     #[error("this node belongs to no cluster yet")]
     NoCluster,
+    /// A committed entry cannot be applied to this node's state, and no other state was to be had.
+    #[error(
+        "the state of this node is wrong: entry {index} cannot be applied to it ({failure}), and no other member gave \
+         one to go on from ({reason}); bring the others up and start it again, or replace it (`member replace`)"
+    )]
+    Inapplicable {
+        /// Which entry.
+        index: u64,
+        /// Why it cannot be applied.
+        failure: String,
+        /// Why no other state was to be had.
+        reason: String,
+    },
     /// A question is not well formed.
     #[error(transparent)]
     Invalid(#[from] Invalid),

@@ -32,6 +32,9 @@
 //!
 //! openraft sees none of it: the state stands at the same entry before and after, and nothing is applied between.
 //!
+//! Where the state is so wrong that an entry cannot be applied to it, the node stops, and [`rescue`](super::rescue) gives
+//! it another at its next start.
+//!
 //! A node whose applying itself goes wrong would differ again; so the repair is repeated ever more slowly. It is done in a
 //! task of its own ([`repair`](super::repair)): rounds go on meanwhile, so that a leadership is handed over and the
 //! patience without a leader is kept while a snapshot comes in.

@@ -33,6 +33,7 @@ impl From<NodeError> for Status {
             NodeError::Behind { .. }
             | NodeError::Excluded(_)
             | NodeError::FeatureLevel { .. }
+            | NodeError::Inapplicable { .. }
             | NodeError::NoCluster
             | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)
