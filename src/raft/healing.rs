@@ -235,8 +235,9 @@ impl Healing {
             _ => None,
         };
         if let Some((cause, index)) = found {
-            node.set_aside(cause, index, Stage::Waiting);
+            // Before it can be seen: whoever asks both must not find it in a quarantine that was not counted.
             node.options().metrics.raft.quarantines.inc();
+            node.set_aside(cause, index, Stage::Waiting);
             if let Some(why) = node.quarantine() {
                 tracing::error!(%why, "this node is quarantined: it serves no clients until it is repaired");
             }
