@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use common::*;
+use strongroom::client::Deposit;
 use strongroom::escrow::ids::{KeyId, NodeId};
 use strongroom::escrow::records::KeyRecord;
 use strongroom::escrow::state::Row;
 use strongroom::proto::{Consistency, FindRequest, NodeStatus, StatusResponse};
+use strongroom::secret::Secret;
 use strongroom::store::applied::Applied;
 use strongroom::store::format;
 
@@ -88,14 +90,32 @@ fn lose_key(data: &Path, key: KeyId, unnoticed: bool) {
     db.flush().expect("flushed");
 }
 
-/// What `/readyz` says.
-fn readiness(test: &TestCluster, node: NodeId) -> String {
+/// A page of a node's admin port, with its head.
+fn page(test: &TestCluster, node: NodeId, path: &str) -> String {
     let address = test.cluster.layout().node(node).expect("a node").admin_address();
     let mut stream = std::net::TcpStream::connect(address).expect("the admin port");
-    write!(stream, "GET /readyz HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n").expect("asked");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n").expect("asked");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("answered");
     answer
+}
+
+/// What a node's metrics say of its quarantine: whether it is in one, how often it was since it started, and how often
+/// it came back.
+fn counted(test: &TestCluster, node: NodeId) -> [f64; 3] {
+    let metrics = page(test, node, "/metrics");
+    ["strongroom_quarantined", "strongroom_quarantines_total", "strongroom_state_repairs_total"].map(|name| {
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("{name} in {metrics}"))
+    })
+}
+
+/// Waits until `node` has repaired itself, and looks whether it has again what it had lost.
+async fn assert_repaired(test: &TestCluster, node: NodeId) {
+    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| is_well(status, node)).await;
+    well.expect("repaired, and status says so");
+    let found = test.client("helpdesk", &[node]).find(&find_machine("PC-900003")).await;
+    assert_eq!(found.expect("it serves again").keys.len(), 1, "what was lost is there again");
 }
 
 /// A cluster that has settled with some keys in it, of which one is lost in the base of a stopped follower.
@@ -122,8 +142,9 @@ async fn a_node_that_differs_is_quarantined_repairs_itself_and_serves_again_unde
     let why = of(&quarantined.expect("found out"), damaged).quarantine.clone();
     assert!(why.contains("differs"), "{why}");
 
-    // The repair takes two more comparisons, four seconds: these two ask within that time.
-    let ready = readiness(&test, damaged);
+    // The repair takes two more comparisons, four seconds: these ask within that time.
+    assert_eq!(counted(&test, damaged), [1.0, 1.0, 0.0], "in quarantine, once, and not back yet");
+    let ready = page(&test, damaged, "/readyz");
     assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("quarantined: its state differs"), "{ready}");
     let request = find_machine("PC-900003");
     let alone = test.cluster.client_within("helpdesk", &[damaged], Duration::from_secs(1)).expect("a client");
@@ -133,14 +154,17 @@ async fn a_node_that_differs_is_quarantined_repairs_itself_and_serves_again_unde
     let found = test.client("helpdesk", &order).find(&request).await.expect("the client asks another node");
     assert_eq!(found.keys.len(), 1, "what was lost on one node is found all the same");
 
-    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| is_well(status, damaged)).await;
-    well.expect("repaired, and status says so");
+    assert_repaired(&test, damaged).await;
+    // It is counted when it has come back, an instant after it can be seen to.
+    let deadline = Instant::now() + SOON;
+    while counted(&test, damaged) != [0.0, 1.0, 1.0] {
+        assert!(Instant::now() < deadline, "once in quarantine, and back: {:?}", counted(&test, damaged));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     load.progress(20).await;
     let (acknowledged, _) = load.finish().await;
     test.cluster.wait_settled(&ALL).await.expect("equal digests");
     assert_all_readable(&test, damaged, &acknowledged).await;
-    let found = test.client("helpdesk", &[damaged]).find(&request).await.expect("it serves again");
-    assert_eq!(found.keys.len(), 1, "and has what it had lost");
     assert!(!data(&test, damaged).join("quarantine.json").exists());
     let log = log(&test, damaged);
     assert!(
@@ -157,10 +181,7 @@ async fn rows_that_changed_on_the_disk_are_found_by_the_scrub_and_repaired() {
         of(status, damaged).quarantine.contains("scrub")
     });
     found.await.expect("found out");
-    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| is_well(status, damaged)).await;
-    well.expect("repaired");
-    let found = test.client("helpdesk", &[damaged]).find(&find_machine("PC-900003")).await.expect("serves");
-    assert_eq!(found.keys.len(), 1, "the row is there again");
+    assert_repaired(&test, damaged).await;
 }
 
 /// P4: what is left is served, damaged or not, until there is somebody to repair it from.
@@ -184,10 +205,7 @@ async fn a_lone_survivor_whose_rows_are_damaged_goes_on_serving_and_is_repaired_
     for id in &others {
         test.cluster.start(*id).await.expect("comes back");
     }
-    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| is_well(status, damaged)).await;
-    well.expect("repaired");
-    let found = test.client("helpdesk", &[damaged]).find(&find_machine("PC-900003")).await.expect("serves");
-    assert_eq!(found.keys.len(), 1, "the row is there again");
+    assert_repaired(&test, damaged).await;
 }
 
 /// Kill -9 when the quarantine is noted, when the snapshot is there, and when the state was replaced.
@@ -216,11 +234,61 @@ async fn a_repair_that_is_killed_is_finished_after_the_restart() {
         assert!(!note().is_empty(), "{moment}: the quarantine outlives the process");
     }
     test.cluster.start(damaged).await.expect("comes back");
-    let well = test.cluster.wait_for("the repair", HEALS, &ALL, |status| is_well(status, damaged)).await;
-    well.expect("repaired");
+    assert_repaired(&test, damaged).await;
     test.cluster.wait_settled(&ALL).await.expect("equal digests");
-    let found = test.client("helpdesk", &[damaged]).find(&find_machine("PC-900003")).await.expect("serves");
-    assert_eq!(found.keys.len(), 1, "it has what it had lost");
+}
+
+/// P12: with one of three voters gone there is no majority of others to take the state from, while writes go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantine_that_cannot_end_stops_the_node_before_its_log_fills_the_disk() {
+    let mut test = three_nodes_with("[raft]\nsnapshot_log_bytes = 1048576\n").await;
+    test.client("importer", &ALL).escrow(&deposit(900_003)).await.expect("kept");
+    test.cluster.wait_settled(&ALL).await.expect("settled");
+    let aside = a_follower(&test).await;
+    let others: Vec<_> = ALL.into_iter().filter(|id| *id != aside).collect();
+    assert!(test.cluster.stop(aside).await.expect("stopped"), "it ends by itself");
+    let note = r#"{"cause": "differs", "index": 1, "since_ms": 1, "stage": "waiting"}"#;
+    fs::write(data(&test, aside).join("quarantine.json"), note).expect("written");
+    // First the one that is to stay away: the quarantined one must never see a majority.
+    assert!(test.cluster.stop(others[0]).await.expect("stopped"), "it ends by itself");
+    test.cluster.start(aside).await.expect("it opens");
+    let up = [others[1], aside];
+    let why =
+        test.cluster.wait_for("the quarantine", HEALS, &up, |status| is_quarantined(status, aside)).await;
+    let why = of(&why.expect("known"), aside).quarantine.clone();
+    assert!(why.contains("0 MiB of log wait for the repair, at most 8"), "{why}");
+
+    let client = test.client("importer", &[others[1]]);
+    let fill = async {
+        for n in 0.. {
+            let package = Some(Secret::new(vec![7; 48 * 1024]));
+            // Once it has stopped there is no quorum, and nothing is acknowledged any more.
+            if client.escrow(&Deposit { package, ..deposit(n) }).await.is_err() {
+                return;
+            }
+        }
+    };
+    let full = async { tokio::join!(test.cluster.ended(), fill).0 };
+    let (ended, how) = tokio::time::timeout(2 * HEALS, full).await.expect("it stops by itself");
+    assert_eq!((ended, how.as_str()), (aside, "exit status: 1"));
+    let said = log(&test, aside);
+    let last = said.lines().rfind(|line| line.contains("member replace"));
+    let last = last.unwrap_or_else(|| panic!("it does not say what to do: {said}"));
+    assert!(last.contains("its state differs") && last.contains("raft.snapshot_log_bytes"), "{last}");
+
+    // Started again it takes no more of the log, not even for a moment.
+    let refused = test.cluster.start(aside).await.expect_err("it does not start");
+    assert!(refused.to_string().contains("could not be repaired"), "{refused}");
+
+    // With the others back and more room it repairs itself.
+    test.cluster.start(others[0]).await.expect("comes back");
+    let config = test.cluster.layout().node(aside).expect("a node").config_path();
+    let text = fs::read_to_string(&config).expect("its configuration");
+    fs::write(&config, text.replace("snapshot_log_bytes = 1048576", "snapshot_log_bytes = 8388608"))
+        .expect("written");
+    test.cluster.start(aside).await.expect("it starts with more room");
+    assert_repaired(&test, aside).await;
+    test.cluster.wait_settled(&ALL).await.expect("equal digests");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,6 +326,50 @@ async fn a_leader_that_differs_hands_over_and_no_acknowledged_key_is_lost() {
     let log = log(&test, damaged);
     assert!(log.contains("this node is quarantined"), "it was the damaged one");
     assert!(log.contains("handing the leadership over"), "it did not go on leading in quarantine");
+}
+
+/// A divergence that stops the node at an entry, at this start and at every other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_apply_an_entry_to_its_state_takes_another_when_it_is_started_again() {
+    let (mut test, damaged) = cluster_with_a_damaged_follower(true).await;
+    let others: Vec<_> = ALL.into_iter().filter(|id| *id != damaged).collect();
+    // Escrowed once more under no name, it is found by its fingerprint, which on one node leads to no key.
+    let unnamed = Deposit { key_id: None, ..deposit(900_003) };
+    test.client("importer", &others).escrow(&unnamed).await.expect("kept already");
+    // It stops while it starts, or soon after that.
+    if test.cluster.start(damaged).await.is_ok() {
+        let ended = tokio::time::timeout(HEALS, test.cluster.ended()).await.expect("it stops");
+        assert_eq!(ended, (damaged, "exit status: 1".to_owned()));
+    }
+    assert!(log(&test, damaged).contains("this replica stops applying"), "{}", log(&test, damaged));
+
+    for id in &others {
+        test.cluster.kill(*id).await.expect("killed");
+    }
+    let config = test.cluster.layout().node(damaged).expect("a node").config_path();
+    let mut alone = std::process::Command::new(program());
+    let alone = alone.args(["server", "--config"]).arg(config).stderr(std::process::Stdio::null());
+    let mut alone = alone.stdout(std::process::Stdio::null()).spawn().expect("it starts");
+    let deadline = Instant::now() + HEALS;
+    let noted = || fs::read_to_string(data(&test, damaged).join("quarantine.json")).unwrap_or_default();
+    while !noted().contains("apply") {
+        assert!(Instant::now() < deadline, "it notes why it does not go on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Killed while it asks for another state: the next start asks again.
+    alone.kill().expect("killed");
+    alone.wait().expect("gone");
+
+    for id in &others {
+        test.cluster.start(*id).await.expect("comes back");
+    }
+    test.cluster.start(damaged).await.expect("it starts with another's state");
+    assert_repaired(&test, damaged).await;
+    test.cluster.wait_settled(&ALL).await.expect("equal digests");
+    let log = log(&test, damaged);
+    assert!(
+        log.contains("cannot be applied to the state of this node") && log.contains("is repaired, agrees")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

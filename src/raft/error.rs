@@ -12,6 +12,7 @@ use crate::store::StoreError;
 use crate::store::quarantine::Quarantine;
 
 use super::membership::Refused;
+use super::storage::HeldLog;
 
 /// A failure of the replicated service. A [`Refusal`] by the domain is an answer, not one of these.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,19 @@ pub enum NodeError {
     /// This node belongs to no cluster yet.
     #[error("this node belongs to no cluster yet")]
     NoCluster,
+    /// A committed entry cannot be applied to this node's state, and no other state was to be had.
+    #[error(
+        "the state of this node is wrong: entry {index} cannot be applied to it ({failure}), and no other member gave \
+         one to go on from ({reason}); bring the others up and start it again, or replace it (`member replace`)"
+    )]
+    Inapplicable {
+        /// Which entry.
+        index: u64,
+        /// Why it cannot be applied.
+        failure: String,
+        /// Why no other state was to be had.
+        reason: String,
+    },
     /// A question is not well formed.
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -81,6 +95,14 @@ pub enum NodeError {
     /// This node has put itself aside: its state differs from that of the others.
     #[error("this node is quarantined: {0}")]
     Quarantined(Quarantine),
+    /// This node is quarantined for so long that its log is more than it may keep.
+    #[error(
+        "this node is quarantined and could not be repaired, and the {} bytes of log that wait for the repair are more \
+         than the {} it may keep: {}; bring the other voters back and raise raft.snapshot_log_bytes for the repair, or \
+         replace it (`member replace`)",
+        .0.bytes, .0.max_bytes, .0.quarantine
+    )]
+    Unrepaired(HeldLog),
     /// Reading this node's replica failed.
     #[error(transparent)]
     State(#[from] StateError),

@@ -9,7 +9,13 @@
 //! - It does not stand for election and hands a leadership over, for a leader answers from its state; and while it
 //!   leads, it takes no commands. Only if there has been no leader for [`LEADERLESS_PATIENCE`] does it stand: its log
 //!   may be the longest there is, and then nobody else can lead before it has been handed on.
-//! - It makes no snapshot and sends none, so the log that the repair needs is not purged either.
+//! - It makes no snapshot of its rows and sends none, so the log that the repair needs is not purged either. What a
+//!   repair fetched stands in for one: it is a peer's, and checked, so the log before it may go, whatever is wrong with
+//!   the state of this node.
+//! - If no repair succeeds, its log would grow without end. Past a bound
+//!   ([`QUARANTINE_LOG_FACTOR`](crate::store::policy::QUARANTINE_LOG_FACTOR)) the node stops with an error that says to
+//!   replace it, and does not start again until it is given more room. To certify a wrong state by a snapshot would be
+//!   worse: should the others be lost, this log is what the right one can be made of.
 //!
 //! # The repair
 //!
@@ -26,7 +32,12 @@
 //!
 //! openraft sees none of it: the state stands at the same entry before and after, and nothing is applied between.
 //!
-//! A node whose applying itself goes wrong would differ again; so the repair is repeated ever more slowly.
+//! Where the state is so wrong that an entry cannot be applied to it, the node stops, and [`rescue`](super::rescue) gives
+//! it another at its next start.
+//!
+//! A node whose applying itself goes wrong would differ again; so the repair is repeated ever more slowly. It is done in a
+//! task of its own ([`repair`](super::repair)): rounds go on meanwhile, so that a leadership is handed over and the
+//! patience without a leader is kept while a snapshot comes in.
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, Weak};
@@ -34,21 +45,19 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use openraft::async_runtime::WatchReceiver;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use crate::escrow::ids::NodeId;
 use crate::proto::peer::{DigestAt, DigestsRequest, DigestsResponse};
-use crate::store::StoreError;
 use crate::store::digest::{Digest, DigestValue, MILESTONES_MAX};
 use crate::store::quarantine::{Cause, Quarantine, Stage};
 
 use super::agreement::{Agreement, Testimony, Verdict, judge, sound, testimony};
 use super::error::NodeError;
-use super::fetch::fetch;
 use super::node::{Inner, Node};
+use super::repair::Repair;
 use super::rescue::Acquaintances;
-use super::state_machine::StateMachine;
+use super::storage::HeldLog;
 
 /// Between two comparisons. Each costs a short question to every voter.
 pub const COMPARE_EVERY: Duration = Duration::from_secs(2);
@@ -60,13 +69,6 @@ pub const ABOUT_MAX: usize = 64;
 const DIGESTS_MAX: usize = ABOUT_MAX + MILESTONES_MAX + 1;
 /// How long a quarantined node waits for another to lead before it stands for election itself.
 pub const LEADERLESS_PATIENCE: Duration = Duration::from_secs(10);
-/// From one attempt at a repair to the next; doubled each time, up to [`REPAIR_EVERY_MAX`].
-const REPAIR_EVERY_MIN: Duration = Duration::from_secs(2);
-/// See [`REPAIR_EVERY_MIN`].
-const REPAIR_EVERY_MAX: Duration = Duration::from_secs(600);
-/// Longest a fetched snapshot waits for this node to have applied what it covers.
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// What the voters that answered have.
 struct Round {
     own: Testimony,
@@ -87,8 +89,7 @@ struct Healing {
     acquaintances: Acquaintances,
     last: Option<Verdict>,
     led: Instant,
-    repair_due: Instant,
-    repair_wait: Duration,
+    repair: Repair,
     /// It was said that rows are damaged and nobody can help.
     told_of_damage: bool,
 }
@@ -96,14 +97,12 @@ struct Healing {
 impl Node {
     /// Starts comparing, until the node stops.
     pub(super) fn watch_agreement(&self) {
-        let now = Instant::now();
         let mut healing = Healing {
             node: std::sync::Arc::downgrade(&self.inner),
             acquaintances: Acquaintances::of(&self.inner.directory),
             last: None,
-            led: now,
-            repair_due: now,
-            repair_wait: REPAIR_EVERY_MIN,
+            led: Instant::now(),
+            repair: Repair::new(),
             told_of_damage: false,
         };
         // Before anything else may happen: it must not stand for election the moment it starts.
@@ -113,9 +112,17 @@ impl Node {
             let mut ticks = tokio::time::interval(COMPARE_EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                ticks.tick().await;
+                // A round is never interrupted, and what came of a repair is noted between two: so what a round has
+                // compared is judged by what was noted when it began.
+                let repaired = tokio::select! {
+                    _ = ticks.tick() => None,
+                    repaired = healing.repair.ended() => Some(repaired),
+                };
                 let Some(inner) = healing.node.upgrade() else { return };
-                healing.round(&Node { inner }).await;
+                match repaired {
+                    None => healing.round(&Node { inner }).await,
+                    Some(repaired) => healing.repaired(&Node { inner }, repaired),
+                }
             }
         }));
     }
@@ -169,42 +176,6 @@ impl Node {
             tracing::error!(%error, "the quarantine of this node would not outlive its process");
         }
         self.inner.raft.runtime_config().elect(false);
-    }
-
-    /// Takes the state from one of `from`, the first that gives it.
-    async fn repair(&self, from: &[NodeId]) -> Result<Digest, NodeError> {
-        let storage = &self.inner.storage;
-        let purged =
-            storage.log.state().map_err(StoreError::Log)?.purged.map_or(0, |position| position.index);
-        let mut outcome = Err(NodeError::Transfer("no node has a state to take".to_owned()));
-        for id in from {
-            let Some(peer) = self.member_connection(*id) else { continue };
-            tracing::info!(node = id, "fetching the state");
-            outcome = match fetch(peer, storage.machine.snapshots(), purged.max(1)).await {
-                Ok(file) => self.replace_state(file).await,
-                Err(error) => Err(error),
-            };
-            match &outcome {
-                Ok(_) => break,
-                Err(error) => tracing::warn!(node = id, %error, "the state could not be taken from there"),
-            }
-        }
-        outcome
-    }
-
-    async fn replace_state(&self, file: crate::store::snapshot::SnapshotFile) -> Result<Digest, NodeError> {
-        let index = file.position().map_or(0, |position| position.index);
-        let wait = self.inner.raft.wait(Some(CATCH_UP_TIMEOUT));
-        if wait.applied_index_at_least(Some(index), "repairing").await.is_err() {
-            return Err(NodeError::Behind { applied: self.applied(), wanted: index });
-        }
-        let (machine, log) = (self.inner.storage.machine.clone(), self.inner.storage.log.clone());
-        // In the place of openraft's own applying and installing, so that neither comes between.
-        let replaced = self.inner.raft.with_state_machine(move |_: &mut StateMachine| {
-            let replace = spawn_blocking(move || machine.replace(file, &log));
-            Box::pin(async move { replace.await.map_err(|panic| StoreError::Stopped(panic.to_string()))? })
-        });
-        Ok(replaced.await.map_err(|fatal| NodeError::Fatal(fatal.to_string()))??)
     }
 }
 
@@ -264,12 +235,14 @@ impl Healing {
             _ => None,
         };
         if let Some((cause, index)) = found {
-            node.set_aside(cause, index, Stage::Waiting);
+            // Before it can be seen: whoever asks both must not find it in a quarantine that was not counted.
             node.options().metrics.raft.quarantines.inc();
+            node.set_aside(cause, index, Stage::Waiting);
             if let Some(why) = node.quarantine() {
                 tracing::error!(%why, "this node is quarantined: it serves no clients until it is repaired");
             }
-            (self.led, self.repair_due) = (Instant::now(), Instant::now());
+            self.led = Instant::now();
+            self.repair.hasten();
         }
     }
 
@@ -285,12 +258,13 @@ impl Healing {
                 node.set_aside(Cause::Differs, *index, Stage::Waiting);
             }
             (Stage::Replaced, _) => {}
-            (Stage::Waiting, _) => self.try_repair(node, quarantine, round).await,
+            (Stage::Waiting, _) => self.begin_repair(node, quarantine, round),
         }
+        self.bound_log(node);
     }
 
-    async fn try_repair(&mut self, node: &Node, quarantine: Quarantine, round: &Round) {
-        if Instant::now() < self.repair_due {
+    fn begin_repair(&mut self, node: &Node, quarantine: Quarantine, round: &Round) {
+        if !self.repair.is_due() {
             return;
         }
         // After a scrub it is the rows that are wrong, and not what this node knows their sum should be.
@@ -300,18 +274,32 @@ impl Healing {
             tracing::debug!("no majority of the other voters agrees: there is nobody to take the state from");
             return;
         }
-        match node.repair(&from).await {
-            Ok(digest) => {
+        let node = node.clone();
+        self.repair.begin(async move { node.repair(&from).await });
+    }
+
+    /// Notes what came of a repair.
+    fn repaired(&mut self, node: &Node, repaired: Result<Digest, NodeError>) {
+        match (repaired, node.quarantine()) {
+            (Ok(digest), Some(quarantine)) => {
                 tracing::info!(index = digest.index, "the state was replaced; now it is compared");
                 node.set_aside(quarantine.cause, digest.index, Stage::Replaced);
             }
-            Err(error) => {
-                let (error, again) = (crate::error::chain(&error), self.repair_wait.as_secs());
+            // Only its end lifts a quarantine.
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                let (error, again) = (crate::error::chain(&error), self.repair.pause().as_secs());
                 tracing::error!(error, again, "the repair failed; seconds until it is tried again");
             }
         }
-        self.repair_due = Instant::now() + self.repair_wait;
-        self.repair_wait = (self.repair_wait * 2).min(REPAIR_EVERY_MAX);
+    }
+
+    /// Stops a node whose log would grow without end. A repair that is under way is not broken off for that.
+    fn bound_log(&self, node: &Node) {
+        let held = node.held_log().filter(HeldLog::is_too_much);
+        if let Some(held) = held.filter(|_| !self.repair.is_under_way()) {
+            node.inner.overfull.send_replace(Some(held));
+        }
     }
 
     fn come_back(&mut self, node: &Node, index: u64) {
@@ -322,7 +310,7 @@ impl Healing {
         // One sealed to this node may have come from the wrong state.
         node.inner.keyring.forget();
         node.inner.raft.runtime_config().elect(true);
-        self.repair_wait = REPAIR_EVERY_MIN;
+        self.repair.succeeded();
         node.options().metrics.raft.repairs.inc();
         tracing::info!(index, "this node is repaired, agrees with the others and serves again");
     }

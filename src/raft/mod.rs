@@ -6,8 +6,8 @@
 //! the `store` room ([`log_store`], [`state_machine`]) and its network over the peer service (`network`, [`peers`]). What
 //! members support decides in [`features`] which commands are allowed.
 //!
-//! A replica is compared with the others and repaired in `healing`, by the verdict in [`agreement`]; `fetch` brings a
-//! snapshot from a peer, and `rescue` does that for a node that starts without a state.
+//! A replica is compared with the others in `healing`, by the verdict in [`agreement`], and mended by `repair`; `fetch`
+//! brings a snapshot from a peer, and `rescue` does that for a node that starts without a state.
 
 pub mod agreement;
 mod compaction;
@@ -30,6 +30,7 @@ pub mod peers;
 mod quorum;
 mod read_index;
 pub mod recovery;
+mod repair;
 mod rescue;
 pub mod state_machine;
 pub mod storage;

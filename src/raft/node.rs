@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, RaftMetrics, ServerState};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +41,7 @@ use super::network::Network;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
 use super::read_index::ReadIndex;
-use super::storage::Storage;
+use super::storage::{HeldLog, Storage};
 use super::types::{Member, Raft, TypeConfig};
 use super::usage::UsageMeter;
 
@@ -148,6 +148,8 @@ pub(super) struct Inner {
     pub(super) offers: Arc<Semaphore>,
     /// What the last comparison with the others came to.
     pub(super) agreement: std::sync::Mutex<Agreement>,
+    /// The log is more than a quarantined node may keep: it is to stop.
+    pub(super) overfull: watch::Sender<Option<HeldLog>>,
 }
 
 impl Node {
@@ -155,7 +157,8 @@ impl Node {
     ///
     /// # Errors
     /// [`NodeError::Fatal`] if the consensus core does not start; [`NodeError::State`] if the replica cannot be read;
-    /// [`NodeError::FeatureLevel`] if it stands at a feature level that this node does not support.
+    /// [`NodeError::FeatureLevel`] if it stands at a feature level that this node does not support;
+    /// [`NodeError::Unrepaired`] if it is quarantined and its log is more than it may keep.
     pub async fn start(
         options: NodeOptions,
         directory: DataDir,
@@ -165,6 +168,10 @@ impl Node {
     ) -> Result<Self, NodeError> {
         // Before anything takes part: an entry that this release cannot apply may be the next one.
         level_is_supported(&storage, &options)?;
+        // As well: with each start it would take more of it.
+        if let Some(held) = storage.held_log()?.filter(HeldLog::is_too_much) {
+            return Err(NodeError::Unrepaired(held));
+        }
         let config = openraft::Config {
             cluster_name: tls.identity().cluster.to_string(),
             heartbeat_interval: options.heartbeat_ms,
@@ -219,6 +226,7 @@ impl Node {
                 usage,
                 offers: Arc::new(Semaphore::new(OFFERS_MAX)),
                 agreement: std::sync::Mutex::default(),
+                overfull: watch::Sender::default(),
             }),
         };
         node.start_reads();
@@ -403,8 +411,31 @@ impl Node {
         running.clone().map_err(|fatal| NodeError::Fatal(fatal.to_string()))
     }
 
-    /// Resolves when the consensus core has stopped by itself, with what stopped it.
+    /// The log that waits for the end of a quarantine; `None` for a node that is well, or if its log is broken, which
+    /// stops it by itself.
+    pub fn held_log(&self) -> Option<HeldLog> {
+        self.inner.storage.held_log().ok().flatten()
+    }
+
+    /// Resolves when this node cannot go on, with the reason: the consensus core has stopped by itself, or the log is
+    /// more than a quarantined node may keep.
     pub async fn stopped(&self) -> NodeError {
+        let mut overfull = self.inner.overfull.subscribe();
+        let overfull = async {
+            // The sender lives as long as this handle.
+            let held = overfull.wait_for(Option::is_some).await.ok().and_then(|held| *held);
+            match held {
+                Some(held) => NodeError::Unrepaired(held),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            error = overfull => error,
+            error = self.core_stopped() => error,
+        }
+    }
+
+    async fn core_stopped(&self) -> NodeError {
         let mut metrics = self.inner.raft.metrics();
         loop {
             if let Err(error) = self.running() {

@@ -1,5 +1,10 @@
-//! A node that starts and has lost its state: neither base nor snapshot reaches up to where its log begins. Its log and
-//! its vote are there, so it may go on as the voter it is; the state it takes from the others, before consensus starts.
+//! A node that starts and cannot use its state: it is lost (neither base nor snapshot reaches up to where its log begins),
+//! or a committed entry cannot be applied to it, at this start or any other. Its log and its vote are there, so it may go
+//! on as the voter it is; the state it takes from the others, before consensus starts.
+//!
+//! A state that an entry could not be applied to was wrong before that entry. So what takes its place is in quarantine
+//! until a majority agrees. Should every replica fail at the same entry, nobody has a state to give, and each ends with
+//! an error until a release is installed that can apply it; then all go on, and what was noted is forgotten.
 //!
 //! Whom to ask stands in the state that is lost. So a node that is well writes down who the members are, beside it.
 
@@ -12,8 +17,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::escrow::ids::{ClusterId, NodeId};
+use crate::escrow::state::StateError;
+use crate::metrics::RaftMetrics;
 use crate::store::StoreError;
 use crate::store::directory::DataDir;
+use crate::store::quarantine::{Cause, Quarantine, Stage};
 use crate::store::snapshot::Snapshots;
 use crate::tls::Tls;
 
@@ -74,20 +82,23 @@ impl Acquaintances {
     }
 }
 
-/// Opens the storage in `directory`; if its state is lost, with one fetched from the other members.
+/// Opens the storage in `directory` and applies what is known to be committed; if its state is lost or an entry cannot be
+/// applied to it, with one fetched from the other members. A quarantine for that is counted in `metrics`.
 ///
 /// # Errors
-/// [`StoreError::Unrecoverable`] if the state is lost and nobody to ask is known; [`NodeError::Transfer`] if nobody gave
-/// it within two minutes; otherwise as [`Storage::open`].
+/// [`StoreError::Unrecoverable`] if the state is lost and nobody to ask is known; [`NodeError::Inapplicable`] if an entry
+/// cannot be applied and nobody gave another state within two minutes, [`NodeError::Transfer`] if nobody did for one
+/// that is lost; otherwise as [`Storage::open`].
 pub async fn open_storage(
     id: NodeId,
     directory: &DataDir,
     options: StorageOptions,
     tls: &Tls,
+    metrics: &RaftMetrics,
 ) -> Result<Storage, NodeError> {
     let lost = match Storage::open(directory, options.clone()).await {
         Err(lost @ StoreError::Unrecoverable { .. }) => lost,
-        opened => return Ok(opened?),
+        opened => return applicable(opened?, id, directory, options, tls, metrics).await,
     };
     tracing::error!(error = %lost, "the state of this node is lost: it is fetched from the others");
     let StoreError::Unrecoverable { purged, .. } = &lost else { return Err(lost.into()) };
@@ -98,6 +109,58 @@ pub async fn open_storage(
     };
     fetch_state(id, directory, known, tls, min_index).await?;
     Ok(Storage::open(directory, options).await?)
+}
+
+/// Applies what is known to be committed, as every start does; to another state if it cannot be applied to this one.
+async fn applicable(
+    storage: Storage,
+    id: NodeId,
+    directory: &DataDir,
+    options: StorageOptions,
+    tls: &Tls,
+    metrics: &RaftMetrics,
+) -> Result<Storage, NodeError> {
+    let failure = match storage.replay_committed().await {
+        Err(StoreError::State(error)) if is_of_the_state(&error) => error,
+        // Whatever else is wrong says so itself when consensus starts.
+        Err(_) => return Ok(storage),
+        Ok(()) => {
+            let noted = storage.quarantine.current();
+            if noted.is_some_and(|noted| (noted.cause, noted.stage) == (Cause::Apply, Stage::Waiting)) {
+                storage.quarantine.lift()?;
+            }
+            return Ok(storage);
+        }
+    };
+    let index = storage.machine.applied_index() + 1;
+    tracing::error!(
+        %failure, index,
+        "a committed entry cannot be applied to the state of this node: another is fetched from the others"
+    );
+    let note = |index, stage| Quarantine { cause: Cause::Apply, index, since_ms: super::now().0, stage };
+    if storage.quarantine.current().is_none() {
+        metrics.quarantines.inc();
+    }
+    storage.quarantine.set(note(index, Stage::Waiting))?;
+    // It fails because it failed before, and lets go of the directory all the same.
+    drop(storage.close().await);
+    drop(storage);
+    let inapplicable =
+        |reason: String| NodeError::Inapplicable { index, failure: failure.to_string(), reason };
+    let Some(known) = DataDir::read_file::<Known>(&directory.members())? else {
+        return Err(inapplicable("who the other members are is not known here".to_owned()));
+    };
+    // Beyond the entry, so it is newer than all this node has, and its base is filled anew.
+    let fetched = fetch_state(id, directory, known, tls, index).await;
+    fetched.map_err(|error| inapplicable(crate::error::chain(&error)))?;
+    let storage = Storage::open(directory, options).await?;
+    storage.quarantine.set(note(storage.machine.applied_index(), Stage::Replaced))?;
+    Ok(storage)
+}
+
+/// Whether it is the state that is wrong, and not the disk that cannot be read.
+fn is_of_the_state(error: &StateError) -> bool {
+    !error.0.is::<StoreError>()
 }
 
 async fn fetch_state(

@@ -145,9 +145,16 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
         loop {
             // A snapshot of a wrong state would let the log be purged that the right one is to be made with. openraft
-            // builds in a task of its own and asks for no other meanwhile, so nothing but the purge waits.
-            self.quarantine.lifted().await;
+            // builds in a task of its own and asks for no other meanwhile, so nothing but the purge waits. One that a
+            // repair put in place stands in: else the log of a node that differs again and again would never be cut.
+            tokio::select! {
+                biased;
+                () = self.quarantine.lifted() => {}
+                peers = self.machine.snapshots().replacement() => return snapshot_of(peers),
+            }
             match (self.machine.snapshot().await, self.machine.snapshots().newest()) {
+                // What was found out while it was written counts too.
+                (Ok(_), _) if self.quarantine.current().is_some() => {}
                 (Ok(file), _) => return snapshot_of(file),
                 (Err(StoreError::Busy), _) => {
                     tracing::warn!("a snapshot waits for a reader that holds on to an old state");

@@ -1,5 +1,6 @@
 //! Opens log, snapshots and state together, so that they fit each other when openraft sees them.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::store::format::{FormatError, Payload, VERSION};
 use crate::store::log::{Log, LogOptions};
 use crate::store::machine::{Machine, MachineOptions};
 use crate::store::policy::SnapshotPolicy;
-use crate::store::quarantine::QuarantineNote;
+use crate::store::quarantine::{Quarantine, QuarantineNote};
 use crate::store::snapshot::Snapshots;
 
 /// Sizes and waits of the storage; smaller in tests.
@@ -38,6 +39,31 @@ pub struct Storage {
     pub policy: SnapshotPolicy,
     /// Whether this node has put itself aside.
     pub quarantine: QuarantineNote,
+}
+
+/// The log since the newest snapshot of a node in quarantine, which makes none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldLog {
+    /// How much it is.
+    pub bytes: u64,
+    /// How much it may be: past it the node stops.
+    pub max_bytes: u64,
+    /// Why it is held.
+    pub quarantine: Quarantine,
+}
+
+impl fmt::Display for HeldLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (held, max) = (self.bytes >> 20, self.max_bytes >> 20);
+        write!(f, "{}; {held} MiB of log wait for the repair, at most {max}", self.quarantine)
+    }
+}
+
+impl HeldLog {
+    /// Whether it is more than a node may keep.
+    pub fn is_too_much(&self) -> bool {
+        self.bytes > self.max_bytes
+    }
 }
 
 impl Storage {
@@ -92,6 +118,21 @@ impl Storage {
     /// As [`SnapshotPolicy::is_due_for`].
     pub fn snapshot_is_due(&self) -> Result<bool, StoreError> {
         self.policy.is_due_for(&self.machine, &self.log)
+    }
+
+    /// The log that waits for the end of a quarantine, and how much that may be; `None` for a node that is well.
+    ///
+    /// # Errors
+    /// [`StoreError::Log`] if the log is broken by an earlier panic.
+    pub fn held_log(&self) -> Result<Option<HeldLog>, StoreError> {
+        let Some(quarantine) = self.quarantine.current() else { return Ok(None) };
+        let newest = self.machine.snapshots().newest();
+        let since = newest.as_ref().and_then(|file| file.position()).map(|position| position.index);
+        let bytes = self.log.bytes_since(since).map_err(StoreError::Log)?;
+        // Not the state as it is: that grows with the log, and the bound would run ahead of it.
+        let state_bytes = newest.map_or(0, |file| file.applied().bytes);
+        let max_bytes = self.policy.quarantine_log_max_bytes(state_bytes);
+        Ok(Some(HeldLog { bytes, max_bytes, quarantine }))
     }
 
     /// Term of the last log entry; 0 if there is none, or the log is broken, which stops the node by itself.

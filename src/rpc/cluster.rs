@@ -221,7 +221,7 @@ impl Context {
             certificate_expires_at: self.tls.expires_at(),
             last_log_term: vitals.last_log_term,
             agreement: self.node.agreement().to_string(),
-            quarantine: self.node.quarantine().map(|why| why.to_string()).unwrap_or_default(),
+            quarantine: self.node.held_log().map(|held| held.to_string()).unwrap_or_default(),
             feature_level: options.feature_level.0,
             draining: self.is_draining(),
             disk_free_bytes: usage.map_or(0, |usage| usage.space.free),

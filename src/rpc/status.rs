@@ -33,12 +33,14 @@ impl From<NodeError> for Status {
             NodeError::Behind { .. }
             | NodeError::Excluded(_)
             | NodeError::FeatureLevel { .. }
+            | NodeError::Inapplicable { .. }
             | NodeError::NoCluster
             | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)
             | NodeError::Quarantined(_)
             | NodeError::Transfer(_)
             | NodeError::Unconfirmed(_)
+            | NodeError::Unrepaired(_)
             | NodeError::Overloaded { .. }
             | NodeError::Fatal(_) => Code::Unavailable,
             NodeError::Keyring(_) | NodeError::State(_) | NodeError::Store(_) => Code::Internal,

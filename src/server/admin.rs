@@ -213,6 +213,11 @@ impl AdminView {
             "1 while this node has put itself aside because its state is not right.",
             flag(node.quarantine().is_some()),
         ));
+        all.push(Metric::gauge(
+            "strongroom_quarantine_log_ratio",
+            "Log that waits for the end of a quarantine, as a share of what is kept before the node stops; 0 if it is well.",
+            node.held_log().map_or(0.0, |held| held.bytes as f64 / held.max_bytes as f64),
+        ));
         if let Some(age) = node.freshness().quorum_age {
             all.push(Metric::gauge(
                 "strongroom_quorum_age_seconds",

@@ -111,7 +111,7 @@ struct Claimed {
 /// Opens the data directory and starts consensus, for `server` and `init` alike.
 async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
     let Claimed { tls, directory, key, options, storage } = claim(config)?;
-    let storage = open_storage(config.node_id, &directory, storage, &tls).await?;
+    let storage = open_storage(config.node_id, &directory, storage, &tls, &options.metrics.raft).await?;
     recover::refuse_unfinished(&directory, &storage)?;
     let node = Node::start(options, directory, storage, tls.clone(), key).await?;
     Ok(Assembly { node, tls })

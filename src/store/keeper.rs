@@ -334,7 +334,14 @@ impl Keeper {
                 return Err(error.of_a_fresh_base(file.path()));
             }
         };
-        let file = publish(&self.snapshots, file)?;
+        let file = match publish(&self.snapshots, file) {
+            Ok(file) => file,
+            Err(error) => {
+                drop(fresh);
+                self.dir.remove(number)?;
+                return Err(error);
+            }
+        };
         self.dir.switch_to(number)?;
         let views = self.shared.replace(fresh.clone(), file.applied().clone());
         self.base = fresh;

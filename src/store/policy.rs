@@ -22,6 +22,11 @@ pub const SNAPSHOT_FLOOR_BYTES: u64 = 64 * 1024 * 1024;
 /// See [`SnapshotPolicy::share_percent`].
 pub const SNAPSHOT_SHARE_PERCENT: u64 = 50;
 
+/// How many times the log that calls for a snapshot a quarantined node may keep. It makes no snapshot of its wrong
+/// state, so its log is only cut when a repair puts a peer's in place; past this the node stops, for a disk that is full
+/// of log helps nobody, and a log that could be cut only on the strength of a wrong state is not cut at all.
+pub const QUARANTINE_LOG_FACTOR: u64 = 8;
+
 /// What must stay free on the disk beside a snapshot, in bytes: for the log meanwhile.
 const SPARE_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -36,6 +41,13 @@ impl SnapshotPolicy {
     pub fn is_due(&self, log_bytes: u64, state_bytes: u64) -> bool {
         let share = u128::from(state_bytes) * u128::from(self.share_percent) / 100;
         log_bytes >= self.floor_bytes && u128::from(log_bytes) >= share
+    }
+
+    /// Most log that a quarantined node keeps since the last snapshot, which was of a state of `state_bytes`, in bytes.
+    pub fn quarantine_log_max_bytes(&self, state_bytes: u64) -> u64 {
+        let share = u128::from(state_bytes) * u128::from(self.share_percent) / 100;
+        let due = self.floor_bytes.max(u64::try_from(share).unwrap_or(u64::MAX));
+        due.saturating_mul(QUARANTINE_LOG_FACTOR)
     }
 
     /// Whether a snapshot of `machine` is due, given its newest one and the log, and there is room for it: a snapshot
@@ -75,5 +87,16 @@ mod tests {
         assert!(!policy.is_due(499, 1_000));
         assert!(policy.is_due(500, 1_000));
         assert!(!policy.is_due(u64::MAX / 4, u64::MAX));
+    }
+
+    #[test]
+    fn a_quarantined_node_keeps_a_multiple_of_the_log_that_calls_for_a_snapshot() {
+        let policy = SnapshotPolicy { floor_bytes: 100, share_percent: 50 };
+        for state_bytes in [0, 10, 200, 1_000, u64::MAX] {
+            let max = policy.quarantine_log_max_bytes(state_bytes);
+            assert!(policy.is_due(max / QUARANTINE_LOG_FACTOR, state_bytes) || max == u64::MAX);
+        }
+        assert_eq!(policy.quarantine_log_max_bytes(10), 100 * QUARANTINE_LOG_FACTOR);
+        assert_eq!(policy.quarantine_log_max_bytes(1_000), 500 * QUARANTINE_LOG_FACTOR);
     }
 }

@@ -20,6 +20,8 @@ use super::directory::{sync_dir, write_durably};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
+    /// A committed entry cannot be applied to its state: a row is missing that another refers to.
+    Apply,
     /// A majority of the voters has another digest at the same index.
     Differs,
     /// The rows on this disk do not add up to the digest this node kept of them.
@@ -54,6 +56,7 @@ pub struct Quarantine {
 impl fmt::Display for Quarantine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cause {
+            Cause::Apply => f.write_str("an entry could not be applied to its state"),
             Cause::Differs => f.write_str("its state differs from that of the others"),
             Cause::Scrub => f.write_str("scrub: its rows do not match their digest"),
             Cause::Unreadable => f.write_str("a note of an earlier quarantine cannot be read"),

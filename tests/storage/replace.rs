@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use strongroom::raft::storage::StorageOptions;
 use strongroom::store::StoreError;
 use strongroom::store::format::Payload;
+use strongroom::store::quarantine::{Cause, Quarantine, Stage};
 use strongroom::store::snapshot::SnapshotFile;
 
 use super::sample;
@@ -101,4 +103,52 @@ async fn while_a_state_is_replaced_nothing_is_applied_out_of_turn() {
     applying.await.unwrap().unwrap();
     strongroom::escrow::apply::apply(&mut node.expected, position, &command).unwrap();
     node.assert_state();
+}
+
+/// A node that differs again and again would else never cut its log.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_quarantine_only_a_peers_snapshot_stands_in_for_one_of_the_own_rows() {
+    let (_dir, node, file) = node_and_file(100).await;
+    let quarantine = Quarantine { cause: Cause::Differs, index: 100, since_ms: 1, stage: Stage::Waiting };
+    node.storage.quarantine.set(quarantine).unwrap();
+    let mut machine = node.storage.state_machine();
+    let mut builder = machine.get_snapshot_builder().await;
+    let building = tokio::spawn(async move { builder.build_snapshot().await });
+    let (position, sha256) = (file.position(), file.sha256());
+    replace(&node, file).await.unwrap();
+    let built = building.await.unwrap().unwrap();
+    assert_eq!((built.snapshot.position(), built.snapshot.sha256()), (position, sha256));
+
+    // It was told once; the next is one of the own rows, when the node is well again.
+    let mut builder = machine.get_snapshot_builder().await;
+    let building = tokio::spawn(async move { builder.build_snapshot().await });
+    node.storage.machine.drain().await.unwrap();
+    assert!(
+        !building.is_finished() && node.storage.machine.snapshots().newest().unwrap().position() == position
+    );
+    node.storage.quarantine.lift().unwrap();
+    let built = building.await.unwrap().unwrap();
+    assert_eq!(built.snapshot.position(), node.storage.machine.applied().position);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_a_node_in_quarantine_is_weighed_and_bounded() {
+    let (_dir, mut node, file) = node_and_file(100).await;
+    assert_eq!(node.storage.held_log().unwrap(), None, "a node that is well cuts its log");
+    let quarantine = Quarantine { cause: Cause::Scrub, index: 100, since_ms: 1, stage: Stage::Waiting };
+    node.storage.quarantine.set(quarantine).unwrap();
+    let held = node.storage.held_log().unwrap().unwrap();
+    assert!(held.bytes > 0 && !held.is_too_much());
+    for more in 1.. {
+        node.escrow(100 * more, 100 * (more + 1)).await;
+        let now = node.storage.held_log().unwrap().unwrap();
+        assert_eq!(now.max_bytes, held.max_bytes, "the bound does not grow with what is held");
+        if now.is_too_much() {
+            break;
+        }
+    }
+    // The peer's snapshot takes the place of what came before it.
+    let before = node.storage.held_log().unwrap().unwrap();
+    replace(&node, file).await.unwrap();
+    assert!(node.storage.held_log().unwrap().unwrap().bytes < before.bytes);
 }

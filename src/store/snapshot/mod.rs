@@ -17,12 +17,15 @@
 
 mod file;
 mod receive;
+mod replace;
 mod write;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
 
 pub use self::file::SnapshotFile;
 use self::file::TemporaryPath;
@@ -49,6 +52,8 @@ pub struct Snapshots(Arc<Folder>);
 struct Folder {
     newest: Mutex<Option<SnapshotFile>>,
     path: PathBuf,
+    /// Where the snapshot stands that last took the place of wrong ones, until somebody has heard of it.
+    replacement: watch::Sender<Option<LogPosition>>,
 }
 
 impl Snapshots {
@@ -81,7 +86,8 @@ impl Snapshots {
                 }
             }
         }
-        Ok(Self(Arc::new(Folder { newest: newest.into(), path: path.to_owned() })))
+        let (newest, path, replacement) = (newest.into(), path.to_owned(), watch::Sender::default());
+        Ok(Self(Arc::new(Folder { newest, path, replacement })))
     }
 
     /// Looks whether a newer release wrote one of the snapshots in `path`; changes nothing.
@@ -126,11 +132,6 @@ impl Snapshots {
         self.put(newest, file)
     }
 
-    /// As [`Snapshots::adopt`], but in the place of whatever there is: those are of a state that is wrong.
-    pub(super) fn replace(&self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
-        self.put(self.0.lock(), file)
-    }
-
     /// Checks a received file completely and makes it the newest snapshot, unless there is a newer one: for a node whose
     /// state is not open. Blocks.
     ///
@@ -147,27 +148,39 @@ impl Snapshots {
         file: SnapshotFile,
     ) -> Result<SnapshotFile, StoreError> {
         let path = self.0.path.join(file_name(&file));
-        self.publish(file.path(), &path).map_err(|error| StoreError::io("publishing", &path, error))?;
-        let file = file.renamed(path);
-        *newest = Some(file.clone());
+        let file = self.publish(&mut newest, file, path)?;
         drop(newest);
-        self.remove_but(file.path());
+        // What cannot be removed now is at the next start.
+        if let Err(error) = self.remove(|other| other != file.path()) {
+            tracing::warn!(%error, "an older snapshot could not be removed");
+        }
         Ok(file)
     }
 
-    fn publish(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)?;
-        // Without this a power loss could take the name back after the log was purged.
-        sync_dir(&self.0.path)
+    fn publish(
+        &self,
+        newest: &mut Option<SnapshotFile>,
+        file: SnapshotFile,
+        path: PathBuf,
+    ) -> Result<SnapshotFile, StoreError> {
+        // Without the sync a power loss could take the name back after the log was purged.
+        let named = fs::rename(file.path(), &path).and_then(|()| sync_dir(&self.0.path));
+        named.map_err(|error| StoreError::io("publishing", &path, error))?;
+        let file = file.renamed(path);
+        *newest = Some(file.clone());
+        Ok(file)
     }
 
-    /// Removes all complete snapshots but one. What cannot be removed now is at the next start.
-    fn remove_but(&self, keep: &Path) {
-        let removed = sweep_paths(&self.0.path, EXTENSION)
-            .map(|paths| paths.iter().filter(|path| *path != keep).try_for_each(fs::remove_file));
-        if let Ok(Err(error)) | Err(error) = removed {
-            tracing::warn!(%error, "an older snapshot could not be removed");
+    /// Removes the complete snapshots that `which` says; how many. Not durable by itself.
+    fn remove(&self, which: impl Fn(&Path) -> bool) -> Result<usize, StoreError> {
+        let paths = sweep_paths(&self.0.path, EXTENSION)
+            .map_err(|error| StoreError::io("listing", &self.0.path, error))?;
+        let mut removed = 0;
+        for path in paths.iter().filter(|path| which(path)) {
+            fs::remove_file(path).map_err(|error| StoreError::io("removing", path, error))?;
+            removed += 1;
         }
+        Ok(removed)
     }
 
     /// A path for a file that is being written.
