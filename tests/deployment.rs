@@ -62,6 +62,13 @@ fn assert_one_cluster(nodes: &[Config]) {
     assert_eq!(distinct(|node| format!("{} {:?}", node.cluster, node.raft)), 1);
 }
 
+/// Whether the runbook's way to revoke reaches the node: the CA's list, as a file beside the bundle, where it is
+/// replaced while the node runs.
+fn is_told_of_revocations(node: &Config) -> bool {
+    let list = node.tls.crl.as_deref();
+    list.is_some_and(|list| list == node.tls.ca.with_file_name(strongroom::tls::ca::CRL_FILE))
+}
+
 #[test]
 fn every_node_file_is_a_configuration_of_one_cluster() {
     for (folder, size) in [("three", 3), ("five", 5), ("local", 3)] {
@@ -69,6 +76,7 @@ fn every_node_file_is_a_configuration_of_one_cluster() {
             .map(|n| Config::load(&cluster_file(&format!("{folder}/node{n}.toml"))).unwrap())
             .collect();
         assert_one_cluster(&nodes);
+        assert!(nodes.iter().all(is_told_of_revocations), "{folder}");
     }
 }
 
@@ -106,6 +114,7 @@ fn the_compose_file_runs_three_nodes_that_find_each_other() {
             list(&field("healthcheck")["test"]).iter().map(|word| text(word).to_owned()).collect();
         assert_eq!(probe, ["CMD", "strongroom", "health"]);
         assert_eq!(config.listen.admin.to_string(), "127.0.0.1:7422", "where `health` asks");
+        assert!(is_told_of_revocations(&config), "{name}");
         nodes.push(config);
     }
     assert_one_cluster(&nodes);
@@ -196,6 +205,26 @@ fn what_the_kubernetes_files_say_of_each_other_fits() {
     for path in [&config.data_dir, &config.tls.ca, &config.tls.cert, &config.tls.key] {
         assert!(mounts.iter().any(|mount| path.starts_with(mount)), "{} is not mounted", path.display());
     }
+    // What is trusted comes in whole, as one ConfigMap, and follows changes; the runbook makes it, and makes it anew.
+    assert!(is_told_of_revocations(&config));
+    let runbook = read("README.md");
+    let (of_trust, made) = ("create configmap strongroom-trust", |file: &Path| {
+        format!("--from-file={}=", file.file_name().unwrap().to_str().unwrap())
+    });
+    let commands: Vec<&str> = runbook.lines().filter(|line| line.contains(of_trust)).collect();
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    for file in [&config.tls.ca, config.tls.crl.as_ref().unwrap()] {
+        assert!(commands.iter().all(|line| line.contains(&made(file))), "{} in {commands:?}", file.display());
+    }
+    let trust = list(&container["volumeMounts"])
+        .iter()
+        .find(|mount| config.tls.ca.starts_with(text(&mount["mountPath"])))
+        .unwrap();
+    assert!(
+        trust["subPath"].is_badvalue() && trust["subPathExpr"].is_badvalue(),
+        "such a mount stays as it is"
+    );
+
     // The root of a volume is not the pod's own, and a node takes its directory's permissions into its hands.
     assert!(!mounts.contains(&config.data_dir.to_str().unwrap()));
 
@@ -299,6 +328,7 @@ fn the_service_fits_the_nodes_configuration_and_its_exit_codes() {
     assert!(config.tls.key.starts_with("/run/credentials"), "the key is a credential");
     assert!(config.tls.cert.starts_with("/run/credentials"), "and the certificate that belongs to it");
     assert!(unit.contains("LoadCredential=node.key:/etc/strongroom/tls/node.key"));
+    assert!(is_told_of_revocations(&config), "a file, and no credential: those are read once, at the start");
     assert_eq!(config.data_dir, Path::new("/var/lib").join(value("StateDirectory")));
     assert_eq!(value("Type"), "notify");
     let patience: u64 = value("TimeoutStopSec").parse().unwrap();
