@@ -502,6 +502,12 @@ async fn status_and_readiness_say_what_is_wrong_while_nodes_go_away_and_come_bac
     assert!(table.contains(&format!("warning: {away}")), "{table}");
     assert!(table.lines().all(|line| line.chars().count() <= 80), "80 columns:\n{table}");
 
+    // It is said, but not at each of the attempts to reach it.
+    let log = std::fs::read_to_string(test.cluster.layout().node(leader).expect("a node").log_path());
+    let log = log.expect("its log");
+    let said = log.lines().filter(|line| line.contains("Connection refused")).count();
+    assert!((1..20).contains(&said), "said {said} times:\n{log}");
+
     test.cluster.kill(followers[1]).await.expect("killed");
     wait_status(&test, leader, "one of three has no quorum", |status| status["health"] == "no-quorum").await;
     let why = wait_for_page(&test, leader, "/readyz", |code, _| code == 503).await;

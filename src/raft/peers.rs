@@ -20,7 +20,7 @@ use crate::request_id::{REQUEST_ID_KEY, TraceId};
 use crate::store::format::VALUE_MAX_BYTES;
 use crate::tls::{ExpectedPeer, Tls};
 
-use super::link::{Link, Refusals};
+use super::link::{Failures, Link};
 use super::types::Member;
 
 /// Names the cluster a call is for; a node of another one refuses it.
@@ -41,7 +41,7 @@ pub struct Peers {
     cluster: Arc<OnceLock<ClusterId>>,
     control: Arc<Mutex<BTreeMap<NodeId, (Member, PeerClient)>>>,
     sent: Arc<Mutex<BTreeMap<NodeId, Sent>>>,
-    refusals: Refusals,
+    failures: Failures,
 }
 
 /// Bytes of log and snapshots sent to one member since this process started. Clones count together.
@@ -62,7 +62,7 @@ impl Sent {
 impl Peers {
     /// Connections made with `tls`. `cluster` is filled once this node knows which it belongs to.
     pub fn new(tls: Tls, cluster: Arc<OnceLock<ClusterId>>) -> Self {
-        Self { tls, cluster, control: Arc::default(), sent: Arc::default(), refusals: Refusals::default() }
+        Self { tls, cluster, control: Arc::default(), sent: Arc::default(), failures: Failures::default() }
     }
 
     /// Who this node is.
@@ -107,7 +107,7 @@ impl Peers {
     }
 
     fn link(&self, address: &str, expected: ExpectedPeer) -> Link {
-        Link::new(self.tls.clone(), address, expected, self.refusals.clone())
+        Link::new(self.tls.clone(), address, expected, self.failures.clone())
     }
 }
 
