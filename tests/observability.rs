@@ -261,6 +261,34 @@ fn assert_all_named_exist(scrapes: &[Scrape]) {
     assert!(checked > 80, "{checked} names were checked");
 }
 
+/// The rules' thresholds for what expires are those of logs, `status` and `--check`.
+#[test]
+fn alerts_call_a_certificate_urgent_when_the_nodes_do() {
+    use strongroom::tls;
+
+    const DAY: u64 = 86_400;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/observability/alerts.yml");
+    let text = std::fs::read_to_string(path).expect("the rules");
+    let rules = yaml_rust2::YamlLoader::load_from_str(&text).expect("YAML");
+    let rules = rules[0]["groups"][0]["rules"].as_vec().expect("rules");
+    let (soon, urgent) = (tls::EXPIRY_WARNING_SHARE, tls::EXPIRY_URGENT_SHARE);
+    for (alert, metric, severity, left, share) in [
+        ("CertificateExpiring", "certificate", "warning", tls::EXPIRY_WARNING, soon),
+        ("CertificateExpiringNow", "certificate", "critical", tls::EXPIRY_URGENT, urgent),
+        ("CaExpiring", "ca_certificate", "warning", tls::AUTHORITY_EXPIRY_WARNING, soon),
+        ("CaExpiringNow", "ca_certificate", "critical", tls::AUTHORITY_EXPIRY_URGENT, urgent),
+    ] {
+        let named = format!("Strongroom{alert}");
+        let rule = rules.iter().find(|rule| rule["alert"].as_str() == Some(&named));
+        let rule = rule.unwrap_or_else(|| panic!("no alert {named}"));
+        let of = |what| format!("strongroom_{metric}_{what}_timestamp_seconds{{job=\"strongroom\"}}");
+        let (until, from, days) = (of("expiry"), of("not_before"), left.as_secs() / DAY);
+        let expected = format!("{until} - time() < clamp_max(({until} - {from}) / {share}, {days} * {DAY})");
+        assert_eq!(rule["expr"].as_str(), Some(expected.as_str()), "{named}");
+        assert_eq!(rule["labels"]["severity"].as_str(), Some(severity), "{named}");
+    }
+}
+
 /// Runs promtool if it is installed; says so if it is not.
 fn promtool(arguments: &[&str], input: &str) {
     let started = Command::new("promtool")

@@ -213,6 +213,7 @@ impl Context {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             purged: vitals.purged,
             snapshot: vitals.snapshot,
+            certificate_not_before: self.tls.not_before(),
             certificate_expires_at: self.tls.expires_at(),
             last_log_term: vitals.last_log_term,
             agreement: self.node.agreement().to_string(),
