@@ -7,15 +7,18 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
+use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::escrow::ids::{ClusterId, Identity, NodeId};
 use crate::proto::peer::peer_service_client::PeerServiceClient;
+use crate::proto::peer::{DescribeRequest, DescribeResponse};
 use crate::request_id::{REQUEST_ID_KEY, TraceId};
 use crate::store::format::VALUE_MAX_BYTES;
 use crate::tls::{ExpectedPeer, Tls};
@@ -108,6 +111,17 @@ impl Peers {
 
     fn link(&self, address: &str, expected: ExpectedPeer) -> Link {
         Link::new(self.tls.clone(), address, expected, self.failures.clone())
+    }
+}
+
+/// What the node behind `client` says of itself, within `limit`.
+///
+/// # Errors
+/// What it answered instead, or why it could not be asked; `DEADLINE_EXCEEDED` if it did not answer.
+pub async fn describe(client: &mut PeerClient, limit: Duration) -> Result<DescribeResponse, Status> {
+    match timeout(limit, client.describe(DescribeRequest {})).await {
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", limit.as_secs()))),
     }
 }
 
