@@ -21,7 +21,11 @@ pub const LOG_VARIABLE: &str = "STRONGROOM_LOG";
 
 /// Libraries that say at `info` what interests their own developers. [`LOG_VARIABLE`] can ask for more of each by
 /// its name; a level without a name leaves them as they are.
-const QUIET: &str = "chunked_wal=warn,h2=warn,hyper=warn,openraft=warn,raft_log=warn,sled=warn";
+///
+/// Three parts of openraft say at `warn`, at each attempt, that a member is away or refuses: several lines a second for as
+/// long as it does. `raft/link.rs` says it once a minute. They have to be named in full.
+const QUIET: &str = "chunked_wal=warn,h2=warn,hyper=warn,openraft=warn,openraft::core::heartbeat=error,\
+    openraft::engine::handler::replication_handler=error,openraft::replication=error,raft_log=warn,sled=warn";
 
 /// Why logs could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +124,7 @@ mod tests {
             tracing::info!(index = 7, "ours-info");
             tracing::warn!("ours-warn");
             tracing::info!(target: "openraft::engine", "openraft-info");
+            tracing::warn!(target: "openraft::replication", "member-away");
             tracing::warn!(target: "sled::pagecache", "sled-warn");
         });
         let bytes = captured.0.lock().unwrap().clone();
@@ -127,13 +132,13 @@ mod tests {
     }
 
     fn messages(text: &str) -> Vec<&str> {
-        let all = ["ours-debug", "ours-info", "ours-warn", "openraft-info", "sled-warn"];
+        let all = ["ours-debug", "ours-info", "ours-warn", "openraft-info", "member-away", "sled-warn"];
         all.into_iter().filter(|message| text.contains(message)).collect()
     }
 
     #[test]
     fn libraries_stay_quiet_unless_named() {
-        let cases: [(LevelFilter, Option<&str>, &[&str]); 7] = [
+        let cases: [(LevelFilter, Option<&str>, &[&str]); 8] = [
             (LevelFilter::INFO, None, &["ours-info", "ours-warn", "sled-warn"]),
             (LevelFilter::INFO, Some(" "), &["ours-info", "ours-warn", "sled-warn"]),
             (LevelFilter::WARN, None, &["ours-warn", "sled-warn"]),
@@ -143,6 +148,7 @@ mod tests {
                 Some("openraft=info"),
                 &["ours-info", "ours-warn", "openraft-info", "sled-warn"],
             ),
+            (LevelFilter::INFO, Some("off,openraft::replication=warn"), &["member-away", "sled-warn"]),
             (LevelFilter::INFO, Some("off,sled=off"), &[]),
             (LevelFilter::INFO, Some("error,openraft=info"), &["openraft-info", "sled-warn"]),
         ];

@@ -100,4 +100,11 @@ fn the_runbook_runs_as_it_stands() {
     let nodes = first.lines().filter(|line| line.contains("zone-")).count();
     assert_eq!(nodes, 3, "status shows three nodes: {first}");
     assert!(stdout.lines().any(|line| line.starts_with("ready")), "nodes come back: {stdout}");
+    assert!(stderr.contains("it is revoked"), "who was revoked is refused, and told why: {stderr}");
+    assert!(!stderr.contains("warning: tls.crl"), "every node has a revocation list: {stderr}");
+    for node in [1, 2, 4] {
+        let log = std::fs::read_to_string(dir.path().join(format!("node-{node}/log"))).expect("its log");
+        let complaint = log.lines().find(|line| line.contains("revocation list of"));
+        assert_eq!(complaint, None, "node {node} misses a list on the way to another CA");
+    }
 }

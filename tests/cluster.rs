@@ -2,12 +2,14 @@
 
 mod common;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::*;
 use rustix::process::{Pid, Signal, kill_process};
-use strongroom::escrow::ids::NodeId;
-use strongroom::proto::{Consistency, FindRequest};
+use strongroom::escrow::ids::{NodeId, Role};
+use strongroom::proto::{Consistency, FindRequest, NodeStatus};
+use strongroom::tls::ca::{Authority, FileNames, IssueRequest};
 
 fn find_machine(machine: &str, consistency: Consistency) -> FindRequest {
     FindRequest { machine: machine.to_owned(), consistency: consistency.into(), ..FindRequest::default() }
@@ -299,6 +301,55 @@ async fn a_wiped_voter_that_comes_back_under_its_id_is_refused() {
     let (code, error) = failure(&add);
     assert_eq!(code, 5, "{error}");
     assert!(error["message"].as_str().expect("a message").contains("never used twice"), "{error}");
+}
+
+/// Where addresses belong to a place, such as a pod's, a node whose disk is lost is replaced by one with another id at the
+/// same addresses, while the old certificate is still in nobody's revocation list.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_node_is_replaced_by_one_with_a_new_id_at_the_same_addresses() {
+    let mut test = three_nodes().await;
+    let deposited = deposit(1);
+    let receipt = test.client("importer", &ALL).escrow(&deposited).await.expect("kept");
+    let leader = test.leader().await;
+    let lost = ALL.into_iter().find(|id| *id != leader).expect("three nodes");
+    test.cluster.kill(lost).await.expect("killed");
+    let plan = test.cluster.layout().node(lost).expect("a node").clone();
+    let config = std::fs::read_to_string(plan.config_path()).expect("readable");
+    let (old, new) = (format!("node_id = {lost}\n"), "node_id = 4\n");
+    assert!(config.contains(&old), "{config}");
+    std::fs::write(plan.config_path(), config.replace(&old, new)).expect("written");
+    let authority = Authority::open(&test.cluster.layout().authority()).expect("the CA");
+    let issued = authority.issue(IssueRequest::new(Role::Node, "4")).expect("issued");
+    authority.replace(&plan.dir, &issued, FileNames::NODE).expect("written");
+
+    // The volume turns up after all: it is another node's.
+    let mut server = Command::new(program());
+    server.args(["server", "--check", "--config"]).arg(plan.config_path());
+    let output = run(server, "");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains(&format!("belongs to node {lost} of cluster")), "{said}");
+
+    std::fs::remove_dir_all(plan.data_path()).expect("the disk is lost");
+    test.cluster.start(lost).await.expect("the process runs");
+    let others: Vec<_> = ALL.into_iter().filter(|id| *id != lost).collect();
+    let replace = ["member", "replace", &lost.to_string(), &plan.peer_address()];
+    let output = test.strongroom("operator", &others, &replace);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let deadline = Instant::now() + SOON;
+    loop {
+        let status = test.client("operator", &others).status().await.expect("answered");
+        let mut members: Vec<_> = status.nodes.iter().map(|node| node.id).collect();
+        members.sort_unstable();
+        assert_eq!(members, [others[0], others[1], 4]);
+        let well = |node: &NodeStatus| node.voter && node.reachable && node.digest == status.nodes[0].digest;
+        if status.nodes.iter().all(well) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the new node agrees with the others: {status:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_all_readable(&test, lost, &[(deposited, receipt)]).await;
 }
 
 /// A rolling restart under load: each node hands over, drains and comes back, and no request fails.

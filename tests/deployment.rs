@@ -62,6 +62,13 @@ fn assert_one_cluster(nodes: &[Config]) {
     assert_eq!(distinct(|node| format!("{} {:?}", node.cluster, node.raft)), 1);
 }
 
+/// Whether the runbook's way to revoke reaches the node: the CA's list, as a file beside the bundle, where it is
+/// replaced while the node runs.
+fn is_told_of_revocations(node: &Config) -> bool {
+    let list = node.tls.crl.as_deref();
+    list.is_some_and(|list| list == node.tls.ca.with_file_name(strongroom::tls::ca::CRL_FILE))
+}
+
 #[test]
 fn every_node_file_is_a_configuration_of_one_cluster() {
     for (folder, size) in [("three", 3), ("five", 5), ("local", 3)] {
@@ -69,6 +76,7 @@ fn every_node_file_is_a_configuration_of_one_cluster() {
             .map(|n| Config::load(&cluster_file(&format!("{folder}/node{n}.toml"))).unwrap())
             .collect();
         assert_one_cluster(&nodes);
+        assert!(nodes.iter().all(is_told_of_revocations), "{folder}");
     }
 }
 
@@ -100,12 +108,17 @@ fn the_compose_file_runs_three_nodes_that_find_each_other() {
             let used = [&config.data_dir, &config.tls.key].iter().any(|path| path.starts_with(inside));
             assert!(used || inside == "/etc/strongroom/node.toml", "{inside} is of no use");
         }
+        assert_eq!(text(&field("image")), format!("strongroom:{}", env!("CARGO_PKG_VERSION")));
+        assert_eq!(text(&field("pull_policy")), "never", "it is built here");
+        assert_eq!(field("mem_limit"), field("memswap_limit"), "memory and no swap");
+        assert!(field("mem_limit").as_str().is_some(), "without a limit the other means nothing");
         let patience: u64 = text(&field("stop_grace_period")).strip_suffix('s').unwrap().parse().unwrap();
         assert!(Duration::from_secs(patience) > config.limits.drain_timeout() + BESIDE_DRAIN);
         let probe: Vec<String> =
             list(&field("healthcheck")["test"]).iter().map(|word| text(word).to_owned()).collect();
         assert_eq!(probe, ["CMD", "strongroom", "health"]);
         assert_eq!(config.listen.admin.to_string(), "127.0.0.1:7422", "where `health` asks");
+        assert!(is_told_of_revocations(&config), "{name}");
         nodes.push(config);
     }
     assert_one_cluster(&nodes);
@@ -126,7 +139,9 @@ fn pod_environment(container: &Yaml, index: usize) -> BTreeMap<String, String> {
             None => match text(&variable["valueFrom"]["fieldRef"]["fieldPath"]) {
                 "metadata.name" => format!("strongroom-{index}"),
                 "metadata.namespace" => "escrow".to_owned(),
-                "metadata.labels['apps.kubernetes.io/pod-index']" => index.to_string(),
+                // What older clusters do not say is empty.
+                "metadata.labels['topology.kubernetes.io/zone']" if index == 1 => String::new(),
+                "metadata.labels['topology.kubernetes.io/zone']" => format!("zone-{index}"),
                 other => panic!("unknown field {other}"),
             },
         };
@@ -136,24 +151,63 @@ fn pod_environment(container: &Yaml, index: usize) -> BTreeMap<String, String> {
     environment
 }
 
+/// The configuration that pod `index` is given, from the ConfigMap's key that its arguments name.
+fn pod_configuration(map: &Yaml, container: &Yaml, index: usize) -> Config {
+    let environment = pod_environment(container, index);
+    let path =
+        text(list(&container["args"]).iter().skip_while(|arg| text(arg) != "--config").nth(1).unwrap());
+    let path = path.replace("$(POD_NAME)", &format!("strongroom-{index}"));
+    let mounts = list(&container["volumeMounts"]);
+    let mount = mounts.iter().find(|mount| text(&mount["name"]) == "config").unwrap();
+    let key = Path::new(&path).strip_prefix(text(&mount["mountPath"])).unwrap().to_str().unwrap();
+    configured(text(&map["data"][key]), &environment)
+}
+
+/// The certificate and key that a pod mounts are its own: what is in the Secret under its name.
+fn assert_mounts_its_own_pair(pod: &Yaml, container: &Yaml, index: usize) {
+    let name = format!("strongroom-{index}");
+    let mounts = list(&container["volumeMounts"]);
+    let mount = mounts.iter().find(|mount| text(&mount["name"]) == "tls").unwrap();
+    let part = mount["subPathExpr"].as_str().or(mount["subPath"].as_str()).unwrap();
+    assert_eq!(part.replace("$(POD_NAME)", &name), name);
+    let secret = list(&pod["volumes"]).iter().find(|volume| text(&volume["name"]) == "tls").unwrap();
+    let items: BTreeSet<(&str, &str)> = list(&secret["secret"]["items"])
+        .iter()
+        .map(|item| (text(&item["key"]), text(&item["path"])))
+        .filter(|(_, path)| path.starts_with(&format!("{name}/")))
+        .collect();
+    let [certificate, key] =
+        ["crt", "key"].map(|end| (format!("{name}.{end}"), format!("{name}/node.{end}")));
+    let expected = [&certificate, &key].map(|(key, path)| (key.as_str(), path.as_str()));
+    assert_eq!(items, BTreeSet::from(expected));
+}
+
 #[test]
 fn the_kubernetes_pods_are_nodes_of_one_cluster_and_the_first_is_the_one_that_was_initialised() {
     let (common, all) = (documents("kubernetes/config.yaml"), documents("kubernetes/strongroom.yaml"));
-    let toml = text(&of_kind(&common, "ConfigMap")["data"]["node.toml"]).to_owned();
+    let map = of_kind(&common, "ConfigMap");
     let set = of_kind(&all, "StatefulSet");
     let spec = &set["spec"];
-    let container = &list(&spec["template"]["spec"]["containers"])[0];
+    let pod = &spec["template"]["spec"];
+    let container = &list(&pod["containers"])[0];
     let first = usize::try_from(spec["ordinals"]["start"].as_i64().unwrap()).unwrap();
     let replicas = usize::try_from(spec["replicas"].as_i64().unwrap()).unwrap();
-    let nodes: Vec<Config> = (first..first + replicas)
-        .map(|index| configured(&toml, &pod_environment(container, index)))
-        .collect();
+    let pods = first..first + replicas;
+    let nodes: Vec<Config> = pods.clone().map(|index| pod_configuration(map, container, index)).collect();
     assert_one_cluster(&nodes);
+    assert_eq!(nodes.iter().map(|node| node.zone.as_str()).collect::<Vec<_>>(), ["", "zone-2", "zone-3"]);
+    pods.for_each(|index| assert_mounts_its_own_pair(pod, container, index));
 
     let init = documents("kubernetes/init.yaml");
     let job = &of_kind(&init, "Job")["spec"]["template"]["spec"];
-    let initialised = configured(&toml, &pod_environment(&list(&job["containers"])[0], 1));
-    assert_eq!(initialised, nodes[0]);
+    let once = &list(&job["containers"])[0];
+    assert_eq!(pod_configuration(map, once, 1), nodes[0]);
+    assert_mounts_its_own_pair(job, once, 1);
+    for (what, of_first) in
+        [("image", &container["image"]), ("imagePullPolicy", &container["imagePullPolicy"])]
+    {
+        assert_eq!(&once[what], of_first, "{what}");
+    }
     let claim = text(&of_kind(&init, "PersistentVolumeClaim")["metadata"]["name"]);
     let template = text(&list(&spec["volumeClaimTemplates"])[0]["metadata"]["name"]);
     assert_eq!(
@@ -166,11 +220,11 @@ fn the_kubernetes_pods_are_nodes_of_one_cluster_and_the_first_is_the_one_that_wa
 #[test]
 fn what_the_kubernetes_files_say_of_each_other_fits() {
     let (common, all) = (documents("kubernetes/config.yaml"), documents("kubernetes/strongroom.yaml"));
-    let toml = text(&of_kind(&common, "ConfigMap")["data"]["node.toml"]).to_owned();
+    let map = of_kind(&common, "ConfigMap");
     let spec = &of_kind(&all, "StatefulSet")["spec"];
     let pod = &spec["template"]["spec"];
     let container = &list(&pod["containers"])[0];
-    let config = configured(&toml, &pod_environment(container, 1));
+    let config = pod_configuration(map, container, 1);
 
     let ports: BTreeMap<&str, i64> = list(&container["ports"])
         .iter()
@@ -196,6 +250,33 @@ fn what_the_kubernetes_files_say_of_each_other_fits() {
     for path in [&config.data_dir, &config.tls.ca, &config.tls.cert, &config.tls.key] {
         assert!(mounts.iter().any(|mount| path.starts_with(mount)), "{} is not mounted", path.display());
     }
+    // What is trusted comes in whole, as one ConfigMap, and follows changes; the runbook makes it, and makes it anew.
+    assert!(is_told_of_revocations(&config));
+    let runbook = read("README.md");
+    let (of_trust, made) = ("create configmap strongroom-trust", |file: &Path| {
+        format!("--from-file={}=", file.file_name().unwrap().to_str().unwrap())
+    });
+    let commands: Vec<&str> = runbook.lines().filter(|line| line.contains(of_trust)).collect();
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    for file in [&config.tls.ca, config.tls.crl.as_ref().unwrap()] {
+        assert!(commands.iter().all(|line| line.contains(&made(file))), "{} in {commands:?}", file.display());
+    }
+    let trust = list(&container["volumeMounts"])
+        .iter()
+        .find(|mount| config.tls.ca.starts_with(text(&mount["mountPath"])))
+        .unwrap();
+    assert!(
+        trust["subPath"].is_badvalue() && trust["subPathExpr"].is_badvalue(),
+        "such a mount stays as it is"
+    );
+
+    // A release, not whatever a tag means by then; and no swap for what may use no more than it asks for.
+    assert!(text(&container["image"]).ends_with(&format!("/strongroom:{}", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(text(&container["imagePullPolicy"]), "IfNotPresent");
+    let resources = &container["resources"];
+    assert_eq!(resources["requests"]["memory"], resources["limits"]["memory"]);
+    assert!(resources["limits"]["cpu"].is_badvalue(), "a node that is held back misses its heartbeats");
+
     // The root of a volume is not the pod's own, and a node takes its directory's permissions into its hands.
     assert!(!mounts.contains(&config.data_dir.to_str().unwrap()));
 
@@ -299,6 +380,7 @@ fn the_service_fits_the_nodes_configuration_and_its_exit_codes() {
     assert!(config.tls.key.starts_with("/run/credentials"), "the key is a credential");
     assert!(config.tls.cert.starts_with("/run/credentials"), "and the certificate that belongs to it");
     assert!(unit.contains("LoadCredential=node.key:/etc/strongroom/tls/node.key"));
+    assert!(is_told_of_revocations(&config), "a file, and no credential: those are read once, at the start");
     assert_eq!(config.data_dir, Path::new("/var/lib").join(value("StateDirectory")));
     assert_eq!(value("Type"), "notify");
     let patience: u64 = value("TimeoutStopSec").parse().unwrap();

@@ -14,18 +14,17 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tonic::Status;
 
 use crate::escrow::ids::NodeId;
 use crate::escrow::lookup;
 use crate::escrow::records::NodeRecord;
-use crate::proto::peer::DescribeRequest;
 use crate::store::directory::RemovalMark;
 
 use super::error::NodeError;
 use super::node::Node;
-use super::peers::PeerClient;
+use super::peers::{PeerClient, describe};
 use super::types::Member;
 
 /// Metadata key of an answer to a node that was removed.
@@ -124,7 +123,7 @@ impl Node {
         match self.others() {
             Ok(Some(others)) => {
                 let asked = others.into_iter().map(|mut other: PeerClient| async move {
-                    if let Ok(Err(status)) = timeout(ASK_TIMEOUT, other.describe(DescribeRequest {})).await {
+                    if let Err(status) = describe(&mut other, ASK_TIMEOUT).await {
                         self.heed(&status);
                     }
                 });

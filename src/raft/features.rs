@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use openraft::async_runtime::WatchReceiver;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::escrow::command::{Action, Command, RaiseFeatureLevel, Reply};
@@ -22,11 +22,12 @@ use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{NodeId, RequestId};
 use crate::escrow::lookup;
 use crate::escrow::records::Source;
-use crate::proto::peer::DescribeRequest;
+use crate::proto::NodeStatus;
 
 use super::error::NodeError;
 use super::node::Node;
 use super::now;
+use super::peers::describe;
 
 /// Between two looks of the leader at what the members support.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -49,6 +50,12 @@ impl fmt::Display for HeldBack {
             None => write!(f, "node {} cannot be asked what it supports", self.node),
         }
     }
+}
+
+/// The level whose commands a node can apply, by what it says of itself.
+pub fn supported_by(node: &NodeStatus) -> FeatureLevel {
+    // Releases from before there were levels say nothing of them.
+    FeatureLevel(node.feature_level).max(FeatureLevel::FIRST)
 }
 
 /// The members that keep a cluster at `level` although another of `members` supports more; nobody if none does.
@@ -167,10 +174,8 @@ impl Node {
     /// What member `id` says it supports.
     async fn ask_level(&self, id: NodeId) -> Option<FeatureLevel> {
         let mut client = self.member_client(id)?;
-        let answer = timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {})).await.ok()?;
-        let status = answer.ok()?.into_inner().status?;
-        // Releases from before there were levels say nothing of them.
-        Some(FeatureLevel(status.feature_level).max(FeatureLevel::FIRST))
+        let described = describe(&mut client, DESCRIBE_TIMEOUT).await.ok()?;
+        Some(supported_by(&described.status?))
     }
 
     fn note_held_back(&self, holding: Vec<HeldBack>) {

@@ -32,10 +32,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks at whether a stream that stays should move to a new connection.
 const OUTDATED_POLL: Duration = Duration::from_secs(1);
-/// Between two lines in the log about the same refusal.
-const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// Most addresses whose last refusal is remembered; past it all are forgotten, and said again.
-const REFUSALS_MAX: usize = 64;
+/// Between two lines in the log about the same failure.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Most failures that are remembered; past it all are forgotten, and said again.
+const FAILURES_MAX: usize = 64;
 
 /// Calls to one node. Clones share the connection.
 pub struct Link {
@@ -48,7 +48,7 @@ struct Shared {
     tls: Tls,
     address: String,
     expected: ExpectedPeer,
-    refusals: Refusals,
+    failures: Failures,
     current: Mutex<Connection>,
 }
 
@@ -63,10 +63,18 @@ struct Connection {
 
 impl Link {
     /// The way to the node `expected` at `address`. Does not connect yet.
-    pub(super) fn new(tls: Tls, address: &str, expected: ExpectedPeer, refusals: Refusals) -> Self {
+    pub(super) fn new(tls: Tls, address: &str, expected: ExpectedPeer, failures: Failures) -> Self {
         let current = Mutex::new(Connection::new(&tls, address, expected));
-        let shared = Shared { tls, address: address.to_owned(), expected, refusals, current };
+        let shared = Shared { tls, address: address.to_owned(), expected, failures, current };
         Self { shared: Arc::new(shared), ready: None }
+    }
+
+    /// Logs why the node does not do what it is asked, if that is what it answered and it was not just said. That it
+    /// cannot be reached was said by the call.
+    pub(super) fn refused(&self, answer: &tonic::Status) {
+        if answer.source().is_none() {
+            self.shared.failures.note(&self.shared.address, "a node refuses", answer.message().to_owned());
+        }
     }
 
     /// Resolves once what is called from now on should be called anew: for streams that stay.
@@ -102,7 +110,9 @@ impl Service<http::Request<Body>> for Link {
         Box::pin(async move {
             let answer = answer.await;
             if let Err(error) = &answer {
-                shared.refusals.note(&shared.address, error);
+                // If a certificate was refused: by whom, and why.
+                let why = TlsError::refusal(error).unwrap_or_else(|| innermost(error));
+                shared.failures.note(&shared.address, "no connection to a node", why);
             }
             answer
         })
@@ -152,25 +162,33 @@ impl Connection {
     }
 }
 
-/// The refusals of certificates that were logged. Whoever is refused tries again many times a second.
+/// The failures that were logged, by address and reason. Whoever has no connection tries again several times a second.
 #[derive(Clone, Default)]
-pub(super) struct Refusals(Arc<Mutex<BTreeMap<String, (String, Instant)>>>);
+pub(super) struct Failures(Arc<Mutex<BTreeMap<(String, String), Instant>>>);
 
-impl Refusals {
-    /// Logs that a certificate was refused between this node and `address`, by whom and why, if that is what `error` is.
-    fn note(&self, address: &str, error: &(dyn Error + 'static)) {
-        let Some(why) = TlsError::refusal(error) else { return };
+impl Failures {
+    /// Logs what is the matter with the node at `address`, and why, unless that was just said.
+    fn note(&self, address: &str, what: &str, why: String) {
         let mut said = lock(&self.0);
-        let known = said.get(address);
-        if known.is_some_and(|(known, at)| *known == why && at.elapsed() < REFUSAL_LOG_INTERVAL) {
+        let key = (address.to_owned(), why);
+        if said.get(&key).is_some_and(|at| at.elapsed() < FAILURE_LOG_INTERVAL) {
             return;
         }
-        tracing::warn!(address, why, "no connection to a node");
-        if said.len() >= REFUSALS_MAX {
+        tracing::warn!(address, why = key.1, "{what}");
+        if said.len() >= FAILURES_MAX {
             said.clear();
         }
-        said.insert(address.to_owned(), (why, Instant::now()));
+        said.insert(key, Instant::now());
     }
+}
+
+/// What is behind an error, without the layers it went through.
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
 }
 
 /// What is behind these locks is replaced whole: a panic elsewhere leaves it usable.
@@ -228,7 +246,7 @@ mod tests {
         let (paths, issued) = ca.profile(IssueRequest::new(Role::Node, "2"));
         let caller = Tls::load(paths.clone()).unwrap();
         let (address, mut shown) = serve(ca.tls(Role::Node, "1")).await;
-        let link = Link::new(caller.clone(), &address, ExpectedPeer::Node(1), Refusals::default());
+        let link = Link::new(caller.clone(), &address, ExpectedPeer::Node(1), Failures::default());
         call(&link).await;
         call(&link).await;
         assert_eq!(shown.recv().await.unwrap(), issued.record.serial);
@@ -253,7 +271,7 @@ mod tests {
         let (paths, _) = ca.profile(IssueRequest { validity, ..IssueRequest::new(Role::Node, "1") });
         let (address, mut shown) = serve(Tls::load(paths).unwrap()).await;
         let caller = ca.tls(Role::Node, "2");
-        let link = Link::new(caller.clone(), &address, ExpectedPeer::Node(1), Refusals::default());
+        let link = Link::new(caller.clone(), &address, ExpectedPeer::Node(1), Failures::default());
         call(&link).await;
         shown.recv().await.unwrap();
         tokio::time::timeout(PATIENCE, link.outdated()).await.expect("it is noticed");

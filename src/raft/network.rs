@@ -136,7 +136,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let (quorum, sent) = (self.quorum.clone(), self.sent.clone());
         // A stream that would live as long as the leadership moves on when its connection should not be used any more:
         // it ends before its next frame, and openraft opens another.
-        let frames = requests.take_until(Box::pin(self.link.outdated())).map(move |request| {
+        let mut requests = requests.take_until(Box::pin(self.link.outdated()));
+        let frame = move |request: AppendEntriesRequest<TypeConfig>| {
             let body = format::encode(&request);
             // A heartbeat brings nothing nearer.
             if !request.entries.is_empty() {
@@ -144,11 +145,19 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             }
             let quorum_age_ms = quorum.age().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
             Envelope { body: body.into(), quorum_age_ms }
-        });
+        };
         Box::pin(async move {
-            let answers = within(STREAM_SETUP_TIMEOUT, self.data.append(frames)).await?.into_inner();
-            let results =
-                answers.map(|answer| answer.map_err(rpc_error).and_then(|frame| decode(&frame.body)));
+            // openraft's pause after a failure is in its first request, not in its next call: who dials before asking
+            // for one dials a member that is away again and again, without a pause.
+            let Some(first) = requests.next().await else {
+                return Ok(Box::pin(stream::empty()) as BoxStream<'s, _>);
+            };
+            let frames = stream::iter([first]).chain(requests).map(frame);
+            let link = self.link.clone();
+            let answers = within(STREAM_SETUP_TIMEOUT, &link, self.data.append(frames)).await?.into_inner();
+            let results = answers.map(move |answer| {
+                answer.map_err(|status| rpc_error(&link, &status)).and_then(|frame| decode(&frame.body))
+            });
             Ok(Box::pin(results) as BoxStream<'s, _>)
         })
     }
@@ -158,7 +167,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let answer = within(option.hard_ttl(), self.control.vote(envelope(&request))).await?;
+        let answer = within(option.hard_ttl(), &self.link, self.control.vote(envelope(&request))).await?;
         decode(&answer.into_inner().body)
     }
 
@@ -167,7 +176,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let answer = within(option.hard_ttl(), self.control.pre_vote(envelope(&request))).await?;
+        let answer = within(option.hard_ttl(), &self.link, self.control.pre_vote(envelope(&request))).await?;
         decode(&answer.into_inner().body)
     }
 
@@ -188,7 +197,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             closed = cancel => Err(closed.into()),
             // Bounded by the peer's keepalive, not by a clock: a large snapshot over a slow line takes what it takes.
             answer = self.data.install_snapshot(chunks) => {
-                let answer = answer.map_err(|status| StreamingError::from(rpc_error(status)))?;
+                let answer = answer.map_err(|status| StreamingError::from(rpc_error(&self.link, &status)))?;
                 Ok(decode(&answer.into_inner().body)?)
             }
         }
@@ -199,7 +208,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let answer = within(option.hard_ttl(), self.control.transfer_leader(envelope(&request))).await?;
+        let call = self.control.transfer_leader(envelope(&request));
+        let answer = within(option.hard_ttl(), &self.link, call).await?;
         decode(&answer.into_inner().body)
     }
 }
@@ -253,22 +263,73 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, RPCError<TypeConfig>> {
 
 async fn within<T>(
     limit: Duration,
+    link: &Link,
     call: impl Future<Output = Result<T, tonic::Status>>,
 ) -> Result<T, RPCError<TypeConfig>> {
     match tokio::time::timeout(limit, call).await {
-        Ok(answer) => answer.map_err(rpc_error),
+        Ok(answer) => answer.map_err(|status| rpc_error(link, &status)),
         Err(_) => Err(Unreachable::from_string(format!("no answer within {} ms", limit.as_millis())).into()),
     }
 }
 
 /// `Unreachable` makes openraft back off before it tries again; anything else it retries at once.
-fn rpc_error(status: tonic::Status) -> RPCError<TypeConfig> {
+fn rpc_error(link: &Link, status: &tonic::Status) -> RPCError<TypeConfig> {
+    link.refused(status);
     match status.code() {
         Code::Unavailable
         | Code::PermissionDenied
         | Code::Unauthenticated
         | Code::FailedPrecondition
-        | Code::Unknown => Unreachable::new(&status).into(),
-        _ => NetworkError::new(&status).into(),
+        | Code::Unknown => Unreachable::new(status).into(),
+        _ => NetworkError::new(status).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, OnceLock};
+
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::escrow::ids::Role;
+    use crate::tls::tests::TestCa;
+
+    #[tokio::test]
+    async fn an_append_stream_asks_for_its_first_request_before_it_dials() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer_address = listener.local_addr().unwrap().to_string();
+        let (asked, mut order) = mpsc::unbounded_channel();
+        let dialed = asked.clone();
+        // Whoever answers never completes a handshake, so that nothing is asked for because of it.
+        tokio::spawn(async move {
+            let connection = listener.accept().await.unwrap();
+            dialed.send("dialed").unwrap();
+            std::future::pending::<()>().await;
+            drop(connection);
+        });
+
+        let peers = Peers::new(TestCa::new("acme").tls(Role::Node, "1"), Arc::new(OnceLock::new()));
+        let dir = tempfile::tempdir().unwrap();
+        let note = QuarantineNote::open(&dir.path().join("quarantine.json")).unwrap();
+        let mut network = Network::new(peers, QuorumClock::default(), note);
+        let member =
+            Member { peer_address, api_address: String::new(), zone: String::new(), storage: Uuid::nil() };
+        let mut peer = network.new_client(2, &member).await;
+        let requests = stream::once(async move {
+            asked.send("asked").unwrap();
+            AppendEntriesRequest {
+                vote: Vote::new(1, 1),
+                prev_log_id: None,
+                leader_commit: None,
+                entries: Vec::new(),
+            }
+        });
+        let option = RPCOption::new(Duration::from_secs(1));
+        tokio::spawn(async move { drop(peer.stream_append(Box::pin(requests), option).await) });
+        assert_eq!(order.recv().await, Some("asked"));
+        assert_eq!(order.recv().await, Some("dialed"));
     }
 }

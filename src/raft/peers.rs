@@ -7,20 +7,23 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
+use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::escrow::ids::{ClusterId, Identity, NodeId};
 use crate::proto::peer::peer_service_client::PeerServiceClient;
+use crate::proto::peer::{DescribeRequest, DescribeResponse};
 use crate::request_id::{REQUEST_ID_KEY, TraceId};
 use crate::store::format::VALUE_MAX_BYTES;
 use crate::tls::{ExpectedPeer, Tls};
 
-use super::link::{Link, Refusals};
+use super::link::{Failures, Link};
 use super::types::Member;
 
 /// Names the cluster a call is for; a node of another one refuses it.
@@ -42,7 +45,7 @@ pub struct Peers {
     cluster: Arc<OnceLock<ClusterId>>,
     control: Arc<Mutex<BTreeMap<NodeId, (Member, PeerClient)>>>,
     sent: Arc<Mutex<BTreeMap<NodeId, Sent>>>,
-    refusals: Refusals,
+    failures: Failures,
 }
 
 /// Bytes of log and snapshots sent to one member since this process started. Clones count together.
@@ -63,7 +66,7 @@ impl Sent {
 impl Peers {
     /// Connections made with `tls`. `cluster` is filled once this node knows which it belongs to.
     pub fn new(tls: Tls, cluster: Arc<OnceLock<ClusterId>>) -> Self {
-        Self { tls, cluster, control: Arc::default(), sent: Arc::default(), refusals: Refusals::default() }
+        Self { tls, cluster, control: Arc::default(), sent: Arc::default(), failures: Failures::default() }
     }
 
     /// Who this node is.
@@ -108,7 +111,18 @@ impl Peers {
     }
 
     fn link(&self, address: &str, expected: ExpectedPeer) -> Link {
-        Link::new(self.tls.clone(), address, expected, self.refusals.clone())
+        Link::new(self.tls.clone(), address, expected, self.failures.clone())
+    }
+}
+
+/// What the node behind `client` says of itself, within `limit`.
+///
+/// # Errors
+/// What it answered instead, or why it could not be asked; `DEADLINE_EXCEEDED` if it did not answer.
+pub async fn describe(client: &mut PeerClient, limit: Duration) -> Result<DescribeResponse, Status> {
+    match timeout(limit, client.describe(DescribeRequest {})).await {
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", limit.as_secs()))),
     }
 }
 

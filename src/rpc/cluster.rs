@@ -15,12 +15,13 @@ use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::NodeId;
 use crate::escrow::policy::Operation;
 use crate::proto::cluster_service_server::ClusterService;
-use crate::proto::peer::{DescribeRequest, DescribeResponse};
+use crate::proto::peer::DescribeResponse;
 use crate::proto::{MemberProgress, MembershipChange, NodeStatus, StatusRequest, StatusResponse, peer};
 use crate::raft::NodeError;
-use crate::raft::features::held_back;
+use crate::raft::features::{held_back, supported_by};
 use crate::raft::leader::NOT_BEGUN_KEY;
 use crate::raft::membership::{Change, Order, PROGRESS_MAX, Refused};
+use crate::raft::peers::describe;
 use crate::raft::types::Member;
 use crate::request_id::carried;
 
@@ -218,6 +219,7 @@ impl Context {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             purged: vitals.purged,
             snapshot: vitals.snapshot,
+            certificate_not_before: self.tls.not_before(),
             certificate_expires_at: self.tls.expires_at(),
             last_log_term: vitals.last_log_term,
             agreement: self.node.agreement().to_string(),
@@ -275,10 +277,9 @@ impl Context {
 
     async fn ask_to_describe(&self, id: NodeId) -> Option<DescribeResponse> {
         let mut client = self.node.member_client(id)?;
-        let answer = tokio::time::timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {})).await;
-        let answer = answer.ok()?.ok()?;
+        let described = describe(&mut client, DESCRIBE_TIMEOUT).await.ok()?;
         self.node.heard_from(id);
-        Some(answer.into_inner())
+        Some(described)
     }
 }
 
@@ -304,8 +305,7 @@ fn is_broken(status: &Status) -> bool {
 
 /// Why the feature level stays where it is although a newer release runs on some of the members.
 fn feature_level_warnings(level: FeatureLevel, nodes: &[NodeStatus]) -> Vec<String> {
-    let supports =
-        |node: &NodeStatus| node.reachable.then(|| FeatureLevel(node.feature_level).max(FeatureLevel::FIRST));
+    let supports = |node: &NodeStatus| node.reachable.then(|| supported_by(node));
     let members: Vec<_> = nodes.iter().map(|node| (node.id, supports(node))).collect();
     let holding = held_back(level, &members);
     holding.iter().map(|held| format!("the feature level stays at {level}: {held}")).collect()

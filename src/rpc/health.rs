@@ -4,6 +4,7 @@
 //! names the node and what is wrong; what to do about each is in the runbook.
 
 use crate::proto::{NodeStatus, StatusResponse};
+use crate::tls::{CertificateKind, Urgency};
 
 /// Below this share of the disk, in percent, or…
 const DISK_LOW_PERCENT: u64 = 10;
@@ -12,8 +13,6 @@ const DISK_LOW_BYTES: u64 = 1 << 30;
 /// With less than this a node calls itself not ready: the log cannot begin two more of its files, and a node whose log
 /// cannot be written stops.
 pub const DISK_FULL_BYTES: u64 = 32 << 20;
-/// A certificate is warned about when it has less than this left.
-const CERTIFICATE_WARNING_SECONDS: u64 = 30 * DAY_SECONDS;
 const DAY_SECONDS: u64 = 24 * 3_600;
 /// Entries behind the highest commit at which a node is said to lag: some seconds of a busy cluster.
 const LAG_WARNING_ENTRIES: u64 = 4_096;
@@ -104,24 +103,32 @@ fn about(node: &NodeStatus, version: Option<&str>, committed: u64, now: u64, war
     {
         warnings.push(format!("the disk of node {id} does not keep up: its overlay is nearly full"));
     }
-    match node.certificate_expires_at.checked_sub(now) {
-        None if node.certificate_expires_at > 0 => {
-            warnings.push(format!("the certificate of node {id} has expired: renew it"));
-        }
-        Some(left) if left < CERTIFICATE_WARNING_SECONDS => {
-            let days = left / DAY_SECONDS;
-            warnings.push(format!("the certificate of node {id} expires in {days} days: renew it"));
-        }
-        _ => {}
-    }
+    warnings.extend(certificate_of(node, now));
     if let Some(version) = version.filter(|version| *version != node.version) {
         warnings.push(format!("node {id} runs version {}, the node asked runs {version}", node.version));
     }
 }
 
+/// What to know of a node's certificate, if its end is near. Zero: it does not say when it ends.
+fn certificate_of(node: &NodeStatus, now: u64) -> Option<String> {
+    let NodeStatus { id, certificate_not_before: from, certificate_expires_at: until, .. } = *node;
+    let when = match Urgency::of(CertificateKind::Own, from, until, now) {
+        _ if until == 0 => return None,
+        Urgency::None => return None,
+        Urgency::Over => "has expired".to_owned(),
+        Urgency::Soon | Urgency::Urgent => match (until - now) / DAY_SECONDS {
+            0 => "expires within a day".to_owned(),
+            1 => "expires in 1 day".to_owned(),
+            days => format!("expires in {days} days"),
+        },
+    };
+    Some(format!("the certificate of node {id} {when}: renew it"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::EXPIRY_WARNING;
 
     const NOW: u64 = 1_800_000_000;
 
@@ -134,6 +141,7 @@ mod tests {
             applied: 10_000,
             committed: 10_000,
             version: "1.0.0".into(),
+            certificate_not_before: NOW,
             certificate_expires_at: NOW + 365 * DAY_SECONDS,
             disk_free_bytes: 50 << 30,
             disk_size_bytes: 100 << 30,
@@ -195,7 +203,7 @@ mod tests {
     #[test]
     fn each_fault_of_a_node_has_a_sentence_that_names_it() {
         type Fault = fn(&mut NodeStatus);
-        let faults: [(Fault, &str); 12] = [
+        let faults: [(Fault, &str); 14] = [
             (
                 |node| node.quarantine = "scrub found damage".into(),
                 "node 2 is quarantined and serves no reads: scrub",
@@ -210,8 +218,25 @@ mod tests {
             ),
             (|node| node.overlay_bytes = 80, "the disk of node 2 does not keep up"),
             (
-                |node| node.certificate_expires_at = NOW + 5 * DAY_SECONDS + 1,
+                |node| {
+                    (node.certificate_not_before, node.certificate_expires_at) =
+                        (NOW - 360 * DAY_SECONDS, NOW + 5 * DAY_SECONDS + 1);
+                },
                 "the certificate of node 2 expires in 5 days",
+            ),
+            (
+                |node| {
+                    (node.certificate_not_before, node.certificate_expires_at) =
+                        (NOW - 5 * DAY_SECONDS, NOW + 2 * DAY_SECONDS);
+                },
+                "the certificate of node 2 expires in 2 days",
+            ),
+            (
+                |node| {
+                    (node.certificate_not_before, node.certificate_expires_at) =
+                        (NOW - DAY_SECONDS, NOW + 3_600);
+                },
+                "the certificate of node 2 expires within a day",
             ),
             (|node| node.certificate_expires_at = NOW - 1, "the certificate of node 2 has expired"),
             (|node| node.version = "0.9.0".into(), "node 2 runs version 0.9.0, the node asked runs 1.0.0"),
@@ -234,10 +259,17 @@ mod tests {
             applied: 10_001 - LAG_WARNING_ENTRIES,
             disk_free_bytes: 10 << 30,
             overlay_bytes: 79,
-            certificate_expires_at: NOW + CERTIFICATE_WARNING_SECONDS,
+            certificate_not_before: NOW - 335 * DAY_SECONDS,
+            certificate_expires_at: NOW + EXPIRY_WARNING.as_secs(),
             ..node(2)
         };
-        assert_eq!(judged(vec![node(1), fine, node(3)]).warnings, Vec::<String>::new());
+        // Issued anew every week, on a day in the middle of it.
+        let short_lived = NodeStatus {
+            certificate_not_before: NOW - 4 * DAY_SECONDS,
+            certificate_expires_at: NOW + 3 * DAY_SECONDS,
+            ..node(3)
+        };
+        assert_eq!(judged(vec![node(1), fine, short_lived]).warnings, Vec::<String>::new());
     }
 
     #[test]

@@ -254,9 +254,16 @@ impl AdminView {
         // Certificates of one CA key under one name count as one: the last to expire.
         let mut authorities = std::collections::BTreeMap::new();
         for ca in tls.expiries().into_iter().filter(|one| one.kind == CertificateKind::Authority) {
-            let latest = authorities.entry(ca.subject).or_insert(0);
-            *latest = ca.not_after.max(*latest);
+            let span = (ca.not_after, ca.not_before);
+            let latest = authorities.entry(ca.subject).or_insert(span);
+            *latest = span.max(*latest);
         }
+        let of_each = |of: fn((u64, u64)) -> u64| {
+            authorities
+                .iter()
+                .map(move |(subject, span)| (subject.clone(), of(*span) as f64))
+                .collect::<Vec<_>>()
+        };
         vec![
             number(
                 "strongroom_certificate_expiry_timestamp_seconds",
@@ -267,7 +274,18 @@ impl AdminView {
                 "strongroom_ca_certificate_expiry_timestamp_seconds",
                 "When each CA of the bundle expires, in seconds since the Unix epoch.",
                 "subject",
-                authorities.into_iter().map(|(subject, at)| (subject, at as f64)),
+                of_each(|(not_after, _)| not_after),
+            ),
+            number(
+                "strongroom_certificate_not_before_timestamp_seconds",
+                "Since when this node's certificate is valid, in seconds since the Unix epoch.",
+                tls.not_before(),
+            ),
+            gauges(
+                "strongroom_ca_certificate_not_before_timestamp_seconds",
+                "Since when each CA of the bundle is valid, in seconds since the Unix epoch.",
+                "subject",
+                of_each(|(_, not_before)| not_before),
             ),
         ]
     }

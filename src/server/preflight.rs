@@ -15,7 +15,7 @@ use crate::error::chain;
 use crate::escrow::ids::{Invalid, Role};
 use crate::seal::NodeKey;
 use crate::store::directory::{DataDir, Inspection, Owner};
-use crate::tls::{CredentialFile, EXPIRY_WARNING, Tls, calendar, unix_now};
+use crate::tls::{CertificateKind, CredentialFile, Tls, unix_now};
 
 /// How the kernel writes that a socket listens (`TCP_LISTEN`, include/net/tcp_states.h).
 const LISTENING: &str = "0A";
@@ -81,9 +81,14 @@ impl Findings {
             let expected = format!("spiffe://{}/{}/{}", config.cluster, Role::Node, config.node_id);
             self.refuse("tls.cert", format!("is for {identity}, but the configuration says {expected}"));
         }
-        let expires_at = tls.expires_at();
-        if expires_at < unix_now() + EXPIRY_WARNING.as_secs() {
-            self.warn("tls.cert", format!("expires at {}: renew it", calendar(expires_at)));
+        for expiry in tls.expiries() {
+            let field = match expiry.kind {
+                CertificateKind::Own => "tls.cert",
+                CertificateKind::Authority => "tls.ca",
+            };
+            if let Some(advice) = expiry.advice(unix_now()) {
+                self.warn(field, advice);
+            }
         }
         if config.tls.crl.is_none() {
             self.warn("tls.crl", "none is configured: revoked certificates are believed until they expire");

@@ -13,9 +13,9 @@ pub const AUTHORITY_EXPIRY_WARNING: Duration = days(90);
 /// As [`EXPIRY_URGENT`], of a CA.
 pub const AUTHORITY_EXPIRY_URGENT: Duration = days(30);
 /// The share of its whole time that is left when a short-lived certificate is warned about: one third.
-const WARNING_SHARE: u64 = 3;
+pub const EXPIRY_WARNING_SHARE: u64 = 3;
 /// The share that is left when it is urgent: one tenth.
-const URGENT_SHARE: u64 = 10;
+pub const EXPIRY_URGENT_SHARE: u64 = 10;
 
 const fn days(days: u64) -> Duration {
     Duration::from_secs(days * 24 * 3600)
@@ -58,22 +58,30 @@ pub struct CertificateExpiry {
     pub not_after: u64,
 }
 
-impl CertificateExpiry {
-    /// How near its end is at `now` (Unix seconds).
-    pub fn urgency(&self, now: u64) -> Urgency {
-        let lifetime = self.not_after.saturating_sub(self.not_before);
-        let (warning, urgent) = match self.kind {
+impl Urgency {
+    /// How near the end of a certificate is that is valid from `not_before` to `not_after`, at `now` (Unix seconds). The
+    /// one rule of logs, `status`, `--check` and the alert rules in `cluster/observability`.
+    pub fn of(kind: CertificateKind, not_before: u64, not_after: u64, now: u64) -> Self {
+        let lifetime = not_after.saturating_sub(not_before);
+        let (warning, urgent) = match kind {
             CertificateKind::Own => (EXPIRY_WARNING, EXPIRY_URGENT),
             CertificateKind::Authority => (AUTHORITY_EXPIRY_WARNING, AUTHORITY_EXPIRY_URGENT),
         };
-        let warning = warning.as_secs().min(lifetime / WARNING_SHARE);
-        let urgent = urgent.as_secs().min(lifetime / URGENT_SHARE);
-        match self.not_after.checked_sub(now) {
-            None => Urgency::Over,
-            Some(left) if left < urgent => Urgency::Urgent,
-            Some(left) if left < warning => Urgency::Soon,
-            Some(_) => Urgency::None,
+        let warning = warning.as_secs().min(lifetime / EXPIRY_WARNING_SHARE);
+        let urgent = urgent.as_secs().min(lifetime / EXPIRY_URGENT_SHARE);
+        match not_after.checked_sub(now) {
+            None => Self::Over,
+            Some(left) if left < urgent => Self::Urgent,
+            Some(left) if left < warning => Self::Soon,
+            Some(_) => Self::None,
         }
+    }
+}
+
+impl CertificateExpiry {
+    /// How near its end is at `now` (Unix seconds).
+    pub fn urgency(&self, now: u64) -> Urgency {
+        Urgency::of(self.kind, self.not_before, self.not_after, now)
     }
 
     /// What to know and to do at `now`, as a sentence; `None` while there is nothing.

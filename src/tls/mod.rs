@@ -43,7 +43,7 @@ pub use certificate::CertificateFacts;
 pub use error::{CertificateFault, TlsError};
 pub use expiry::{
     AUTHORITY_EXPIRY_URGENT, AUTHORITY_EXPIRY_WARNING, CertificateExpiry, CertificateKind, EXPIRY_URGENT,
-    EXPIRY_WARNING, Urgency,
+    EXPIRY_URGENT_SHARE, EXPIRY_WARNING, EXPIRY_WARNING_SHARE, Urgency,
 };
 pub use peer::PeerCertificate;
 pub use preflight::CredentialFile;
@@ -167,6 +167,11 @@ impl Tls {
     /// The last second (Unix) the own certificate and those above it are valid.
     pub fn expires_at(&self) -> u64 {
         self.shared.current.load().expires_at
+    }
+
+    /// The first second (Unix) in which the own certificate is valid.
+    pub fn not_before(&self) -> u64 {
+        self.shared.current.load().not_before
     }
 
     /// The own certificate's serial number, lower-case hexadecimal.

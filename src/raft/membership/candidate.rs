@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
-use tonic::Response;
 use uuid::Uuid;
 
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, NodeId};
 use crate::escrow::records::{DepartedNode, NodeRecord};
-use crate::proto::peer::{DescribeRequest, DescribeResponse};
+use crate::proto::peer::DescribeResponse;
 use crate::seal::is_recipient;
 use crate::tls::ExpectedPeer;
 
 use super::super::error::NodeError;
+use super::super::features::supported_by;
 use super::super::node::Node;
+use super::super::peers::describe;
 use super::super::types::Member;
 use super::refused::Refused;
 
@@ -91,7 +91,7 @@ pub(super) fn judge(described: &DescribeResponse, register: &Register) -> Result
             "finish its `init` if it is to be a cluster of its own; otherwise give it an empty data directory",
         );
     }
-    let supported = FeatureLevel(status.feature_level).max(FeatureLevel::FIRST);
+    let supported = supported_by(&status);
     if supported < register.level {
         return refused(
             format!(
@@ -146,10 +146,8 @@ impl Node {
             )
         };
         let mut client = self.inner.peers.stranger(address, expected);
-        let answer = timeout(DESCRIBE_TIMEOUT, client.describe(DescribeRequest {})).await;
-        let answer =
-            answer.map_err(|_| unreachable(format!("no answer within {} s", DESCRIBE_TIMEOUT.as_secs())))?;
-        answer.map(Response::into_inner).map_err(|status| unreachable(crate::error::status(&status)))
+        let described = describe(&mut client, DESCRIBE_TIMEOUT).await;
+        described.map_err(|status| unreachable(crate::error::status(&status)))
     }
 
     /// The node at `address`, if it may join.

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use openraft::async_runtime::WatchReceiver;
-use tokio::time::timeout;
 
-use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::NodeId;
 use crate::escrow::lookup;
-use crate::proto::peer::DescribeRequest;
 
 use super::super::error::NodeError;
+use super::super::features::supported_by;
 use super::super::node::Node;
+use super::super::peers::describe;
 use super::candidate::Register;
 use super::plan::{Members, Situation, Standing};
 
@@ -72,7 +71,7 @@ impl Node {
     /// [`NodeError::Excluded`] if it was removed; [`NodeError::State`] if the replica cannot be read.
     pub fn check_stays(&self) -> Result<(), NodeError> {
         let id = self.options().id;
-        if lookup::departed(&self.view()?)?.iter().any(|departed| departed.id == id) {
+        if lookup::has_departed(&self.view()?, id)? {
             return Err(NodeError::Excluded(format!("node {id} was removed; ask another")));
         }
         Ok(())
@@ -110,21 +109,15 @@ impl Node {
             return (standing, self.applied());
         }
         let Some(mut client) = self.member_client(id) else { return Default::default() };
-        match timeout(REACH_TIMEOUT, client.describe(DescribeRequest {})).await {
-            Ok(Ok(answer)) => {
-                let status = answer.into_inner().status.unwrap_or_default();
-                // Releases from before there were levels say nothing of them.
-                let supports = FeatureLevel(status.feature_level).max(FeatureLevel::FIRST);
-                let standing = Standing {
-                    reachable: true,
-                    draining: status.draining || !status.quarantine.is_empty(),
-                    supports,
-                    ..Standing::default()
-                };
-                (standing, status.applied)
-            }
-            _ => Default::default(),
-        }
+        let Ok(described) = describe(&mut client, REACH_TIMEOUT).await else { return Default::default() };
+        let status = described.status.unwrap_or_default();
+        let standing = Standing {
+            reachable: true,
+            draining: status.draining || !status.quarantine.is_empty(),
+            supports: supported_by(&status),
+            ..Standing::default()
+        };
+        (standing, status.applied)
     }
 
     /// Whether the configuration is one that is committed and not joint.

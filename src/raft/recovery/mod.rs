@@ -14,8 +14,6 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use openraft::Membership;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
-use tonic::Response;
 use uuid::Uuid;
 
 pub use self::survey::{Allowed, Asked, KnownMembership, Loss, Objection, Survey, Survivor};
@@ -25,7 +23,7 @@ use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, NodeId, RequestId};
 use crate::escrow::lookup;
 use crate::escrow::records::{KeyringRecord, LogPosition, Source};
-use crate::proto::peer::{self, DescribeRequest, DescribeResponse};
+use crate::proto::peer::{self, DescribeResponse};
 use crate::seal::NodeKey;
 use crate::store::StoreError;
 use crate::store::format::Payload;
@@ -36,7 +34,7 @@ use super::error::NodeError;
 use super::log_store::{READ_MAX_BYTES, decode_membership, encode_membership};
 use super::node::Node;
 use super::now;
-use super::peers::Peers;
+use super::peers::{Peers, describe};
 use super::storage::Storage;
 use super::types::Member;
 
@@ -77,9 +75,8 @@ pub async fn survey(node: NodeId, local: Survivor, running: bool, peers: &Peers)
 /// In words, why it did not say.
 pub async fn ask(peers: &Peers, id: NodeId, address: &str) -> Result<Survivor, String> {
     let mut client = peers.stranger(address, ExpectedPeer::Node(id));
-    let answer = timeout(ASK_TIMEOUT, client.describe(DescribeRequest {})).await;
-    let answer = answer.map_err(|_| format!("no answer within {} s", ASK_TIMEOUT.as_secs()))?;
-    let described = answer.map(Response::into_inner).map_err(|status| crate::error::status(&status))?;
+    let described = describe(&mut client, ASK_TIMEOUT).await;
+    let described = described.map_err(|status| crate::error::status(&status))?;
     survivor(described).ok_or_else(|| "its answer cannot be read".to_owned())
 }
 
