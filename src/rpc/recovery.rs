@@ -33,28 +33,11 @@ const NONCE_BYTES: usize = 32;
 impl RecoveryService for Context {
     async fn find(&self, request: Request<FindRequest>) -> Result<Response<FindResponse>, Status> {
         self.admit(&request, Operation::Find)?;
-        let request = request.into_inner();
-        let query = wire::query(&request)?;
-        let quorum = wire::wants_quorum(request.consistency)?;
-        if quorum {
-            let index = self.node.read_index().await.map_err(status::shared)?;
-            self.node.wait_applied(index).await?;
-        }
-        self.node.wait_applied(request.min_index).await?;
-        self.node.cluster()?.ok_or(NodeError::NoCluster)?;
-        // Taken before the rows are read: what is shown is at least as fresh as it says.
-        let freshness = wire::freshness(&self.node, if quorum { "quorum" } else { "local" });
-        let node = self.node.clone();
-        let found = blocking(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
-        Ok(Response::new(FindResponse {
-            keys: found.keys.into_iter().map(wire::key).collect(),
-            truncated: found.truncated,
-            freshness: Some(freshness),
-        }))
+        self.unless_removed(self.look_up(request.into_inner())).await.map(Response::new)
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
-        let answer = self.reveal(request).await;
+        let answer = self.unless_removed(self.reveal(request)).await;
         self.node.options().metrics.reveals.count(outcome(&answer));
         answer.map(Response::new)
     }
@@ -102,6 +85,26 @@ fn outcome(answer: &Result<RecoverResponse, Status>) -> RevealOutcome {
 }
 
 impl Context {
+    /// Looks keys up in this replica, once it is as fresh as was asked for.
+    async fn look_up(&self, request: FindRequest) -> Result<FindResponse, Status> {
+        let query = wire::query(&request)?;
+        let quorum = wire::wants_quorum(request.consistency)?;
+        if quorum {
+            let index = self.node.read_index().await.map_err(status::shared)?;
+            self.node.wait_applied(index).await?;
+        }
+        self.node.wait_applied(request.min_index).await?;
+        // Taken before the rows are read: what is shown is at least as fresh as it says.
+        let freshness = wire::freshness(&self.node, if quorum { "quorum" } else { "local" });
+        let node = self.node.clone();
+        let found = blocking(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
+        Ok(FindResponse {
+            keys: found.keys.into_iter().map(wire::key).collect(),
+            truncated: found.truncated,
+            freshness: Some(freshness),
+        })
+    }
+
     /// Puts a reveal on record and shows the key.
     async fn reveal(&self, request: Request<RecoverRequest>) -> Result<RecoverResponse, Status> {
         let caller = self.admit(&request, Operation::Recover)?;

@@ -7,6 +7,7 @@ mod common;
 mod guard_rails;
 mod leaders_killed;
 mod learners;
+mod outsiders;
 mod removed;
 mod replaced;
 mod steps;
