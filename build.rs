@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "strongroom/v1/cluster.proto",
     "strongroom/v1/escrow.proto",
     "strongroom/v1/peer.proto",
+    "strongroom/v1/policy.proto",
     "strongroom/v1/recovery.proto",
 ];
 

@@ -42,8 +42,9 @@ pub(super) struct FindCommand {
     limit: u32,
 }
 
+/// Which state a read may be answered from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum Consistency {
+pub(super) enum Consistency {
     #[default]
     Local,
     Quorum,
@@ -69,6 +70,15 @@ impl FromStr for KeyIdPrefix {
     }
 }
 
+impl From<Consistency> for proto::Consistency {
+    fn from(consistency: Consistency) -> Self {
+        match consistency {
+            Consistency::Local => Self::Local,
+            Consistency::Quorum => Self::Quorum,
+        }
+    }
+}
+
 impl FindCommand {
     pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
         let found = global.client()?.find(&self.request()).await?;
@@ -76,15 +86,11 @@ impl FindCommand {
     }
 
     fn request(self) -> proto::FindRequest {
-        let consistency = match self.consistency {
-            Consistency::Local => proto::Consistency::Local,
-            Consistency::Quorum => proto::Consistency::Quorum,
-        };
         proto::FindRequest {
             key_id_prefix: self.key_id.map(|prefix| prefix.0).unwrap_or_default(),
             machine: self.machine.map(String::from).unwrap_or_default(),
             user: self.user.map(String::from).unwrap_or_default(),
-            consistency: consistency.into(),
+            consistency: proto::Consistency::from(self.consistency).into(),
             min_index: self.min_index,
             limit: self.limit,
         }

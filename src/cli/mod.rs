@@ -3,6 +3,7 @@
 //!
 //! Every failure is a [`Failure`] and becomes an exit code in `failure.rs` and nowhere else.
 
+mod approval;
 mod bench;
 pub mod cert;
 mod custody;
@@ -19,6 +20,7 @@ mod manual;
 mod member;
 mod node_config;
 mod output;
+mod policy;
 mod receipt;
 mod recover;
 mod recover_cluster;
@@ -110,6 +112,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// See and decide reveals that another person asked for.
+    Approval(approval::ApprovalCommand),
     /// Measure a cluster under load.
     Bench(bench::BenchCommand),
     /// A certificate authority for those who have none.
@@ -137,6 +141,8 @@ enum Command {
     Man,
     /// List members, and change who they are.
     Member(member::MemberCommand),
+    /// Show the policy of reveals, or replace it.
+    Policy(policy::PolicyCommand),
     /// Check receipts.
     Receipt(receipt::ReceiptCommand),
     /// Show one secret, which puts it on record.
@@ -175,6 +181,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     runtime.block_on(async {
         match command {
+            Command::Approval(approval) => approval.run(&global, printer).await,
             Command::Bench(bench) => bench.run(&global, printer).await,
             Command::Cert { command } => cert::run(command, printer),
             Command::Completions(completions) => completions.run(),
@@ -187,6 +194,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
             Command::Init(init) => init.run(printer).await,
             Command::Man => manual::print(),
             Command::Member(member) => member.run(&global, printer).await,
+            Command::Policy(policy) => policy.run(&global, printer).await,
             Command::Receipt(receipt) => receipt.run(&global, printer),
             Command::Recover(recover) => recover.run(&global, printer).await,
             Command::RecoverCluster(recover) => recover.run(printer).await,

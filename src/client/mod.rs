@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tonic::{Request, Status, Streaming};
+use uuid::Uuid;
 
 pub use self::attempts::ATTEMPT_TIMEOUT;
 pub use self::endpoint::EndpointAddress;
@@ -34,6 +35,7 @@ use crate::escrow::secrets::SecretKind;
 use crate::proto;
 use crate::proto::cluster_service_client::ClusterServiceClient;
 use crate::proto::escrow_service_client::EscrowServiceClient;
+use crate::proto::policy_service_client::PolicyServiceClient;
 use crate::proto::recovery_service_client::RecoveryServiceClient;
 use crate::request_id::{REQUEST_ID_KEY, TraceId};
 use crate::seal::receipt::Receipt;
@@ -198,6 +200,72 @@ impl Client {
                 async move { RecoveryServiceClient::new(channel).custody(bounded(request, budget)).await }
             })
             .await
+    }
+
+    /// The policy of reveals that is followed.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn policy(
+        &self,
+        consistency: proto::Consistency,
+    ) -> Result<proto::ShowPolicyResponse, ClientError> {
+        let request = proto::ShowPolicyRequest { consistency: consistency.into() };
+        self.pool
+            .call(|channel, budget| async move {
+                PolicyServiceClient::new(channel).show_policy(bounded(request, budget)).await
+            })
+            .await
+    }
+
+    /// Replaces version `replaces` of the policy of reveals by the JSON document `policy`, and answers the version it
+    /// has now.
+    ///
+    /// # Errors
+    /// Any [`ClientError`]; [`ClientError::Conflict`] if another version is followed.
+    pub async fn set_policy(&self, policy: &str, replaces: u64) -> Result<u64, ClientError> {
+        let trace = TraceId::draw();
+        let request =
+            proto::SetPolicyRequest { request_id: trace.to_string(), policy: policy.to_owned(), replaces };
+        let answer = self.pool.call_as(trace, |channel, budget| {
+            let request = request.clone();
+            async move { PolicyServiceClient::new(channel).set_policy(bounded(request, budget)).await }
+        });
+        Ok(answer.await?.version)
+    }
+
+    /// Reveals that wait for a second person, or were approved and not used yet.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn approvals(
+        &self,
+        consistency: proto::Consistency,
+    ) -> Result<proto::ListApprovalsResponse, ClientError> {
+        let request = proto::ListApprovalsRequest { consistency: consistency.into() };
+        self.pool
+            .call(|channel, budget| async move {
+                PolicyServiceClient::new(channel).list_approvals(bounded(request, budget)).await
+            })
+            .await
+    }
+
+    /// Grants or rejects a reveal that another person asked for.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn decide_approval(&self, approval: Uuid, granted: bool) -> Result<(), ClientError> {
+        let trace = TraceId::draw();
+        let request = proto::DecideApprovalRequest {
+            request_id: trace.to_string(),
+            approval: approval.to_string(),
+            granted,
+        };
+        let answer = self.pool.call_as(trace, |channel, budget| {
+            let request = request.clone();
+            async move { PolicyServiceClient::new(channel).decide_approval(bounded(request, budget)).await }
+        });
+        answer.await.map(drop)
     }
 
     /// The cluster as the answering node sees it. A node that belongs to no cluster is only listened to if no other

@@ -75,6 +75,24 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         }
         AuditEvent::FeatureLevelRaised { level } => canonical.number(6).number(u64::from(level.0)),
         AuditEvent::NodeRemoved { node } => canonical.number(7).number(*node),
+        AuditEvent::PolicySet { version, policy } => canonical.number(8).number(*version).text(policy),
+        AuditEvent::ApprovalAsked { approval, key_id, machine, user, reason, expires_at } => canonical
+            .number(9)
+            .bytes(approval.0.as_bytes())
+            .bytes(key_id.0.as_bytes())
+            .text(machine.as_str())
+            .optional_text(user.as_ref().map(ToString::to_string).as_deref())
+            .text(reason)
+            .number(expires_at.0),
+        AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted } => canonical
+            .number(10)
+            .bytes(approval.0.as_bytes())
+            .bytes(key_id.0.as_bytes())
+            .text(&asked_by.to_string())
+            .number(u64::from(*granted)),
+        AuditEvent::ApprovalUsed { approval, granted_by } => {
+            canonical.number(11).bytes(approval.0.as_bytes()).text(&granted_by.to_string())
+        }
     };
     canonical.sha256()
 }

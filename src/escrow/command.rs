@@ -41,6 +41,10 @@ pub enum Action {
     RecoverCluster(RecoverCluster),
     /// Note that a node left, and replace the keyring by one with a new data key that is not sealed to it.
     RemoveNode(RemoveNode),
+    /// Replace the policy of reveals.
+    SetPolicy(SetPolicy),
+    /// Grant or reject a reveal that another person asked for.
+    DecideApproval(DecideApproval),
 }
 
 impl Action {
@@ -54,6 +58,8 @@ impl Action {
             Self::RaiseFeatureLevel(_) => "raise-feature-level",
             Self::RecoverCluster(_) => "recover-cluster",
             Self::RemoveNode(_) => "remove-node",
+            Self::SetPolicy(_) => "set-policy",
+            Self::DecideApproval(_) => "decide-approval",
         }
     }
 }
@@ -145,6 +151,29 @@ pub struct RemoveNode {
     pub keyring: KeyringRecord,
 }
 
+/// A policy of reveals to follow from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetPolicy {
+    /// The whole of it, as JSON.
+    pub policy: String,
+    /// The version it replaces, so that two officers do not overwrite each other; 0 for the one that every cluster
+    /// begins with.
+    pub replaces: u64,
+}
+
+/// What a second person decides about a reveal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecideApproval {
+    /// The key it is about.
+    pub key_id: KeyId,
+    /// Who asked for it, as [`Identity::person`].
+    pub person: String,
+    /// The request for approval that was looked at: another one by the same person is not decided by this.
+    pub approval: RequestId,
+    /// Whether the key may be revealed.
+    pub granted: bool,
+}
+
 /// What apply answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -164,6 +193,24 @@ pub enum Reply {
     FeatureLevel(FeatureLevel),
     /// The node has departed and the keyring is replaced.
     NodeRemoved,
+    /// The policy is followed from now on, as this version.
+    PolicySet {
+        /// Counts every change, from 1.
+        version: u64,
+    },
+    /// A second person must approve this reveal. Nothing is shown.
+    ApprovalAsked(ApprovalAsked),
+    /// The decision is on record.
+    ApprovalDecided,
+}
+
+/// A reveal that waits for a second person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApprovalAsked {
+    /// What the second person names.
+    pub approval: RequestId,
+    /// From then on it can neither be approved nor used.
+    pub expires_at: Timestamp,
 }
 
 /// A key that is kept: what a receipt certifies.

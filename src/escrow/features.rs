@@ -8,7 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::command::Action;
+use super::command::{Action, Command};
+use super::ids::Role;
 
 /// Counts the releases that brought new commands, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -20,12 +21,18 @@ impl FeatureLevel {
     pub const FIRST: Self = Self(1);
     /// Brought what notes that nodes left: removal, and recovery on one survivor.
     pub const DEPARTURES: Self = Self(2);
+    /// Brought the recovery desk: the policy of reveals, limits, approvals, end users.
+    pub const DESK: Self = Self(3);
     /// The highest whose commands this release can apply.
-    pub const SUPPORTED: Self = Self(2);
+    pub const SUPPORTED: Self = Self(3);
 
-    /// The level that allows `action`.
-    pub fn required_by(action: &Action) -> Self {
-        match action {
+    /// The level that allows `command`.
+    pub fn required_by(command: &Command) -> Self {
+        // A release from before there were end users cannot even read a command of one.
+        if command.by.role == Role::SelfService {
+            return Self::DESK;
+        }
+        match command.action {
             Action::Initialize(_)
             | Action::Escrow(_)
             | Action::Reveal(_)
@@ -33,6 +40,7 @@ impl FeatureLevel {
             // What raises the level cannot need it.
             | Action::RaiseFeatureLevel(_) => Self::FIRST,
             Action::RecoverCluster(_) | Action::RemoveNode(_) => Self::DEPARTURES,
+            Action::SetPolicy(_) | Action::DecideApproval(_) => Self::DESK,
         }
     }
 }

@@ -11,6 +11,8 @@
 //! | `level level= [by=]` | raises the feature level |
 //! | `recover-cluster cluster=HEX survivor= [generation=] [version=] [by=]` | begins a new history |
 //! | `remove node= [generation=] [version=] [by=]` | removes a node |
+//! | `policy [replaces=] [policy=JSON] [by=]` | sets the policy |
+//! | `decide key=HEX person= approval=HEX [granted=] [by=]` | decides about a reveal |
 //! | `find [key=PREFIX] [machine=] [user=] [limit=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
@@ -31,8 +33,8 @@ use uuid::Uuid;
 use super::apply::apply;
 use super::audit::{ChainHead, verify};
 use super::command::{
-    Action, AdmitNode, Command, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster, RemoveNode, Reply,
-    Reveal,
+    Action, AdmitNode, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster,
+    RemoveNode, Reply, Reveal, SetPolicy,
 };
 use super::features::FeatureLevel;
 use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
@@ -57,7 +59,21 @@ macro_rules! scripts {
     };
 }
 
-scripts!(admit, clock, escrow, feature_level, find, initialize, recover_cluster, remove, replay, reveal);
+scripts!(
+    admit,
+    approval,
+    clock,
+    escrow,
+    feature_level,
+    find,
+    initialize,
+    limits,
+    policy,
+    recover_cluster,
+    remove,
+    replay,
+    reveal
+);
 
 /// 2026-01-01T00:00:00Z, where every script begins.
 const BEGINNING_MS: u64 = 1_767_225_600_000;
@@ -79,11 +95,13 @@ impl goldenscript::Runner for Script {
             "admit" => self.apply(&mut args, "operator/ops1", admit)?,
             "audit" => self.audit()?,
             "count" => self.count(),
+            "decide" => self.apply(&mut args, "officer/olga", decide)?,
             "dump" => self.dump(&mut args)?,
             "escrow" => self.apply(&mut args, "importer/imp", escrow)?,
             "find" => self.find(&mut args)?,
             "level" => self.apply(&mut args, "node/1", raise)?,
             "init" => self.apply(&mut args, "node/1", initialize)?,
+            "policy" => self.apply(&mut args, "officer/olga", set_policy)?,
             "recover-cluster" => self.apply(&mut args, "node/1", recover_cluster)?,
             "remove" => self.apply(&mut args, "operator/ops1", remove)?,
             "reveal" => self.apply(&mut args, "helpdesk-advanced/desk2", reveal)?,
@@ -152,6 +170,25 @@ impl Script {
                 }
                 AuditEvent::FeatureLevelRaised { level } => writeln!(text, "feature-level={level}")?,
                 AuditEvent::NodeRemoved { node } => writeln!(text, "removed node={node}")?,
+                AuditEvent::PolicySet { version, policy } => {
+                    writeln!(text, "policy version={version} {} bytes", policy.len())?;
+                }
+                AuditEvent::ApprovalAsked { approval, key_id, machine, user, reason, expires_at } => {
+                    writeln!(
+                        text,
+                        "approval-asked {approval} key={key_id} machine={machine} user={} reason={reason:?} expires={expires_at}",
+                        or_none(user),
+                    )?
+                }
+                AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted } => {
+                    writeln!(
+                        text,
+                        "approval-decided {approval} key={key_id} asked-by={asked_by} granted={granted}"
+                    )?;
+                }
+                AuditEvent::ApprovalUsed { approval, granted_by } => {
+                    writeln!(text, "approval-used {approval} granted-by={granted_by}")?;
+                }
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
                 }
@@ -247,6 +284,22 @@ fn remove(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
     Ok(Action::RemoveNode(RemoveNode { node: required(args, "node")?, keyring: keyring(args, 2)? }))
 }
 
+fn set_policy(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::SetPolicy(SetPolicy {
+        policy: args.take_key("policy").unwrap_or("{}").to_owned(),
+        replaces: optional(args, "replaces")?.unwrap_or(0),
+    }))
+}
+
+fn decide(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::DecideApproval(DecideApproval {
+        key_id: KeyId(id(args, "key")?.ok_or("key= is missing")?),
+        person: required(args, "person")?,
+        approval: RequestId(id(args, "approval")?.ok_or("approval= is missing")?),
+        granted: optional(args, "granted")?.unwrap_or(true),
+    }))
+}
+
 fn node(args: &mut ArgumentConsumer<'_>, node: u64) -> Outcome<NodeRecord> {
     Ok(NodeRecord {
         id: node,
@@ -282,6 +335,11 @@ fn describe(reply: &Reply) -> String {
         Reply::Initialized => "initialized".to_owned(),
         Reply::NodeAdmitted => "admitted".to_owned(),
         Reply::NodeRemoved => "removed".to_owned(),
+        Reply::PolicySet { version } => format!("policy version {version}"),
+        Reply::ApprovalAsked(asked) => {
+            format!("needs approval {} until {}", asked.approval, asked.expires_at)
+        }
+        Reply::ApprovalDecided => "decided".to_owned(),
         Reply::Refused(refusal) => {
             let kind = format!("{refusal:?}");
             format!("refused, {}: {refusal}", kind.split('(').next().unwrap())

@@ -263,11 +263,13 @@ pub enum Role {
     Officer,
     /// Adds and removes nodes, backs up, upgrades.
     Operator,
+    /// An end user, who sees only keys of machines on which that user was recorded.
+    SelfService,
 }
 
 impl Role {
     /// Every role, in the order of their names.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Agent,
         Self::Auditor,
         Self::Helpdesk,
@@ -276,6 +278,7 @@ impl Role {
         Self::Node,
         Self::Officer,
         Self::Operator,
+        Self::SelfService,
     ];
 
     /// The name as it stands in certificates and on the command line.
@@ -289,6 +292,7 @@ impl Role {
             Self::Node => "node",
             Self::Officer => "officer",
             Self::Operator => "operator",
+            Self::SelfService => "self-service",
         }
     }
 }
@@ -317,7 +321,8 @@ pub struct Identity {
     pub cluster: ClusterName,
     /// What it may do.
     pub role: Role,
-    /// Who it is within the role: a machine id for agents, a node id for nodes, otherwise a person or service.
+    /// Who it is within the role: a machine id for agents, a node id for nodes, `DOMAIN/NAME` for an end user, otherwise
+    /// a person or service.
     pub name: String,
 }
 
@@ -325,9 +330,21 @@ impl Identity {
     /// An identity of `role` and `name` in `cluster`.
     ///
     /// # Errors
-    /// [`Invalid`] if the name does not fit in a SPIFFE path segment, or is not a node id for [`Role::Node`].
+    /// [`Invalid`] if the name does not fit in a SPIFFE path segment, is not a node id for [`Role::Node`], or not two
+    /// segments, the user's domain and name, for [`Role::SelfService`].
     pub fn new(cluster: ClusterName, role: Role, name: &str) -> Result<Self, Invalid> {
-        check_name(name, NAME_MAX_BYTES).map_err(|expected| Invalid::new("name", expected))?;
+        match (role, name.split_once('/')) {
+            (Role::SelfService, Some((domain, user))) => {
+                for part in [domain, user] {
+                    check_name(part, NAME_MAX_BYTES)
+                        .map_err(|expected| Invalid::new("name", format!("DOMAIN/NAME, each {expected}")))?;
+                }
+            }
+            (Role::SelfService, None) => {
+                return Err(Invalid::new("name", "DOMAIN/NAME: the end user, as machines record that user"));
+            }
+            _ => check_name(name, NAME_MAX_BYTES).map_err(|expected| Invalid::new("name", expected))?,
+        }
         let identity = Self { cluster, role, name: name.to_owned() };
         if role == Role::Node && identity.node_id().is_none() {
             return Err(Invalid::new("name", "a node id: a whole number from 1, without leading zeros"));
@@ -339,6 +356,18 @@ impl Identity {
     pub fn node_id(&self) -> Option<NodeId> {
         let id: NodeId = self.name.parse().ok().filter(|id| *id > 0)?;
         (self.role == Role::Node && id.to_string() == self.name).then_some(id)
+    }
+
+    /// The user of machines that this is, if it is an end user.
+    pub fn user(&self) -> Option<UserName> {
+        let (domain, name) = self.name.split_once('/').filter(|_| self.role == Role::SelfService)?;
+        Some(UserName { domain: domain.to_owned(), name: name.to_owned() })
+    }
+
+    /// The person behind it, by which limits are counted and approvals told apart: the name, whatever the role, for
+    /// somebody with two roles is one person still.
+    pub fn person(&self) -> String {
+        self.name.to_lowercase()
     }
 }
 

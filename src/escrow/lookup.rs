@@ -6,9 +6,10 @@ use std::str::FromStr;
 
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
+use super::policy::document::Policy;
 use super::records::{
-    AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyringRecord, MachineRecord,
-    NodeRecord,
+    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyringRecord,
+    MachineRecord, NodeRecord, PolicyRecord,
 };
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
 use super::state::{Row, Rows, StateError};
@@ -269,6 +270,23 @@ pub fn has_departed<S: Rows>(rows: &S, id: NodeId) -> Result<bool, StateError> {
 pub fn feature_level<S: Rows>(rows: &S) -> Result<FeatureLevel, StateError> {
     let record: Option<FeatureLevelRecord> = rows.row(ONLY_ROW)?;
     Ok(record.map_or(FeatureLevel::FIRST, |record| record.level))
+}
+
+/// The policy of reveals as an officer set it, if one did.
+pub fn policy_record<S: Rows>(rows: &S) -> Result<Option<PolicyRecord>, StateError> {
+    rows.row(ONLY_ROW)
+}
+
+/// The policy of reveals that is followed.
+pub fn policy<S: Rows>(rows: &S) -> Result<Policy, StateError> {
+    policy_record(rows)?.map_or_else(|| Ok(Policy::default()), |record| Policy::stored(&record.policy))
+}
+
+/// The reveals that wait for a second person or were approved and not used yet, by key, at `now`.
+pub fn approvals<S: Rows>(rows: &S, now: Timestamp) -> Result<Vec<Approval>, StateError> {
+    let mut approvals: Vec<Approval> = rows.rows(&[], None, super::apply::APPROVALS_MAX)?;
+    approvals.retain(|approval| approval.expires_at > now);
+    Ok(approvals)
 }
 
 /// The audit records after `sequence` (0 for all), in order; at most `limit` and [`AUDIT_PAGE_MAX`] of them.

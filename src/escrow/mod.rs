@@ -12,7 +12,8 @@
 //! | [`records`] | what is stored: machines, keys, nodes, the keyring, audit records |
 //! | [`command`] | what can be asked of the state, and what it answers |
 //! | [`features`] | which commands every member can apply |
-//! | [`policy`] | which role may ask for what |
+//! | [`policy`] | which role may ask for what, and the policy of reveals |
+//! | [`disclosure`] | who may see a key: the rules of a reveal |
 //! | [`state`] | the tables, as apply and lookups see them |
 //! | [`rows`] | in which table and under which key each record lives |
 //! | [`apply`] | what a command does to the state |
@@ -26,6 +27,7 @@ pub mod apply;
 pub mod audit;
 pub mod command;
 mod digest;
+pub mod disclosure;
 pub mod features;
 pub mod ids;
 pub mod lookup;

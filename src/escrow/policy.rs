@@ -1,11 +1,15 @@
 //! Which role may ask for what: one table, read by the RPC guard before anything is done and again by apply, which
 //! decides.
 
+pub mod document;
+
 use super::ids::{Identity, MachineId, Role};
 
 /// What can be asked of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
+    /// Grant or reject a reveal that somebody else asked for, and see which are asked for.
+    Approve,
     /// Add, promote, demote, remove or replace a member, or move the leadership.
     ChangeMembership,
     /// Challenge every member to prove that it holds a key.
@@ -22,13 +26,18 @@ pub enum Operation {
     Recover,
     /// Begin a new history after a quorum was lost for ever. Not a service: a node does it to itself when told to.
     RecoverCluster,
+    /// Replace the policy of reveals.
+    SetPolicy,
+    /// See the policy of reveals.
+    ShowPolicy,
     /// Ask how the cluster is.
     Status,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
+        Self::Approve,
         Self::ChangeMembership,
         Self::Custody,
         Self::Escrow,
@@ -37,6 +46,8 @@ impl Operation {
         Self::RaiseFeatureLevel,
         Self::Recover,
         Self::RecoverCluster,
+        Self::SetPolicy,
+        Self::ShowPolicy,
         Self::Status,
     ];
 }
@@ -45,6 +56,7 @@ impl std::fmt::Display for Operation {
     /// What it is that one may or may not.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Approve => "approve reveals",
             Self::ChangeMembership => "change the membership",
             Self::Custody => "ask for custody",
             Self::Escrow => "escrow keys",
@@ -53,6 +65,8 @@ impl std::fmt::Display for Operation {
             Self::RaiseFeatureLevel => "raise the feature level",
             Self::Recover => "recover keys",
             Self::RecoverCluster => "recover a cluster",
+            Self::SetPolicy => "set the policy",
+            Self::ShowPolicy => "see the policy",
             Self::Status => "ask for status",
         })
     }
@@ -61,15 +75,22 @@ impl std::fmt::Display for Operation {
 /// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
-        ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, Recover, RecoverCluster,
-        Status,
+        Approve, ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, Recover,
+        RecoverCluster, SetPolicy, ShowPolicy, Status,
     };
     match role {
         Role::Agent | Role::Importer => matches!(operation, Escrow | Status),
-        Role::Auditor | Role::Officer => matches!(operation, Custody | Find | Status),
-        Role::Helpdesk | Role::HelpdeskAdvanced => matches!(operation, Custody | Find | Recover | Status),
+        Role::Auditor => matches!(operation, Custody | Find | ShowPolicy | Status),
+        Role::Helpdesk => matches!(operation, Custody | Find | Recover | ShowPolicy | Status),
+        Role::HelpdeskAdvanced => {
+            matches!(operation, Approve | Custody | Find | Recover | ShowPolicy | Status)
+        }
         Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | RecoverCluster),
-        Role::Operator => matches!(operation, ChangeMembership | Custody | Find | Initialize | Status),
+        Role::Officer => matches!(operation, Approve | Custody | Find | SetPolicy | ShowPolicy | Status),
+        Role::Operator => {
+            matches!(operation, ChangeMembership | Custody | Find | Initialize | ShowPolicy | Status)
+        }
+        Role::SelfService => matches!(operation, Find | Recover | Status),
     }
 }
 
@@ -78,9 +99,9 @@ pub fn may_escrow(by: &Identity, machine: &MachineId) -> bool {
     allows(by.role, Operation::Escrow) && (by.role != Role::Agent || by.name == machine.as_str())
 }
 
-/// Whether `role` reveals a key only to a user who is named and known on its machine.
+/// Whether `role` reveals a key only for a user who is named and known on its machine. An end user is that user.
 pub fn must_name_user(role: Role) -> bool {
-    role != Role::HelpdeskAdvanced
+    role == Role::Helpdesk
 }
 
 #[cfg(test)]
@@ -91,15 +112,16 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // change custody escrow find init raise recover recover-cluster status
-            (Role::Agent, "..x.....x"),
-            (Role::Auditor, ".x.x....x"),
-            (Role::Helpdesk, ".x.x..x.x"),
-            (Role::HelpdeskAdvanced, ".x.x..x.x"),
-            (Role::Importer, "..x.....x"),
-            (Role::Node, "....xx.x."),
-            (Role::Officer, ".x.x....x"),
-            (Role::Operator, "xx.xx...x"),
+            // approve change custody escrow find init raise recover recover-cluster set-policy show-policy status
+            (Role::Agent, "...x.......x"),
+            (Role::Auditor, "..x.x.....xx"),
+            (Role::Helpdesk, "..x.x..x..xx"),
+            (Role::HelpdeskAdvanced, "x.x.x..x..xx"),
+            (Role::Importer, "...x.......x"),
+            (Role::Node, ".....xx.x..."),
+            (Role::Officer, "x.x.x....xxx"),
+            (Role::Operator, ".xx.xx....xx"),
+            (Role::SelfService, "....x..x...x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {
@@ -120,9 +142,9 @@ mod tests {
     }
 
     #[test]
-    fn only_the_advanced_help_desk_need_not_name_the_user() {
+    fn only_the_plain_help_desk_names_the_user() {
         for role in Role::ALL {
-            assert_eq!(must_name_user(role), role != Role::HelpdeskAdvanced);
+            assert_eq!(must_name_user(role), role == Role::Helpdesk);
         }
     }
 }

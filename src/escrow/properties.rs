@@ -10,15 +10,16 @@ use super::command::{Action, Command, Reply};
 use super::ids::Role;
 use super::lookup;
 use super::memory::Memory;
+use super::policy::{self, Operation};
 use super::records::{
-    AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyState, KeyringRecord,
-    LogPosition, MachineRecord, NodeRecord,
+    Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyState,
+    KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, RevealTally,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 13] = [
+const TABLES: [Table; 16] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -32,6 +33,9 @@ const TABLES: [Table; 13] = [
     Table::RequestSlot,
     Table::DepartedNode,
     Table::FeatureLevel,
+    Table::Policy,
+    Table::RevealTally,
+    Table::Approval,
 ];
 
 /// Applies `commands` as the entries from `index` on.
@@ -148,13 +152,22 @@ proptest! {
             let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
             let Reply::Revealed(shown) = reply else { continue };
             let Action::Reveal(asked) = &command.action else { panic!("{:?} revealed a key", command.action) };
-            prop_assert!(matches!(command.by.role, Role::Helpdesk | Role::HelpdeskAdvanced));
+            prop_assert!(policy::allows(command.by.role, Operation::Recover));
             let key = lookup::key(&state, asked.key_id).unwrap().unwrap();
             let machine = lookup::machine(&state, &key.machine).unwrap().unwrap();
             prop_assert_eq!(key.state, KeyState::Disclosed);
             prop_assert!(machine.rotation_owed_since.is_some_and(|since| since <= shown.at));
             if command.by.role == Role::Helpdesk {
                 prop_assert!(machine.users.contains(asked.user.as_ref().unwrap()));
+            }
+            if let Some(user) = command.by.user() {
+                prop_assert!(machine.users.contains(&user));
+            }
+            let followed = lookup::policy(&state).unwrap();
+            if shown.position.index == index && followed.needs_approval(&machine.id) {
+                let record = lookup::audit(&state, shown.audit_sequence - 2, 1).unwrap().remove(0);
+                let AuditEvent::ApprovalUsed { granted_by, .. } = record.event else { panic!("unapproved") };
+                prop_assert_ne!(granted_by.person(), command.by.person());
             }
             let record = lookup::audit(&state, shown.audit_sequence - 1, 1).unwrap().remove(0);
             prop_assert_eq!((record.by, record.position), (command.by.clone(), shown.position));
@@ -212,6 +225,8 @@ proptest! {
         prop_assert!(survive_encoding::<MachineKey>(&state) && survive_encoding::<UserMachine>(&state));
         prop_assert!(survive_encoding::<AuditRecord>(&state) && survive_encoding::<RequestRow>(&state));
         prop_assert!(survive_encoding::<RequestSlot>(&state) && survive_encoding::<DepartedNode>(&state));
+        prop_assert!(survive_encoding::<PolicyRecord>(&state) && survive_encoding::<RevealTally>(&state));
+        prop_assert!(survive_encoding::<Approval>(&state));
         prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
     }
 }

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::features::FeatureLevel;
-use super::ids::{ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, Timestamp, UserName, VolumeId};
+use super::ids::{
+    ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
+};
 use super::secrets::SecretKind;
 
 /// Where in the Raft log an entry stands.
@@ -192,6 +194,56 @@ pub struct KeyRecord {
     pub position: LogPosition,
 }
 
+/// The policy of reveals: one row, absent until an officer sets one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRecord {
+    /// Counts every change, from 1.
+    pub version: u64,
+    /// The whole of it, as JSON.
+    pub policy: String,
+    /// When it was set.
+    pub set_at: Timestamp,
+    /// By whom.
+    pub set_by: Identity,
+}
+
+/// How often keys were revealed of late, to one person or to all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevealTally {
+    /// The person; `None` for all.
+    pub person: Option<String>,
+    /// When, in slots of [`TALLY_SLOT_MS`] since the Unix epoch, and how often; oldest first, none older than a day.
+    pub slots: Vec<(u64, u32)>,
+}
+
+/// Reveals are counted in slots of this many milliseconds; one counts until its whole slot is out of the time a limit
+/// looks back, so up to this much longer.
+pub const TALLY_SLOT_MS: u64 = 10 * 60 * 1_000;
+
+/// A reveal that a person asked for and a second one must approve. Gone once it is used, rejected or expired: the audit
+/// trail has what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    /// The request that asked for it.
+    pub id: RequestId,
+    /// The key.
+    pub key_id: KeyId,
+    /// Its machine.
+    pub machine: MachineId,
+    /// Who asked.
+    pub asked_by: Identity,
+    /// For which user, if one was named.
+    pub user: Option<UserName>,
+    /// The reason given.
+    pub reason: String,
+    /// When it was asked for.
+    pub asked_at: Timestamp,
+    /// From then on it can neither be approved nor used.
+    pub expires_at: Timestamp,
+    /// Who approved it, once somebody has.
+    pub granted_by: Option<Identity>,
+}
+
 /// What an audit record is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AuditEvent {
@@ -240,6 +292,46 @@ pub enum AuditEvent {
     NodeRemoved {
         /// Which.
         node: NodeId,
+    },
+    /// The policy of reveals was replaced.
+    PolicySet {
+        /// Its version from now on.
+        version: u64,
+        /// The whole of it, as JSON.
+        policy: String,
+    },
+    /// A reveal was asked for that a second person must approve.
+    ApprovalAsked {
+        /// Names it.
+        approval: RequestId,
+        /// The key.
+        key_id: KeyId,
+        /// Its machine.
+        machine: MachineId,
+        /// The user it was said to be for.
+        user: Option<UserName>,
+        /// The reason given.
+        reason: String,
+        /// From then on it can neither be approved nor used.
+        expires_at: Timestamp,
+    },
+    /// A second person decided.
+    ApprovalDecided {
+        /// Names it.
+        approval: RequestId,
+        /// The key.
+        key_id: KeyId,
+        /// Who had asked.
+        asked_by: Identity,
+        /// Whether the key may be revealed.
+        granted: bool,
+    },
+    /// An approval was used for the reveal whose record follows.
+    ApprovalUsed {
+        /// Names it.
+        approval: RequestId,
+        /// Who had approved it.
+        granted_by: Identity,
     },
 }
 

@@ -9,8 +9,8 @@ use super::audit::ChainHead;
 use super::command::Reply;
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::records::{
-    AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyRecord, KeyringRecord,
-    MachineRecord, NodeRecord,
+    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyRecord,
+    KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, RevealTally,
 };
 use super::state::{Row, Table};
 
@@ -157,6 +157,25 @@ row!(RequestRow, Request, |row| row.request.row_key());
 row!(RequestSlot, RequestSlot, |row| number_key(row.slot));
 row!(DepartedNode, DepartedNode, |node| number_key(node.id));
 row!(FeatureLevelRecord, FeatureLevel, |_| ONLY_ROW.to_vec());
+row!(PolicyRecord, Policy, |_| ONLY_ROW.to_vec());
+row!(RevealTally, RevealTally, |tally| RevealTally::row_key(tally.person.as_deref()));
+row!(Approval, Approval, |approval| Approval::row_key(approval.key_id, &approval.asked_by.person()));
+
+impl RevealTally {
+    /// The row key for `person`, or for all.
+    pub fn row_key(person: Option<&str>) -> Vec<u8> {
+        person.unwrap_or_default().as_bytes().to_vec()
+    }
+}
+
+impl Approval {
+    /// The row key of what `person` asked for: one request a key at a time.
+    pub fn row_key(key_id: KeyId, person: &str) -> Vec<u8> {
+        let mut key = key_id.row_key();
+        key.extend_from_slice(person.as_bytes());
+        key
+    }
+}
 
 /// The row key of a node.
 pub fn node_key(node: NodeId) -> Vec<u8> {

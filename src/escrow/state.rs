@@ -40,6 +40,12 @@ pub enum Table {
     DepartedNode = 12,
     /// One row: the feature level.
     FeatureLevel = 13,
+    /// One row: the policy of reveals.
+    Policy = 14,
+    /// Person, or nothing for all: how often keys were revealed of late.
+    RevealTally = 15,
+    /// Key id (16 bytes), person: reveals that a second person must approve.
+    Approval = 16,
 }
 
 /// A type of row.
@@ -57,6 +63,17 @@ pub trait Rows {
     /// # Errors
     /// [`StateError`] if the storage fails or the row does not decode.
     fn row<R: Row>(&self, key: &[u8]) -> Result<Option<R>, StateError>;
+
+    /// The row under `key`, which another row says is there.
+    ///
+    /// # Errors
+    /// As [`Rows::row`], and if it is not there.
+    fn required<R: Row>(&self, key: &[u8]) -> Result<R, StateError> {
+        self.row(key)?.ok_or_else(|| {
+            let key = data_encoding::HEXLOWER.encode(key);
+            StateError(format!("table {:?} has no row {key}, which another row refers to", R::TABLE).into())
+        })
+    }
 
     /// At most `limit` rows whose key begins with `prefix`, in the order of keys, beginning after `after` if given.
     ///

@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
@@ -111,6 +111,12 @@ impl Node {
                 }
             }
         }));
+    }
+
+    /// As the leader, without waiting for the next look. Boxed, for raising the level is a command, and a command may
+    /// look.
+    pub(super) fn look_at_features_now(&self) -> BoxFuture<'_, Result<(), NodeError>> {
+        Box::pin(self.look_at_features(true))
     }
 
     /// As the leader: raises the level as far as every member supports, and notes who holds it back.
@@ -212,7 +218,7 @@ mod tests {
     fn the_refusal_says_what_is_needed() {
         let newer = FeatureLevel(FeatureLevel::SUPPORTED.0 + 1);
         let error = check(newer, FeatureLevel::SUPPORTED).unwrap_err().to_string();
-        assert!(error.contains("install a release that supports level 3"), "{error}");
+        assert!(error.contains("install a release that supports level 4"), "{error}");
         let error = check(FeatureLevel::SUPPORTED, FeatureLevel::FIRST).unwrap_err().to_string();
         assert!(error.contains("hold_feature_level"), "{error}");
         check(FeatureLevel::FIRST, FeatureLevel::SUPPORTED).unwrap();

@@ -14,7 +14,9 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Code, Status};
 
+use crate::escrow::apply::too_new;
 use crate::escrow::command::{Action, Command};
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::NodeId;
 use crate::escrow::records::LogPosition;
 use crate::metrics::ProposalOutcome;
@@ -56,8 +58,13 @@ trait Question: Sync {
     ) -> impl Future<Output = Result<Attempt<Self::Answer>, NodeError>> + Send;
 }
 
-/// Commit this encoded command.
-struct Commit<'a>(&'a [u8]);
+/// Commit a command.
+struct Commit<'a> {
+    /// Encoded.
+    body: &'a [u8],
+    /// The feature level that allows it.
+    requires: FeatureLevel,
+}
 
 impl Question for Commit<'_> {
     type Answer = Committed;
@@ -69,9 +76,9 @@ impl Question for Commit<'_> {
         deadline: Instant,
     ) -> Result<Attempt<Committed>, NodeError> {
         if leader != node.options().id {
-            return Ok(node.forward(leader, self.0, deadline).await);
+            return Ok(node.forward(leader, self.body, deadline).await);
         }
-        match node.commit(self.0.to_vec()).await {
+        match node.commit(self.body.to_vec(), self.requires).await {
             Ok(committed) => Ok(Attempt::Done(committed)),
             Err(NodeError::NotLeader(_) | NodeError::NoQuorum(_) | NodeError::Quarantined(_)) => {
                 Ok(Attempt::NotBegun)
@@ -119,6 +126,8 @@ pub struct Forwarded {
     pub source: NodeId,
     /// What it does.
     kind: &'static str,
+    /// The feature level that allows it.
+    requires: FeatureLevel,
     /// Agents do it all day.
     is_routine: bool,
 }
@@ -135,7 +144,8 @@ impl Forwarded {
         }
         let command: Command = format::decode(&body)?;
         let (kind, is_routine) = (command.action.kind(), matches!(command.action, Action::Escrow(_)));
-        Ok(Self { body, source: command.source.node, kind, is_routine })
+        let requires = FeatureLevel::required_by(&command);
+        Ok(Self { body, source: command.source.node, kind, requires, is_routine })
     }
 }
 
@@ -169,7 +179,8 @@ impl Node {
     async fn propose_uncounted(&self, command: &Command, limit: Duration) -> Result<Committed, NodeError> {
         let body = format::encode(command);
         let _permit = self.proposal_permit(body.len())?;
-        self.at_the_leader(limit, Commit(&body)).await
+        let requires = FeatureLevel::required_by(command);
+        self.at_the_leader(limit, Commit { body: &body, requires }).await
     }
 
     async fn forward(&self, leader: NodeId, body: &[u8], deadline: Instant) -> Attempt<Committed> {
@@ -189,9 +200,9 @@ impl Node {
     /// [`NodeError::NotLeader`] if this node does not lead, [`NodeError::NoQuorum`] if it leads but has lost touch
     /// with the majority: nothing was written then. [`NodeError::Unconfirmed`] if that is not known.
     pub async fn commit_forwarded(&self, forwarded: Forwarded) -> Result<Committed, NodeError> {
-        let Forwarded { body, source, kind, is_routine } = forwarded;
+        let Forwarded { body, source, kind, requires, is_routine } = forwarded;
         let _permit = self.proposal_permit(body.len())?;
-        match timeout(PROPOSE_TIMEOUT, self.commit(body)).await {
+        match timeout(PROPOSE_TIMEOUT, self.commit(body, requires)).await {
             Ok(Ok(committed)) => {
                 let index = committed.position.index;
                 // Not worth a line each, unlike what people do.
@@ -207,7 +218,21 @@ impl Node {
         }
     }
 
-    async fn commit(&self, body: Vec<u8>) -> Result<Committed, NodeError> {
+    /// Refuses what the feature level does not allow before it is in the log: a member of an older release would meet an
+    /// entry that it cannot read. Apply judges again.
+    async fn check_allowed(&self, requires: FeatureLevel) -> Result<(), NodeError> {
+        if requires == FeatureLevel::FIRST || requires <= self.feature_level()? {
+            return Ok(());
+        }
+        // A new leader may not have applied yet what raised it; and a cluster whose last member has just joined, or has
+        // just been upgraded, need not wait for the next look.
+        self.confirm_and_apply().await?;
+        self.look_at_features_now().await?;
+        let allowed = self.feature_level()?;
+        if requires <= allowed { Ok(()) } else { Err(too_new(requires, allowed).into()) }
+    }
+
+    async fn commit(&self, body: Vec<u8>, requires: FeatureLevel) -> Result<Committed, NodeError> {
         // It would be answered from this node's state, which is wrong.
         if let Some(why) = self.quarantine() {
             return Err(NodeError::Quarantined(why));
@@ -219,6 +244,7 @@ impl Node {
         if self.inner.quorum.age().is_none_or(|age| age > fresh) {
             return Err(NodeError::NoQuorum(fresh));
         }
+        self.check_allowed(requires).await?;
         let began = Instant::now();
         let written =
             self.inner.raft.client_write(EncodedCommand(body)).await.map_err(|error| match error {

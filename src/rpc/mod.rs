@@ -8,6 +8,7 @@ pub mod escrow;
 pub mod guard;
 pub mod health;
 pub mod peer;
+pub mod policy;
 pub mod recovery;
 pub mod status;
 pub mod wire;
@@ -37,6 +38,17 @@ pub struct Context {
 }
 
 impl Context {
+    /// Waits as long as the consistency that is asked for takes, and says how fresh an answer is from then on.
+    pub(crate) async fn fresh(&self, consistency: i32) -> Result<crate::proto::Freshness, tonic::Status> {
+        let quorum = wire::wants_quorum(consistency)?;
+        if quorum {
+            let index = self.node.read_index().await.map_err(status::shared)?;
+            self.node.wait_applied(index).await?;
+        }
+        self.node.cluster()?.ok_or(crate::raft::NodeError::NoCluster)?;
+        Ok(wire::freshness(&self.node, if quorum { "quorum" } else { "local" }))
+    }
+
     /// Whether this node is stopping.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)

@@ -22,6 +22,7 @@ use crate::seal::{Keyring, Part, SealContext};
 use crate::secret::Secret;
 
 use super::escrow::unexpected;
+use super::guard::Caller;
 use super::{Context, now, status, wire};
 
 /// Longest one member may take to prove custody.
@@ -32,8 +33,8 @@ const NONCE_BYTES: usize = 32;
 #[tonic::async_trait]
 impl RecoveryService for Context {
     async fn find(&self, request: Request<FindRequest>) -> Result<Response<FindResponse>, Status> {
-        self.admit(&request, Operation::Find)?;
-        self.unless_removed(self.look_up(request.into_inner())).await.map(Response::new)
+        let caller = self.admit(&request, Operation::Find)?;
+        self.unless_removed(self.look_up(caller, request.into_inner())).await.map(Response::new)
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
@@ -86,16 +87,20 @@ fn outcome(answer: &Result<RecoverResponse, Status>) -> RevealOutcome {
 
 impl Context {
     /// Looks keys up in this replica, once it is as fresh as was asked for.
-    async fn look_up(&self, request: FindRequest) -> Result<FindResponse, Status> {
-        let query = wire::query(&request)?;
-        let quorum = wire::wants_quorum(request.consistency)?;
-        if quorum {
-            let index = self.node.read_index().await.map_err(status::shared)?;
-            self.node.wait_applied(index).await?;
+    async fn look_up(&self, caller: Caller, request: FindRequest) -> Result<FindResponse, Status> {
+        let mut query = wire::query(&request)?;
+        // An end user sees keys of machines on which that user was recorded, and nothing else exists.
+        if let Some(own) = caller.identity.user() {
+            if query.user.as_ref().is_some_and(|user| *user != own) {
+                return Err(Status::permission_denied(
+                    "an end user looks up keys of their own machines only",
+                ));
+            }
+            query.user = Some(own);
         }
         self.node.wait_applied(request.min_index).await?;
         // Taken before the rows are read: what is shown is at least as fresh as it says.
-        let freshness = wire::freshness(&self.node, if quorum { "quorum" } else { "local" });
+        let freshness = self.fresh(request.consistency).await?;
         let node = self.node.clone();
         let found = blocking(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
         Ok(FindResponse {
@@ -118,6 +123,7 @@ impl Context {
         };
         let revealed = match self.node.propose_within(&command, self.reveal_timeout).await?.reply {
             Reply::Revealed(revealed) => revealed,
+            Reply::ApprovalAsked(asked) => return Err(status::needs_approval(&asked)),
             Reply::Refused(refusal) => return Err(refusal.into()),
             other => return Err(unexpected(&other)),
         };

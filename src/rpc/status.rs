@@ -6,7 +6,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Status};
 
 use crate::error::chain;
-use crate::escrow::command::Refusal;
+use crate::escrow::command::{ApprovalAsked, Refusal};
 use crate::escrow::ids::Invalid;
 use crate::escrow::state::StateError;
 use crate::raft::NodeError;
@@ -97,6 +97,16 @@ impl From<StateError> for Status {
     fn from(error: StateError) -> Self {
         NodeError::State(error).into()
     }
+}
+
+/// What is answered to a reveal that waits for a second person.
+pub fn needs_approval(asked: &ApprovalAsked) -> Status {
+    let ApprovalAsked { approval, expires_at } = asked;
+    let why = format!("another person must approve this reveal: request {approval}, until {expires_at}");
+    let hint = format!(
+        "once somebody has run `strongroom approval grant {approval}`, run the same command again, word for word"
+    );
+    with(Status::permission_denied(why), HINT_KEY, &hint)
 }
 
 fn with(mut status: Status, key: &'static str, value: &str) -> Status {

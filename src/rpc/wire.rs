@@ -113,11 +113,18 @@ pub fn wants_quorum(consistency: i32) -> Result<bool, Invalid> {
 /// # Errors
 /// [`Invalid`] if it is missing or no UUID.
 pub fn request_id(text: &str) -> Result<RequestId, Invalid> {
-    Uuid::try_parse(text)
-        .ok()
-        .filter(|id| !id.is_nil())
+    uuid("request_id", text)
         .map(RequestId)
-        .ok_or_else(|| Invalid::new("request_id", "a UUID, the same for every retry of one attempt"))
+        .map_err(|_| Invalid::new("request_id", "a UUID, the same for every retry of one attempt"))
+}
+
+/// An id that the cluster or a caller drew.
+///
+/// # Errors
+/// [`Invalid`] for `field` if it is missing or no UUID.
+pub fn uuid(field: &str, text: &str) -> Result<Uuid, Invalid> {
+    let id = Uuid::try_parse(text).ok().filter(|id| !id.is_nil());
+    id.ok_or_else(|| Invalid::new(field, "a UUID: 32 hexadecimal digits in groups of 8-4-4-4-12"))
 }
 
 /// Whether `text` can be dialled.

@@ -20,6 +20,7 @@ use crate::proto::DESCRIPTORS;
 use crate::proto::cluster_service_server::ClusterServiceServer;
 use crate::proto::escrow_service_server::EscrowServiceServer;
 use crate::proto::peer::peer_service_server::PeerServiceServer;
+use crate::proto::policy_service_server::PolicyServiceServer;
 use crate::proto::recovery_service_server::RecoveryServiceServer;
 use crate::raft::peers::PEER_MESSAGE_MAX_BYTES;
 use crate::rpc::guard::Connection;
@@ -31,10 +32,11 @@ const IN_FLIGHT_PER_AGENT_MAX: usize = 16;
 /// Services that do none of the node's work, and must answer most of all when it has too much of it.
 const EXEMPT_PREFIX: &str = "/grpc.";
 /// The services whose health is told; the empty name is the node as a whole.
-const HEALTH_NAMES: [&str; 4] = [
+const HEALTH_NAMES: [&str; 5] = [
     "",
     <ClusterServiceServer<Context> as NamedService>::NAME,
     <EscrowServiceServer<Context> as NamedService>::NAME,
+    <PolicyServiceServer<Context> as NamedService>::NAME,
     <RecoveryServiceServer<Context> as NamedService>::NAME,
 ];
 
@@ -75,6 +77,7 @@ pub(super) async fn api(context: &Context, in_flight: usize) -> (Router, Health)
         EscrowServiceServer::new(context.clone()).max_decoding_message_size(API_MESSAGE_MAX_BYTES),
     )
     .add_service(RecoveryServiceServer::new(context.clone()).max_decoding_message_size(API_MESSAGE_MAX_BYTES))
+    .add_service(PolicyServiceServer::new(context.clone()).max_decoding_message_size(API_MESSAGE_MAX_BYTES))
     .add_service(ClusterServiceServer::new(context.clone()).max_decoding_message_size(API_MESSAGE_MAX_BYTES))
     .add_service(health_service)
     .add_service(reflection);

@@ -7,6 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use strongroom::cli::local_cluster::SETTLE_TIMEOUT;
 use strongroom::client::ClientError;
+use strongroom::escrow::features::FeatureLevel;
 use strongroom::escrow::ids::NodeId;
 use strongroom::proto::membership_change::Change;
 use strongroom::proto::replace_member::Replacement;
@@ -183,7 +184,7 @@ fn sorted(ids: impl Iterator<Item = NodeId>) -> Vec<NodeId> {
 /// Waits until removal is allowed: the level of a new cluster is raised soon after its last member has joined, with an
 /// entry of the log of its own.
 pub async fn removal_allowed(test: &TestCluster, nodes: &[NodeId]) {
-    let allowed = |status: &StatusResponse| status.feature_level >= 2;
+    let allowed = |status: &StatusResponse| status.feature_level == FeatureLevel::SUPPORTED.0;
     test.cluster.wait_for("the feature level", SOON, nodes, allowed).await.expect("raised");
 }
 

@@ -1,7 +1,7 @@
 //! Allowing the commands of a newer release, and refusing them until then.
 
 use super::{Halt, Turn};
-use crate::escrow::command::{Action, RaiseFeatureLevel, Refusal, Reply};
+use crate::escrow::command::{Command, RaiseFeatureLevel, Refusal, Reply};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::lookup;
 use crate::escrow::policy::{Operation, allows};
@@ -9,20 +9,21 @@ use crate::escrow::records::{AuditEvent, FeatureLevelRecord};
 use crate::escrow::state::State;
 
 /// Refuses a command that not every member may be able to apply.
-pub(super) fn check<S: State>(state: &S, action: &Action) -> Result<(), Halt> {
-    let required = FeatureLevel::required_by(action);
+pub(super) fn check<S: State>(state: &S, command: &Command) -> Result<(), Halt> {
+    let required = FeatureLevel::required_by(command);
     // Nearly every command: nothing is read for it.
     if required == FeatureLevel::FIRST {
         return Ok(());
     }
     let allowed = lookup::feature_level(state)?;
-    if required <= allowed {
-        return Ok(());
-    }
-    Err(Refusal::Conflict(format!(
+    if required <= allowed { Ok(()) } else { Err(too_new(required, allowed).into()) }
+}
+
+/// What is answered to a command that the level does not allow yet.
+pub fn too_new(required: FeatureLevel, allowed: FeatureLevel) -> Refusal {
+    Refusal::Conflict(format!(
         "this needs feature level {required}; the cluster is at {allowed} until every member runs a release that has it"
     ))
-    .into())
 }
 
 /// Raising to a level that is reached already changes nothing, so a repeated command leaves one audit record.

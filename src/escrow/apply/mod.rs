@@ -9,9 +9,11 @@
 //! second record.
 
 mod admit;
+mod approval;
 mod escrow;
 mod feature_level;
 mod initialize;
+mod policy;
 mod recover_cluster;
 mod remove;
 mod requests;
@@ -25,7 +27,9 @@ use super::rows::{Heads, ONLY_ROW};
 use super::state::{Row, State, StateError};
 
 pub use admit::{KEYRING_MAX_BYTES, NODE_ADDRESS_MAX_BYTES, NODES_MAX, RECIPIENT_MAX_BYTES, ZONE_MAX_BYTES};
+pub use approval::APPROVALS_MAX;
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
+pub use feature_level::too_new;
 pub use reveal::{REASON_MAX_BYTES, check_reason};
 
 /// Longest network address of a caller, in bytes: an IPv6 address with zone and port.
@@ -81,7 +85,7 @@ impl<'a, S: State> Turn<'a, S> {
         if command.source.address.len() > SOURCE_ADDRESS_MAX_BYTES {
             return Err(Invalid::new("source", format!("at most {SOURCE_ADDRESS_MAX_BYTES} bytes")).into());
         }
-        feature_level::check(state, &command.action)?;
+        feature_level::check(state, command)?;
         let heads: Heads = state.row(ONLY_ROW)?.unwrap_or_default();
         let at = command.at.max(heads.last_stamp);
         let heads_before = heads.clone();
@@ -98,6 +102,8 @@ impl<'a, S: State> Turn<'a, S> {
             Action::RaiseFeatureLevel(raise) => feature_level::apply(self, raise),
             Action::RecoverCluster(recover) => recover_cluster::apply(self, recover),
             Action::RemoveNode(remove) => remove::apply(self, remove),
+            Action::SetPolicy(set) => policy::apply(self, set),
+            Action::DecideApproval(decide) => approval::apply(self, decide),
         }
     }
 
@@ -128,10 +134,7 @@ impl<'a, S: State> Turn<'a, S> {
 
     /// The row under `key`, which another row says is there.
     fn required<R: Row>(&self, key: &[u8]) -> Result<R, StateError> {
-        self.state.row(key)?.ok_or_else(|| {
-            let key = data_encoding::HEXLOWER.encode(key);
-            StateError(format!("table {:?} has no row {key}, which another row refers to", R::TABLE).into())
-        })
+        self.state.required(key)
     }
 
     fn by(&self) -> &'a Identity {

@@ -77,6 +77,13 @@ fn digest(command: &Command) -> [u8; 32] {
             canonical.number(6).bytes(recover.cluster.0.as_bytes()).number(recover.survivor)
         }
         Action::RemoveNode(remove) => canonical.number(7).number(remove.node),
+        Action::SetPolicy(set) => canonical.number(8).text(&set.policy).number(set.replaces),
+        Action::DecideApproval(decide) => canonical
+            .number(9)
+            .bytes(decide.key_id.0.as_bytes())
+            .text(&decide.person)
+            .bytes(decide.approval.0.as_bytes())
+            .number(u64::from(decide.granted)),
     };
     canonical.sha256()
 }

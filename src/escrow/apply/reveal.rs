@@ -1,12 +1,16 @@
 //! Showing a recovery key: authorisation, disclosure, audit record and rotation debt in one entry, or nothing.
 //!
-//! What is denied or does not exist is on record too. Only a request that is not well formed leaves nothing.
+//! Who may see a key is decided by the rules in [`disclosure`]. What is denied, must be approved or does not exist is on
+//! record too. Only a request that is not well formed, its reason included, leaves nothing.
 
-use super::{Halt, Turn, requests};
-use crate::escrow::command::{Refusal, Reply, Reveal, Revealed};
-use crate::escrow::ids::{Invalid, MachineId, Role};
-use crate::escrow::policy::{Operation, allows, must_name_user};
-use crate::escrow::records::{AuditEvent, KeyRecord, KeyState, MachineRecord};
+use super::{Halt, Turn, approval, requests};
+use crate::escrow::command::{ApprovalAsked, Reply, Reveal, Revealed};
+use crate::escrow::disclosure::{self, Asked, Decision, Granted, Grounds};
+use crate::escrow::features::FeatureLevel;
+use crate::escrow::ids::{Invalid, MachineId};
+use crate::escrow::lookup;
+use crate::escrow::policy::document::Policy;
+use crate::escrow::records::{AuditEvent, KeyRecord, KeyState, MachineRecord, RevealTally};
 use crate::escrow::state::{State, StateError};
 
 /// Longest reason, in bytes.
@@ -14,63 +18,69 @@ pub const REASON_MAX_BYTES: usize = 1_000;
 
 pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result<Reply, Halt> {
     let reason = check_reason(&reveal.reason)?;
+    // Before a level that has policies and tallies, the rules are those that every cluster begins with.
+    let desk = lookup::feature_level(turn.state)? >= FeatureLevel::DESK;
+    let policy = if desk { lookup::policy(turn.state)? } else { Policy::default() };
     if let Some(reply) = requests::answered(turn)? {
         return Ok(reply);
     }
-    let decision = decide(turn, reveal)?;
-    let machine = match &decision {
-        Ok((key, _)) => Some(&key.machine),
-        Err(denied) => denied.machine.as_ref(),
+    policy.reasons.admit(reason)?;
+    let grounds = Grounds {
+        policy: &policy,
+        person: tally(turn, Some(turn.by().person()))?,
+        cluster: tally(turn, None)?,
+        always_approve: false,
     };
-    let audit_sequence = turn.audit(AuditEvent::Reveal {
-        key_id: reveal.key_id,
-        machine: machine.cloned(),
-        user: reveal.user.clone(),
-        reason: reason.to_owned(),
-        denied: decision.as_ref().err().map(|denied| denied.refusal.to_string()),
-    });
-    let reply = match decision {
-        Ok((key, machine)) => disclose(turn, key, machine, audit_sequence),
-        Err(denied) => Reply::Refused(denied.refusal),
+    let asked =
+        Asked { by: turn.by(), key_id: reveal.key_id, user: reveal.user.as_ref(), reason, at: turn.at };
+    let reply = match disclosure::decide(turn.state, &grounds, &asked)? {
+        Decision::Granted(granted) => {
+            let Granted { key, machine, approval } = *granted;
+            if let Some(approval) = approval {
+                approval::use_up(turn, &approval);
+            }
+            if desk {
+                for mut tally in [grounds.person, grounds.cluster] {
+                    tally.count(turn.at);
+                    turn.state.put(&tally);
+                }
+            }
+            let audit_sequence = record(turn, reveal, reason, Some(key.machine.clone()), None);
+            disclose(turn, key, machine, audit_sequence)
+        }
+        Decision::NeedsApproval { waiting: Some(waiting), .. } => {
+            Reply::ApprovalAsked(ApprovalAsked { approval: waiting.id, expires_at: waiting.expires_at })
+        }
+        Decision::NeedsApproval { key, waiting: None } => approval::ask(turn, &policy, &key, reveal, reason)?,
+        Decision::Denied { refusal, machine } => {
+            record(turn, reveal, reason, machine, Some(refusal.to_string()));
+            Reply::Refused(refusal)
+        }
     };
     requests::remember(turn, reply)
 }
 
-/// A reveal that is not allowed, and whose key it was about.
-struct Denied {
-    refusal: Refusal,
-    machine: Option<MachineId>,
+/// How often keys were revealed of late.
+fn tally<S: State>(turn: &Turn<'_, S>, person: Option<String>) -> Result<RevealTally, StateError> {
+    let row = turn.state.row(&RevealTally::row_key(person.as_deref()))?;
+    Ok(row.unwrap_or_else(|| RevealTally::none(person)))
 }
 
-/// The key to show and its machine, or why not.
-fn decide<S: State>(
-    turn: &Turn<'_, S>,
+/// Puts a reveal, or its denial, on record.
+fn record<S: State>(
+    turn: &mut Turn<'_, S>,
     reveal: &Reveal,
-) -> Result<Result<(KeyRecord, MachineRecord), Denied>, StateError> {
-    let role = turn.by().role;
-    let Some(key) = turn.state.row::<KeyRecord>(&reveal.key_id.row_key())? else {
-        let refusal = if allows(role, Operation::Recover) {
-            Refusal::NotFound(format!("no key {} is kept", reveal.key_id))
-        } else {
-            may_not_recover(role)
-        };
-        return Ok(Err(Denied { refusal, machine: None }));
-    };
-    let machine: MachineRecord = turn.required(&key.machine.row_key())?;
-    let refusal = if !allows(role, Operation::Recover) {
-        may_not_recover(role)
-    } else if must_name_user(role) && !reveal.user.as_ref().is_some_and(|user| machine.users.contains(user)) {
-        // One text for every way to be wrong, so that refusals do not help to guess who uses a machine.
-        let why = format!("role {role} reveals a key only to a user of its machine, named as DOMAIN\\NAME");
-        Refusal::Denied(why)
-    } else {
-        return Ok(Ok((key, machine)));
-    };
-    Ok(Err(Denied { refusal, machine: Some(key.machine) }))
-}
-
-fn may_not_recover(role: Role) -> Refusal {
-    Refusal::Denied(format!("role {role} may not reveal keys"))
+    reason: &str,
+    machine: Option<MachineId>,
+    denied: Option<String>,
+) -> u64 {
+    turn.audit(AuditEvent::Reveal {
+        key_id: reveal.key_id,
+        machine,
+        user: reveal.user.clone(),
+        reason: reason.to_owned(),
+        denied,
+    })
 }
 
 /// Notes that the key was seen by a person. Its device must replace it.

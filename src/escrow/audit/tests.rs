@@ -3,15 +3,35 @@ use uuid::Uuid;
 
 use super::*;
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::{Identity, KeyId, Role, Timestamp};
+use crate::escrow::ids::{Identity, KeyId, RequestId, Role, Timestamp};
 use crate::escrow::records::{LogPosition, Source};
+
+fn officer() -> Identity {
+    Identity::new("acme".parse().unwrap(), Role::Officer, "olga").unwrap()
+}
 
 fn event(choice: u8, text: &str) -> AuditEvent {
     let key_id = KeyId(Uuid::from_u128(u128::from(choice)));
-    match choice % 4 {
+    match choice % 4 + 4 * (choice / 128) {
         0 => AuditEvent::ClusterInitialized,
         1 => AuditEvent::EscrowConflict { key_id, machine: "PC-0001".parse().unwrap() },
         2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
+        4 => AuditEvent::PolicySet { version: u64::from(choice), policy: text.to_owned() },
+        5 => AuditEvent::ApprovalAsked {
+            approval: RequestId(key_id.0),
+            key_id,
+            machine: "PC-0001".parse().unwrap(),
+            user: (choice & 8 > 0).then(|| r"CORP\user1".parse().unwrap()),
+            reason: text.to_owned(),
+            expires_at: Timestamp(7),
+        },
+        6 => AuditEvent::ApprovalDecided {
+            approval: RequestId(key_id.0),
+            key_id,
+            asked_by: officer(),
+            granted: choice & 8 > 0,
+        },
+        7 => AuditEvent::ApprovalUsed { approval: RequestId(key_id.0), granted_by: officer() },
         _ => AuditEvent::Reveal {
             key_id,
             machine: (choice & 4 > 0).then(|| "PC-0001".parse().unwrap()),
@@ -84,6 +104,20 @@ fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                     AuditEvent::FeatureLevelRaised { level: FeatureLevel(level.0 + 1) }
                 }
                 AuditEvent::NodeRemoved { node } => AuditEvent::NodeRemoved { node: node + 1 },
+                AuditEvent::PolicySet { version, policy } => {
+                    AuditEvent::PolicySet { version, policy: policy + " " }
+                }
+                AuditEvent::ApprovalAsked { approval, key_id, machine, user, reason, expires_at } => {
+                    let expires_at = Timestamp(expires_at.0 + 1);
+                    AuditEvent::ApprovalAsked { approval, key_id, machine, user, reason, expires_at }
+                }
+                AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted } => {
+                    AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted: !granted }
+                }
+                AuditEvent::ApprovalUsed { approval, mut granted_by } => {
+                    granted_by.role = Role::HelpdeskAdvanced;
+                    AuditEvent::ApprovalUsed { approval, granted_by }
+                }
             }
         }
     }
@@ -97,6 +131,16 @@ fn the_hash_of_a_record_never_changes() {
         data_encoding::HEXLOWER.encode(&record_hash(&records[0])),
         "543b204945e6ef6ab501d935b94d30701d978324b8a0a9da33ee8d9d42b1d3f8"
     );
+}
+
+#[test]
+fn the_hashes_of_later_events_never_change() {
+    let hashes: Vec<String> = [128_u8, 129, 130, 131]
+        .map(|choice| chain(&[(choice, "lost PIN".to_owned())]).remove(0))
+        .iter()
+        .map(|record| data_encoding::HEXLOWER.encode(&record_hash(record)[..8]))
+        .collect();
+    assert_eq!(hashes, ["1999834509cb625b", "2d12c3c0219258a6", "a8cdab656460e721", "e0ba2d43c570c0fd"]);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use crate::escrow::command::{
-    Action, AdmitNode, Command, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster, RemoveNode, Reveal,
+    Action, AdmitNode, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster,
+    RemoveNode, Reveal, SetPolicy,
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
@@ -18,11 +19,18 @@ fn name(prefix: &str, number: u8) -> String {
 }
 
 fn identity() -> impl Strategy<Value = Identity> {
-    (0..8_usize, 1..4_u8).prop_map(|(role, number)| {
+    (0..Role::ALL.len(), 1..4_u8).prop_map(|(role, number)| {
         let role = Role::ALL[role];
-        let name = if role == Role::Node { number.to_string() } else { name("PC-", number) };
-        Identity::new("acme".parse().unwrap(), role, &name).unwrap()
+        Identity::new("acme".parse().unwrap(), role, &name_for(role, number)).unwrap()
     })
+}
+
+fn name_for(role: Role, number: u8) -> String {
+    match role {
+        Role::Node => number.to_string(),
+        Role::SelfService => name("CORP/user", number),
+        _ => name("PC-", number),
+    }
 }
 
 fn sealed(byte: u8) -> Sealed {
@@ -100,6 +108,29 @@ fn raise() -> impl Strategy<Value = Action> {
     (1..4_u32).prop_map(|level| Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel(level) }))
 }
 
+fn set_policy() -> impl Strategy<Value = Action> {
+    let settings = (proptest::option::of(1..4_u32), 1..4_u8, any::<bool>());
+    (settings, 0..4_u64).prop_map(|((limit, machine, listed), replaces)| {
+        let policy = serde_json::json!({
+            "limits": { "person_per_hour": limit },
+            "approval": { "machines": [name("PC-", machine)] },
+            "reasons": { "listed": if listed { vec!["a", "b"] } else { vec![] }, "free_text": !listed },
+        });
+        Action::SetPolicy(SetPolicy { policy: policy.to_string(), replaces })
+    })
+}
+
+fn decide() -> impl Strategy<Value = Action> {
+    (0..7_u128, 1..4_u8, 0..100_u128, any::<bool>()).prop_map(|(key, person, approval, granted)| {
+        Action::DecideApproval(DecideApproval {
+            key_id: KeyId(Uuid::from_u128(key)),
+            person: name("pc-", person),
+            approval: RequestId(Uuid::from_u128(approval)),
+            granted,
+        })
+    })
+}
+
 fn initialize(cluster: u128) -> Action {
     Action::Initialize(Initialize {
         cluster: ClusterId(Uuid::from_u128(cluster)),
@@ -118,6 +149,8 @@ fn command() -> impl Strategy<Value = Command> {
         2 => raise(),
         2 => remove(),
         1 => recover_cluster(),
+        3 => set_policy(),
+        3 => decide(),
         1 => (1..3_u128).prop_map(initialize),
     ];
     let entitled = proptest::bool::weighted(0.75);
@@ -125,9 +158,7 @@ fn command() -> impl Strategy<Value = Command> {
         |(request, at, mut by, entitled, action)| {
             if entitled {
                 by.role = entitled_role(&action, by.role);
-                if by.role == Role::Node {
-                    by.name = "1".to_owned();
-                }
+                by.name = name_for(by.role, 1 + (request % 3) as u8);
             }
             Command {
                 request: RequestId(Uuid::from_u128(request)),
@@ -148,6 +179,7 @@ fn entitled_role(action: &Action, drawn: Role) -> Role {
         Action::Escrow(_) => Role::Importer,
         Action::Reveal(_) if drawn < Role::Importer => Role::Helpdesk,
         Action::Reveal(_) => Role::HelpdeskAdvanced,
+        Action::SetPolicy(_) | Action::DecideApproval(_) => Role::Officer,
     }
 }
 

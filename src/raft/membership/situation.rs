@@ -93,7 +93,7 @@ impl Node {
     }
 
     /// Confirms that this node leads, and waits until it has applied what was committed before.
-    pub(super) async fn confirm_and_apply(&self) -> Result<(), NodeError> {
+    pub(in crate::raft) async fn confirm_and_apply(&self) -> Result<(), NodeError> {
         let index = self.read_index_as_leader().await.map_err(|error| match &*error {
             NodeError::NotLeader(leader) => NodeError::NotLeader(*leader),
             NodeError::NoQuorum(waited) => NodeError::NoQuorum(*waited),
