@@ -21,8 +21,10 @@ use tokio_util::sync::CancellationToken;
 
 /// How often a client looks at its files.
 const CLIENT_POLL: Duration = Duration::from_millis(200);
-/// Clients of the load.
+/// Clients of the load that escrow.
 const CLIENTS: usize = 4;
+/// The profile of those that look up and reveal.
+const READER: &str = "helpdesk-advanced";
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
@@ -46,6 +48,14 @@ fn layout_with(extra: &str) -> TestCluster {
         std::fs::write(node.config_path(), config).expect("written");
     }
     TestCluster { cluster, dir }
+}
+
+/// A load whose clients watch their files for as long as this lives.
+struct Watching {
+    load: Load,
+    importers: Vec<Tls>,
+    readers: Vec<Tls>,
+    _stop: tokio_util::sync::DropGuard,
 }
 
 /// Waits for a condition that other processes bring about.
@@ -74,7 +84,7 @@ impl TestCluster {
     /// Every bundle of the cluster: of the nodes and of the profiles in use.
     fn bundles(&self) -> Vec<PathBuf> {
         let nodes = ALL.map(|id| self.node_dir(id));
-        let profiles = ["importer", "operator", "helpdesk-advanced"].map(|name| self.profile(name));
+        let profiles = ["importer", "operator", READER].map(|name| self.profile(name));
         nodes.into_iter().chain(profiles).map(|dir| dir.join("ca.crt")).collect()
     }
 
@@ -104,19 +114,26 @@ impl TestCluster {
         Client::new(nodes.iter().map(address).collect(), tls, options).expect("a client")
     }
 
-    /// A load of clients that watch their files, as long as the guard is held.
-    fn watching_load(&self) -> (Load, Vec<Tls>, tokio_util::sync::DropGuard) {
+    /// A load of clients that watch their files: some escrow, some look up and reveal.
+    fn watching_load(&self) -> Watching {
         let stop = CancellationToken::new();
-        let paths = TlsPaths::profile(&self.profile("importer"));
-        let all: Vec<Tls> = (0..CLIENTS).map(|_| Tls::load(paths.clone()).expect("loaded")).collect();
-        let clients = all.iter().enumerate().map(|(number, tls)| {
-            let (watched, stop) = (tls.clone(), stop.clone());
-            tokio::spawn(async move { watched.watch(CLIENT_POLL, stop).await });
-            let mut nodes = ALL;
-            nodes.rotate_left(number % 3);
-            self.client_of(tls.clone(), &nodes)
-        });
-        (Load::of(clients.collect::<Vec<_>>(), Duration::ZERO), all, stop.drop_guard())
+        let watching = |profile: &str, clients: usize| -> (Vec<Tls>, Vec<Client>) {
+            let paths = TlsPaths::profile(&self.profile(profile));
+            let one = |number: usize| {
+                let tls = Tls::load(paths.clone()).expect("loaded");
+                let (watched, stop) = (tls.clone(), stop.clone());
+                tokio::spawn(async move { watched.watch(CLIENT_POLL, stop).await });
+                let mut nodes = ALL;
+                nodes.rotate_left(number % ALL.len());
+                let client = self.client_of(tls.clone(), &nodes);
+                (tls, client)
+            };
+            (0..clients).map(one).unzip()
+        };
+        let (importers, writing) = watching("importer", CLIENTS);
+        let (readers, reading) = watching(READER, ALL.len());
+        let load = Load::of(writing, Duration::ZERO).with_readers_of(reading);
+        Watching { load, importers, readers, _stop: stop.drop_guard() }
     }
 
     /// The serial number of the certificate that a node shows now.
@@ -134,11 +151,13 @@ impl TestCluster {
         until("the renewed certificate is shown", async || self.served_by(id, probe).await != before).await;
     }
 
-    /// Renews the profile of the load and waits until every client uses it.
-    async fn renew_importer(&self, authority: &str, clients: &[Tls]) {
-        let before = clients[0].serial();
-        self.cert(&format!("renew --dir {authority} profiles/importer/client.crt"));
-        until("the clients use it", async || clients.iter().all(|tls| tls.serial() != before)).await;
+    /// Renews the profiles of the load and waits until every client uses them.
+    async fn renew_clients(&self, authority: &str, of: &Watching) {
+        for (profile, clients) in [("importer", &of.importers), (READER, &of.readers)] {
+            let before = clients[0].serial();
+            self.cert(&format!("renew --dir {authority} profiles/{profile}/client.crt"));
+            until("the clients use it", async || clients.iter().all(|tls| tls.serial() != before)).await;
+        }
     }
 
     /// Whether each node takes this caller.
@@ -152,14 +171,6 @@ impl TestCluster {
             };
         }
         taken
-    }
-
-    fn log(&self, id: NodeId) -> String {
-        std::fs::read_to_string(self.cluster.layout().node(id).expect("a node").log_path()).expect("a log")
-    }
-
-    async fn logs(&self, id: NodeId, expected: &str) {
-        until(&format!("node {id} logs {expected:?}"), async || self.log(id).contains(expected)).await;
     }
 
     /// An operator of a CA who believes the CAs of the importer's bundle as it is now.
@@ -176,8 +187,8 @@ impl TestCluster {
 async fn a_rolling_change_of_ca_under_load_fails_no_request() {
     let mut test = layout();
     test.cluster.form().await.expect("a cluster forms");
-    let (load, clients, _watching) = test.watching_load();
-    load.progress(20).await;
+    let watching = test.watching_load();
+    watching.load.progress(20).await;
 
     // The new CA, and a bundle of both to everybody; the revocation lists of both to the nodes.
     test.cert("ca --dir ca-2 --cluster test");
@@ -197,18 +208,16 @@ async fn a_rolling_change_of_ca_under_load_fails_no_request() {
     for leaver in &leavers {
         until("both lists count", async || test.taken_by_all(leaver).await == [false; 3]).await;
     }
-    load.progress(20).await;
+    watching.load.progress(20).await;
 
     // Everybody from the new CA, one after the other.
     for id in ALL {
         test.renew_node(id, "ca-2", &of_new).await;
-        load.progress(10).await;
+        watching.load.progress(10).await;
     }
-    test.renew_importer("ca-2", &clients).await;
-    for profile in ["operator", "helpdesk-advanced"] {
-        test.cert(&format!("renew --dir ca-2 profiles/{profile}/client.crt"));
-    }
-    load.progress(20).await;
+    test.renew_clients("ca-2", &watching).await;
+    test.cert("renew --dir ca-2 profiles/operator/client.crt");
+    watching.load.progress(20).await;
 
     // The old CA goes.
     for bundle in test.bundles() {
@@ -217,9 +226,9 @@ async fn a_rolling_change_of_ca_under_load_fails_no_request() {
     test.distribute_lists(&["ca-2"]);
     until("the old CA is refused", async || test.taken_by_all(&of_old).await == [false; 3]).await;
     assert_eq!(test.taken_by_all(&of_new).await, [true; 3]);
-    load.progress(50).await;
-    let (acknowledged, failed) = load.finish().await;
-    assert_eq!(failed, 0, "requests failed");
+    watching.load.progress(50).await;
+    let (acknowledged, failed) = watching.load.finish().await;
+    assert_eq!(failed, Failed::NONE, "of {} escrows", acknowledged.len());
 
     test.cluster.wait_settled(&ALL).await.expect("all nodes agree");
     let sample: Vec<_> = acknowledged.iter().step_by(acknowledged.len() / 20 + 1).cloned().collect();
@@ -263,11 +272,13 @@ async fn a_cluster_that_is_renewed_in_time_outlives_its_first_certificates_witho
         let issued = short(Role::Node, &id.to_string());
         authority.replace(&test.node_dir(id), &issued, FileNames::NODE).expect("written");
     }
-    let importer = short(Role::Importer, "importer");
-    authority.replace(&test.profile("importer"), &importer, FileNames::CLIENT).expect("written");
+    for (role, profile) in [(Role::Importer, "importer"), (Role::HelpdeskAdvanced, READER)] {
+        let issued = short(role, profile);
+        authority.replace(&test.profile(profile), &issued, FileNames::CLIENT).expect("written");
+    }
     test.cluster.form().await.expect("a cluster forms");
-    let (load, clients, _watching) = test.watching_load();
-    load.progress(20).await;
+    let watching = test.watching_load();
+    watching.load.progress(20).await;
     for id in ALL {
         // So short a life is warned about from the start.
         test.logs(id, "renew it").await;
@@ -275,16 +286,16 @@ async fn a_cluster_that_is_renewed_in_time_outlives_its_first_certificates_witho
     let probe = test.operator_of(&authority, "probe");
     for id in ALL {
         test.renew_node(id, "ca", &probe).await;
-        load.progress(10).await;
+        watching.load.progress(10).await;
     }
-    test.renew_importer("ca", &clients).await;
+    test.renew_clients("ca", &watching).await;
     assert!(now() < end, "renewed in time");
     while now() <= end + 1 {
-        load.progress(10).await;
+        watching.load.progress(10).await;
     }
-    load.progress(50).await;
-    let (acknowledged, failed) = load.finish().await;
-    assert_eq!(failed, 0, "requests failed");
+    watching.load.progress(50).await;
+    let (acknowledged, failed) = watching.load.finish().await;
+    assert_eq!(failed, Failed::NONE, "of {} escrows", acknowledged.len());
     test.cluster.wait_settled(&ALL).await.expect("no node was left behind");
     // Rotating a certificate never makes a stored key unreadable.
     let sample: Vec<_> = acknowledged.iter().step_by(acknowledged.len() / 20 + 1).cloned().collect();

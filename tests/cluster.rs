@@ -153,7 +153,7 @@ async fn a_node_down_past_the_purge_catches_up_by_snapshot() {
     let purged = test.cluster.wait_for("the purge", Duration::from_secs(90), &others, purged_past).await;
     let (acknowledged, failed) = load.finish().await;
     purged.expect("the log is purged past what the absent node has");
-    assert_eq!(failed, 0, "a snapshot and a purge fail no request");
+    assert_eq!(failed, Failed::NONE, "a snapshot and a purge fail no request");
 
     test.cluster.start(away).await.expect("comes back");
     let status = test.cluster.wait_settled(&ALL).await.expect("caught up with an equal digest");
@@ -243,14 +243,14 @@ async fn a_deposed_leader_never_answers_a_quorum_read_with_old_state() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_stopped_hands_over_and_no_request_fails() {
     let mut test = three_nodes().await;
-    let load = Load::start(&test, 6);
+    let load = Load::start(&test, 6).with_readers(&test, &ALL);
     load.progress(30).await;
     let leader = test.leader().await;
     assert!(test.cluster.stop(leader).await.expect("stopped"), "it ends by itself, with success");
     load.progress(60).await;
     test.cluster.start(leader).await.expect("comes back");
     let (acknowledged, failed) = load.finish().await;
-    assert_eq!(failed, 0, "of {} escrows", acknowledged.len());
+    assert_eq!(failed, Failed::NONE, "of {} escrows", acknowledged.len());
     test.cluster.wait_settled(&ALL).await.expect("equal digests");
 }
 
@@ -291,11 +291,9 @@ async fn a_wiped_voter_that_comes_back_under_its_id_is_refused() {
     let client = test.client("operator", &[wiped]);
     let status = client.status().await.expect("it answers for itself");
     assert_eq!(status.cluster, "", "it belongs to no cluster");
-    let log = std::fs::read_to_string(test.cluster.layout().node(leader).expect("a node").log_path())
-        .expect("its log");
-    assert!(log.contains("its disk was replaced or wiped"), "the leader's log says why");
-    let log = std::fs::read_to_string(plan.log_path()).expect("its log");
-    assert!(log.contains("its disk was replaced or wiped"), "its own log says why");
+    for (node, whose) in [(leader, "the leader's log"), (wiped, "its own log")] {
+        assert!(test.log(node).contains("its disk was replaced or wiped"), "{whose} says why");
+    }
 
     let add = test.strongroom("operator", &others, &["member", "add", &plan.peer_address()]);
     let (code, error) = failure(&add);
@@ -356,7 +354,7 @@ async fn a_lost_node_is_replaced_by_one_with_a_new_id_at_the_same_addresses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_restarted_one_by_one_keeps_serving_and_agrees() {
     let mut test = three_nodes().await;
-    let load = Load::start(&test, 3);
+    let load = Load::start(&test, 3).with_readers(&test, &ALL);
     for node in ALL {
         load.progress(20).await;
         assert!(test.cluster.stop(node).await.expect("stopped"), "it ends by itself");
@@ -367,7 +365,7 @@ async fn a_cluster_restarted_one_by_one_keeps_serving_and_agrees() {
         test.cluster.wait_for("the node's return", SOON, &ALL, all_back).await.expect("back");
     }
     let (acknowledged, failed) = load.finish().await;
-    assert_eq!(failed, 0, "of {} escrows", acknowledged.len());
+    assert_eq!(failed, Failed::NONE, "of {} escrows", acknowledged.len());
     test.cluster.wait_settled(&ALL).await.expect("equal digests");
     for node in ALL {
         assert_all_readable(&test, node, &acknowledged).await;

@@ -20,41 +20,6 @@ const UNKNOWN_KEY: &str = "00000000-0000-4000-8000-00000000dead";
 const OPENMETRICS: &str =
     "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
-/// A page of a node's admin port: status code and body. `None` if nobody answers.
-async fn try_page(test: &TestCluster, node: NodeId, path: &str, accept: &str) -> Option<(u16, String)> {
-    let admin = test.cluster.layout().node(node).expect("a node").admin_address();
-    let mut stream = TcpStream::connect(admin).await.ok()?;
-    let request =
-        format!("GET {path} HTTP/1.1\r\nhost: node\r\naccept: {accept}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-}
-
-async fn page(test: &TestCluster, node: NodeId, path: &str) -> (u16, String) {
-    try_page(test, node, path, "*/*").await.expect("the admin port answers")
-}
-
-/// Waits until a page is as it should be.
-async fn wait_for_page(
-    test: &TestCluster,
-    node: NodeId,
-    path: &str,
-    holds: impl Fn(u16, &str) -> bool,
-) -> String {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let (code, body) = page(test, node, path).await;
-        if holds(code, &body) {
-            return body;
-        }
-        assert!(Instant::now() < deadline, "node {node}, {path}: {code}\n{body}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 /// A page of metrics, read strictly.
 #[derive(Default)]
 struct Scrape {
@@ -421,7 +386,7 @@ async fn metrics_conform_count_what_happened_and_are_all_that_dashboards_and_ale
                 // The leader counts an entry as lacking until it has heard that it is there.
                 && Scrape::parse(body).sum("strongroom_peer_lag_entries", &[]) == 0.0
         };
-        let body = wait_for_page(&test, node, "/metrics", complete).await;
+        let body = test.wait_for_page(node, "/metrics", complete).await;
         let scrape = Scrape::parse(&body);
         assert_conforms(&scrape);
         promtool(&["check", "metrics"], &body);
@@ -466,16 +431,14 @@ async fn metrics_conform_count_what_happened_and_are_all_that_dashboards_and_ale
         assert!(scrape.sum("strongroom_ca_certificate_expiry_timestamp_seconds", &[]) >= certificate);
     }
 
-    let (code, open) = try_page(&test, 1, "/metrics", OPENMETRICS).await.expect("answered");
+    let (code, open) = try_page(&test.admin(1), "/metrics", OPENMETRICS).await.expect("answered");
     assert_eq!(code, 200);
     assert!(open.ends_with("# EOF\n") && open.contains("# TYPE strongroom_escrows counter\n"), "OpenMetrics");
 }
 
 /// The lines of a node's log that belong to a request.
 fn logged(test: &TestCluster, node: NodeId, request_id: &str) -> Vec<Value> {
-    let log = test.cluster.layout().node(node).expect("a node").log_path();
-    let log = std::fs::read_to_string(log).expect("its log");
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines = test.log_lines(node).into_iter();
     lines.filter(|line| line["span"]["request_id"] == request_id).collect()
 }
 
@@ -574,7 +537,7 @@ async fn status_and_readiness_say_what_is_wrong_while_nodes_go_away_and_come_bac
         assert_eq!((&node["quarantine"], &node["draining"]), (&Value::Null, &Value::Bool(false)));
     }
     for node in ALL {
-        assert_eq!(wait_for_page(&test, node, "/readyz", |code, _| code == 200).await, "ready\n");
+        assert_eq!(test.wait_for_page(node, "/readyz", |code, _| code == 200).await, "ready\n");
     }
 
     test.cluster.kill(followers[0]).await.expect("killed");
@@ -585,7 +548,7 @@ async fn status_and_readiness_say_what_is_wrong_while_nodes_go_away_and_come_bac
     let degraded = degraded.await;
     let gone = degraded["nodes"].as_array().expect("nodes").iter().find(|node| node["id"] == followers[0]);
     assert!(gone.expect("shown")["last_contact_ms"].is_u64(), "it was heard from before");
-    assert_eq!(page(&test, leader, "/readyz").await.0, 200, "two of three serve");
+    assert_eq!(test.page(leader, "/readyz").await.0, 200, "two of three serve");
     let table = Command::new(program())
         .arg("status")
         .env("STRONGROOM_ENDPOINTS", test.cluster.layout().node(leader).expect("a node").api_address())
@@ -605,13 +568,13 @@ async fn status_and_readiness_say_what_is_wrong_while_nodes_go_away_and_come_bac
 
     test.cluster.kill(followers[1]).await.expect("killed");
     wait_status(&test, leader, "one of three has no quorum", |status| status["health"] == "no-quorum").await;
-    let why = wait_for_page(&test, leader, "/readyz", |code, _| code == 503).await;
+    let why = test.wait_for_page(leader, "/readyz", |code, _| code == 503).await;
     assert!(why.contains("knows no leader"), "{why}");
-    assert_eq!(page(&test, leader, "/livez").await.0, 200, "it is alive all the same");
+    assert_eq!(test.page(leader, "/livez").await.0, 200, "it is alive all the same");
 
     for node in followers {
         test.cluster.start(node).await.expect("comes back");
     }
     wait_status(&test, leader, "all is well again", |status| warnings(status).is_empty()).await;
-    wait_for_page(&test, leader, "/readyz", |code, _| code == 200).await;
+    test.wait_for_page(leader, "/readyz", |code, _| code == 200).await;
 }

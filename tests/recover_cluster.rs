@@ -132,19 +132,6 @@ async fn audit_of(test: &TestCluster, node: NodeId) -> (ClusterId, Vec<AuditEven
     (cluster, records.into_iter().map(|record| record.event).collect())
 }
 
-async fn logged(test: &TestCluster, node: NodeId, what: &str) {
-    let path = test.cluster.layout().node(node).expect("a node").log_path();
-    let deadline = Instant::now() + SOON;
-    loop {
-        let log = std::fs::read_to_string(&path).expect("its log");
-        if log.contains(what) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "the log of node {node} does not say {what:?}:\n{log}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lone_survivor_of_three_goes_on_as_a_new_cluster_and_the_dead_cannot_return() {
     let mut test = cluster_of(&[1, 2, 3], 5).await;
@@ -213,7 +200,7 @@ async fn a_lone_survivor_of_three_goes_on_as_a_new_cluster_and_the_dead_cannot_r
     // The dead come back, one alone and then both, who are a quorum of a cluster that has ended.
     for node in [2, 3] {
         test.cluster.start(node).await.expect("the process runs");
-        logged(&test, node, "was removed from the cluster").await;
+        test.logs(node, "was removed from the cluster").await;
         test.cluster.kill(node).await.expect("killed");
     }
     for node in [2, 3] {

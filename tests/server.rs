@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -22,7 +21,6 @@ use strongroom::server::{Server, ServerError, initialize};
 use strongroom::store::format;
 use strongroom::tls::ca::{Authority, IssueRequest};
 use strongroom::tls::{ExpectedPeer, Tls, TlsPaths};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -103,16 +101,6 @@ impl Fixture {
         });
         Endpoint::from_static("http://node.test").connect_with_connector(connector).await.expect("connected")
     }
-}
-
-/// The status line of a page of the admin port.
-async fn page(admin: SocketAddr, path: &str) -> String {
-    let mut stream = TcpStream::connect(admin).await.expect("the admin port is open");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("asked");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("answered");
-    answer.lines().next().unwrap_or_default().to_owned()
 }
 
 /// A command that changes nothing: the key it asks for does not exist.
@@ -220,8 +208,8 @@ async fn a_node_that_has_stopped_leaves_nothing_behind_and_starts_again_in_the_s
 async fn a_node_that_is_stopping_says_so_while_requests_under_way_are_answered() {
     let fixture = Fixture::new().await;
     let running = fixture.serve().await;
-    let admin = fixture.config.listen.admin;
-    assert!(page(admin, "/readyz").await.contains("200"));
+    let admin = fixture.config.listen.admin.to_string();
+    assert_eq!(page(&admin, "/readyz").await.0, 200);
     let mut member = fixture.peer(1).await;
     member.describe(DescribeRequest {}).await.expect("answered");
     // A request that is under way for as long as this test likes.
@@ -232,9 +220,7 @@ async fn a_node_that_is_stopping_says_so_while_requests_under_way_are_answered()
 
     let began = Instant::now();
     running.stop.cancel();
-    while !page(admin, "/readyz").await.contains("503") {
-        assert!(began.elapsed() < SOON, "a stopping node is not ready");
-    }
+    wait_for_page_at(&admin, "/readyz", |code, _| code == 503).await;
     member.read_index(ReadIndexRequest {}).await.expect("peers are served until the node has stopped");
     let status = member.transfer_leader(Envelope::default()).await.expect_err("refused");
     assert_eq!(status.code(), Code::FailedPrecondition, "{status}");

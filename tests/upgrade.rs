@@ -39,7 +39,7 @@ async fn the_feature_level_rises_by_itself_once_the_last_node_of_a_rolling_upgra
     let message = error["message"].as_str().expect("a message");
     assert_eq!(code, 5, "{error}");
     assert!(message.contains("feature level 2") && message.contains("the cluster is at 1"), "{message}");
-    let load = Load::start(&test, 3);
+    let load = Load::start(&test, 3).with_readers(&test, &ALL);
     for node in ALL {
         load.progress(20).await;
         let status = test.client("operator", &ALL).status().await.expect("status");
@@ -62,12 +62,14 @@ async fn the_feature_level_rises_by_itself_once_the_last_node_of_a_rolling_upgra
                 .expect("told");
         }
     }
+    // Of the level: that the disk of the machine that runs the tests is nearly full may be warned about as well.
     let raised = |status: &StatusResponse| {
-        status.feature_level == FeatureLevel::SUPPORTED.0 && status.warnings.is_empty()
+        status.feature_level == FeatureLevel::SUPPORTED.0
+            && !status.warnings.iter().any(|why| why.contains("feature level"))
     };
     test.cluster.wait_for("the new feature level", SOON, &ALL, raised).await.expect("raised");
     let (acknowledged, failed) = load.finish().await;
-    assert_eq!(failed, 0, "of {} escrows", acknowledged.len());
+    assert_eq!(failed, Failed::NONE, "of {} escrows", acknowledged.len());
     test.cluster.wait_settled(&ALL).await.expect("equal digests");
     let removed = test.strongroom("operator", &ALL, &remove);
     assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));

@@ -18,7 +18,7 @@ use super::{Context, now, wire};
 #[tonic::async_trait]
 impl EscrowService for Context {
     async fn escrow(&self, request: Request<EscrowRequest>) -> Result<Response<EscrowResponse>, Status> {
-        let answer = self.keep(request).await;
+        let answer = self.unless_removed(self.keep(request)).await;
         self.node.options().metrics.escrows.count(outcome(&answer));
         answer.map(|receipt| Response::new(EscrowResponse { receipt: Some(receipt) }))
     }

@@ -58,7 +58,8 @@ impl Context {
     ///
     /// # Errors
     /// `PERMISSION_DENIED` if it may not or its certificate has expired or been revoked since the handshake;
-    /// `UNAVAILABLE` if this node is stopping, was removed or is quarantined: a client that knows others asks them.
+    /// `UNAVAILABLE` if this node is stopping, was removed, is quarantined or belongs to no cluster yet: a client that
+    /// knows others asks them.
     pub fn admit<T>(&self, request: &Request<T>, operation: Operation) -> Result<Caller, Status> {
         let caller = self.caller(request)?;
         if self.is_draining() {
@@ -75,8 +76,30 @@ impl Context {
         // What does not touch the state helps the operator to see and to mend.
         if !matches!(operation, Operation::ChangeMembership | Operation::Status) {
             self.refuse_in_quarantine()?;
+            // Said at once: a node that waits to be added knows no leader, and would have its callers wait for one.
+            self.node.cluster()?.ok_or(NodeError::NoCluster)?;
         }
         Ok(caller)
+    }
+
+    /// What comes of `work`, unless this node learns meanwhile that it was removed: what its own replica has still to
+    /// apply for an answer will not come any more.
+    ///
+    /// # Errors
+    /// As `work`; `UNAVAILABLE`, so that the caller asks another node, if this one was removed. What was asked may have
+    /// been done: asking again with the same id is safe.
+    pub async fn unless_removed<T>(
+        &self,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        tokio::select! {
+            biased;
+            answer = work => answer,
+            () = self.node.expulsion() => {
+                let why = self.node.expelled().map(|why| why.to_string()).unwrap_or_default();
+                Err(NodeError::Excluded(why).into())
+            }
+        }
     }
 
     /// Refuses what would be answered from this node's state, if that is known to differ from the others'. Not after a

@@ -22,6 +22,7 @@ use crate::seal::{Keyring, Part, SealContext};
 use crate::secret::Secret;
 
 use super::escrow::unexpected;
+use super::guard::Caller;
 use super::{Context, now, status, wire};
 
 /// Longest one member may take to prove custody.
@@ -33,31 +34,11 @@ const NONCE_BYTES: usize = 32;
 impl RecoveryService for Context {
     async fn find(&self, request: Request<FindRequest>) -> Result<Response<FindResponse>, Status> {
         let caller = self.admit(&request, Operation::Find)?;
-        let request = request.into_inner();
-        let mut query = wire::query(&request)?;
-        // An end user sees keys of machines on which that user was recorded, and nothing else exists.
-        if let Some(own) = caller.identity.user() {
-            if query.user.as_ref().is_some_and(|user| *user != own) {
-                return Err(Status::permission_denied(
-                    "an end user looks up keys of their own machines only",
-                ));
-            }
-            query.user = Some(own);
-        }
-        self.node.wait_applied(request.min_index).await?;
-        // Taken before the rows are read: what is shown is at least as fresh as it says.
-        let freshness = self.fresh(request.consistency).await?;
-        let node = self.node.clone();
-        let found = blocking(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
-        Ok(Response::new(FindResponse {
-            keys: found.keys.into_iter().map(wire::key).collect(),
-            truncated: found.truncated,
-            freshness: Some(freshness),
-        }))
+        self.unless_removed(self.look_up(caller, request.into_inner())).await.map(Response::new)
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
-        let answer = self.reveal(request).await;
+        let answer = self.unless_removed(self.reveal(request)).await;
         self.node.options().metrics.reveals.count(outcome(&answer));
         answer.map(Response::new)
     }
@@ -105,6 +86,30 @@ fn outcome(answer: &Result<RecoverResponse, Status>) -> RevealOutcome {
 }
 
 impl Context {
+    /// Looks keys up in this replica, once it is as fresh as was asked for.
+    async fn look_up(&self, caller: Caller, request: FindRequest) -> Result<FindResponse, Status> {
+        let mut query = wire::query(&request)?;
+        // An end user sees keys of machines on which that user was recorded, and nothing else exists.
+        if let Some(own) = caller.identity.user() {
+            if query.user.as_ref().is_some_and(|user| *user != own) {
+                return Err(Status::permission_denied(
+                    "an end user looks up keys of their own machines only",
+                ));
+            }
+            query.user = Some(own);
+        }
+        self.node.wait_applied(request.min_index).await?;
+        // Taken before the rows are read: what is shown is at least as fresh as it says.
+        let freshness = self.fresh(request.consistency).await?;
+        let node = self.node.clone();
+        let found = blocking(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
+        Ok(FindResponse {
+            keys: found.keys.into_iter().map(wire::key).collect(),
+            truncated: found.truncated,
+            freshness: Some(freshness),
+        })
+    }
+
     /// Puts a reveal on record and shows the key.
     async fn reveal(&self, request: Request<RecoverRequest>) -> Result<RecoverResponse, Status> {
         let caller = self.admit(&request, Operation::Recover)?;

@@ -5,8 +5,11 @@
 mod common;
 
 mod guard_rails;
+mod keyring;
 mod leaders_killed;
 mod learners;
+mod outsiders;
+mod printed;
 mod proxied;
 mod removed;
 mod replaced;

@@ -39,23 +39,11 @@ async fn assert_serves_nobody(test: &TestCluster, node: NodeId) {
 
     let output = test.strongroom("helpdesk", &[node], &["find", "--machine", "PC-00001", "--timeout", "2"]);
     refused(&output, 75, &[&format!("node {node} was removed from the cluster"), "new id"]);
-    let (status, reasons) = admin_page(test, node, "/readyz").await;
-    assert!(status.contains("503") && reasons.contains("was removed from the cluster"), "{status} {reasons}");
-    let (status, _) = admin_page(test, node, "/livez").await;
-    assert!(status.contains("200"), "it lives, so that it can say so: {status}");
-    assert!(
-        log_of(test, node).contains(&format!("node {node} was removed from the cluster")),
-        "its log says why"
-    );
-}
-
-/// Waits until `node` has noticed that it was removed.
-async fn notices(test: &TestCluster, node: NodeId) {
-    let deadline = Instant::now() + SOON;
-    while !admin_page(test, node, "/readyz").await.1.contains("was removed from the cluster") {
-        assert!(Instant::now() < deadline, "node {node} does not notice that it was removed");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let (code, reasons) = test.page(node, "/readyz").await;
+    assert!(code == 503 && reasons.contains("was removed from the cluster"), "{code} {reasons}");
+    assert_eq!(test.page(node, "/livez").await.0, 200, "it lives, so that it can say so");
+    let why = format!("node {node} was removed from the cluster");
+    assert!(test.log(node).contains(&why), "its log says why");
 }
 
 /// The peer service of node `to`, called with the credentials of node `from`: as who knows its data directory, or not.
@@ -88,7 +76,8 @@ async fn a_node_removed_while_it_runs_notices_and_its_clients_go_elsewhere() {
         let began = Instant::now();
         let result = done(&member(&test, &ALL, &["remove", &node.to_string()]).await);
         assert!(!ids(&result["after"]["voters"]).contains(&node), "{result}");
-        notices(&test, node).await;
+        let removed = |_, reasons: &str| reasons.contains("was removed from the cluster");
+        test.wait_for_page(node, "/readyz", removed).await;
         eprintln!("node {node} noticed {} ms after its removal was asked for", began.elapsed().as_millis());
     }
     members_are(&test, &ALL, &ALL, &[]).await;
@@ -121,10 +110,7 @@ async fn a_node_removed_while_it_was_down_is_told_before_it_serves_and_remembers
     let first = test.client("helpdesk", &[4]).find(&first_machine(Consistency::Local)).await;
     assert!(says_removed(first.as_ref().expect_err("nothing is shown")), "{first:?}");
     assert_serves_nobody(&test, 4).await;
-    assert!(
-        ALL.iter().any(|node| log_of(&test, *node).contains("a node that was removed calls")),
-        "who told it"
-    );
+    assert!(ALL.iter().any(|node| test.log(*node).contains("a node that was removed calls")), "who told it");
 
     // Its certificate is good for years to come. Whatever it says with it is refused before consensus hears of it,
     // whether it says whom it means, as its release does, or leaves that out.

@@ -66,7 +66,7 @@ async fn a_dead_node_is_replaced_by_one_that_catches_up_by_snapshot_and_the_data
     test.cluster.start(dead).await.expect("the process runs");
     let found = test.strongroom("helpdesk", &[dead], &["find", "--machine", "PC-00001", "--timeout", "2"]);
     refused(&found, 75, &["was removed from the cluster"]);
-    let (_, reasons) = admin_page(&test, dead, "/readyz").await;
+    let (_, reasons) = test.page(dead, "/readyz").await;
     assert!(reasons.contains("was removed from the cluster"), "{reasons}");
 }
 

@@ -15,8 +15,6 @@ use strongroom::proto::{
     AddMember, DemoteMember, MembershipChange, NodeStatus, PromoteMember, RemoveMember, ReplaceMember,
     StatusResponse, TransferLeader,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::common::*;
 
@@ -210,26 +208,6 @@ pub async fn escrow(test: &TestCluster, nodes: &[NodeId], from: u64, count: u64)
         }
     });
     futures_util::stream::iter(kept).buffer_unordered(16).collect().await
-}
-
-/// A key and its receipt.
-pub type Kept = (strongroom::client::Deposit, strongroom::seal::receipt::Receipt);
-
-/// Status line and body of a page of a node's admin port.
-pub async fn admin_page(test: &TestCluster, node: NodeId, path: &str) -> (String, String) {
-    let admin = test.cluster.layout().node(node).expect("a node").admin_address();
-    let mut stream = TcpStream::connect(&admin).await.expect("its admin port");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("asked");
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.expect("a page");
-    let (head, body) = page.split_once("\r\n\r\n").expect("a header and a body");
-    (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
-}
-
-/// What a node has written to its log.
-pub fn log_of(test: &TestCluster, node: NodeId) -> String {
-    std::fs::read_to_string(test.cluster.layout().node(node).expect("a node").log_path()).expect("its log")
 }
 
 /// Whether an error says that the node that was asked was removed.

@@ -411,20 +411,26 @@ impl Draft<'_> {
 
     fn caught_up(&self, node: NodeId) -> Result<(), Refused> {
         let Standing { reachable, lag, unapplied, .. } = self.standing(node);
-        let left = [(lag, "receive"), (unapplied, "apply")];
-        if let Some((left, what)) = left.into_iter().find(|(left, _)| *left > LAG_MAX_ENTRIES) {
-            return Err(Refused::conflict(
+        let lags = |left: u64, what: &str| {
+            Refused::conflict(
                 format!(
                     "node {node} lags: it has {left} entries still to {what}, and may have at most {LAG_MAX_ENTRIES}"
                 ),
                 "wait until `strongroom status` shows that it has caught up; if it does not, look at its log",
-            ));
+            )
+        };
+        if lag > LAG_MAX_ENTRIES {
+            return Err(lags(lag, "receive"));
         }
+        // What it has applied only itself can say.
         if !reachable {
             return Err(Refused::conflict(
                 format!("node {node} cannot be reached"),
                 "start it, then try again",
             ));
+        }
+        if unapplied > LAG_MAX_ENTRIES {
+            return Err(lags(unapplied, "apply"));
         }
         Ok(())
     }

@@ -214,6 +214,9 @@ fn a_voter_that_is_still_applying_makes_up_the_quorum_and_does_not_lead() {
     let applying = with(with(three.clone(), 2, APPLYING), 3, APPLYING);
     assert_eq!(voters_after(&applying, add(4), false), [1, 2, 3, 4], "it confirms what it receives");
     refused(&applying, Asked::Transfer(Some(3)), "node 3 lags: it has 257 entries still to apply");
+    // One that is down has not said what it has applied: that is not the reason.
+    let down = with(three.clone(), 3, Standing { reachable: false, ..APPLYING });
+    refused(&down, Asked::Transfer(Some(3)), "node 3 cannot be reached");
     let nobody = refused(&applying, Asked::Transfer(None), "node 2 has 257 entries still to apply");
     assert!(nobody.reason.starts_with("no other voter can"), "{nobody}");
     let plan = plan(&with(three, 2, APPLYING), Asked::Transfer(None), false).expect("possible");
