@@ -18,6 +18,8 @@ pub enum Operation {
     Initialize,
     /// Allow the commands of a newer release. Not a service: the leader does it once every member can apply them.
     RaiseFeatureLevel,
+    /// Read the audit trail, and where every member says it ends.
+    ReadAudit,
     /// Reveal a recovery key; see [`must_name_user`] for to whom.
     Recover,
     /// Begin a new history after a quorum was lost for ever. Not a service: a node does it to itself when told to.
@@ -28,13 +30,14 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::ChangeMembership,
         Self::Custody,
         Self::Escrow,
         Self::Find,
         Self::Initialize,
         Self::RaiseFeatureLevel,
+        Self::ReadAudit,
         Self::Recover,
         Self::RecoverCluster,
         Self::Status,
@@ -51,6 +54,7 @@ impl std::fmt::Display for Operation {
             Self::Find => "look keys up",
             Self::Initialize => "initialise a cluster",
             Self::RaiseFeatureLevel => "raise the feature level",
+            Self::ReadAudit => "read the audit trail",
             Self::Recover => "recover keys",
             Self::RecoverCluster => "recover a cluster",
             Self::Status => "ask for status",
@@ -61,14 +65,15 @@ impl std::fmt::Display for Operation {
 /// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
-        ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, Recover, RecoverCluster,
-        Status,
+        ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, ReadAudit, Recover,
+        RecoverCluster, Status,
     };
     match role {
         Role::Agent | Role::Importer => matches!(operation, Escrow | Status),
-        Role::Auditor | Role::Officer => matches!(operation, Custody | Find | Status),
+        Role::Auditor => matches!(operation, Custody | Find | ReadAudit | Status),
         Role::Helpdesk | Role::HelpdeskAdvanced => matches!(operation, Custody | Find | Recover | Status),
         Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | RecoverCluster),
+        Role::Officer => matches!(operation, Custody | Find | Status),
         Role::Operator => matches!(operation, ChangeMembership | Custody | Find | Initialize | Status),
     }
 }
@@ -91,15 +96,15 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // change custody escrow find init raise recover recover-cluster status
-            (Role::Agent, "..x.....x"),
-            (Role::Auditor, ".x.x....x"),
-            (Role::Helpdesk, ".x.x..x.x"),
-            (Role::HelpdeskAdvanced, ".x.x..x.x"),
-            (Role::Importer, "..x.....x"),
-            (Role::Node, "....xx.x."),
-            (Role::Officer, ".x.x....x"),
-            (Role::Operator, "xx.xx...x"),
+            // change custody escrow find init raise read-audit recover recover-cluster status
+            (Role::Agent, "..x......x"),
+            (Role::Auditor, ".x.x..x..x"),
+            (Role::Helpdesk, ".x.x...x.x"),
+            (Role::HelpdeskAdvanced, ".x.x...x.x"),
+            (Role::Importer, "..x......x"),
+            (Role::Node, "....xx..x."),
+            (Role::Officer, ".x.x.....x"),
+            (Role::Operator, "xx.xx....x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {
