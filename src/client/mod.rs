@@ -14,6 +14,7 @@
 //! was asked answers the same again.
 
 mod attempts;
+mod audit;
 mod connection;
 mod endpoint;
 mod error;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use tonic::{Request, Status, Streaming};
 
 pub use self::attempts::ATTEMPT_TIMEOUT;
+pub use self::audit::AuditTrail;
 pub use self::endpoint::EndpointAddress;
 pub use self::error::{Answer, ClientError, Trouble};
 
