@@ -3,6 +3,7 @@
 //!
 //! Every failure is a [`Failure`] and becomes an exit code in `failure.rs` and nowhere else.
 
+mod audit;
 mod bench;
 pub mod cert;
 mod custody;
@@ -110,6 +111,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Read, export and verify the audit trail.
+    Audit(audit::AuditCommand),
     /// Measure a cluster under load.
     Bench(bench::BenchCommand),
     /// A certificate authority for those who have none.
@@ -175,6 +178,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     runtime.block_on(async {
         match command {
+            Command::Audit(audit) => audit.run(&global, printer).await,
             Command::Bench(bench) => bench.run(&global, printer).await,
             Command::Cert { command } => cert::run(command, printer),
             Command::Completions(completions) => completions.run(),
