@@ -151,3 +151,6 @@ async fn next_part(stream: &mut Streaming<AuditPart>, trace: &TraceId) -> Result
         Err(_) => Err(broken(PAGE_TIMEOUT, "no page of the audit trail came")),
     }
 }
+
+#[cfg(test)]
+mod tests;
