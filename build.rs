@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
+    "strongroom/v1/audit.proto",
     "strongroom/v1/cluster.proto",
     "strongroom/v1/escrow.proto",
     "strongroom/v1/peer.proto",

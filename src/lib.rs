@@ -14,7 +14,7 @@
 //! | [`rpc`] | the gRPC services, [`rpc::wire`] (protobuf to domain) and [`rpc::guard`] (identity to role) |
 //! | [`raft`] | the only room that names openraft: propose, read, membership, peer network |
 //! | [`store`] | the only room that names sled and raft-log: log, machine, snapshots, formats |
-//! | [`seal`] | the keyring, sealing and opening of secrets, receipts |
+//! | [`seal`] | the keyring, sealing and opening of secrets, receipts, checkpoints of the audit trail |
 //! | [`tls`] | identities, certificates, reload, the built-in CA |
 //! | [`escrow`] | the pure domain: no async, no I/O, no clock, no randomness |
 //! | [`config`], [`error`], [`metrics`], [`private_file`], [`proto`], [`request_id`], [`secret`], [`telemetry`] | leaves; [`proto`] is generated and [`metrics`] counts by its methods, [`config`] uses the domain's ids |

@@ -4,6 +4,7 @@
 //! Every failure is a [`Failure`] and becomes an exit code in `failure.rs` and nowhere else.
 
 mod approval;
+mod audit;
 mod bench;
 pub mod cert;
 mod custody;
@@ -114,6 +115,8 @@ struct Global {
 enum Command {
     /// See and decide reveals that another person asked for.
     Approval(approval::ApprovalCommand),
+    /// Read, export and verify the audit trail.
+    Audit(audit::AuditCommand),
     /// Measure a cluster under load.
     Bench(bench::BenchCommand),
     /// A certificate authority for those who have none.
@@ -182,6 +185,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
     runtime.block_on(async {
         match command {
             Command::Approval(approval) => approval.run(&global, printer).await,
+            Command::Audit(audit) => audit.run(&global, printer).await,
             Command::Bench(bench) => bench.run(&global, printer).await,
             Command::Cert { command } => cert::run(command, printer),
             Command::Completions(completions) => completions.run(),

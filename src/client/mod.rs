@@ -14,6 +14,7 @@
 //! was asked answers the same again.
 
 mod attempts;
+mod audit;
 mod connection;
 mod endpoint;
 mod error;
@@ -26,6 +27,7 @@ use tonic::{Request, Status, Streaming};
 use uuid::Uuid;
 
 pub use self::attempts::ATTEMPT_TIMEOUT;
+pub use self::audit::AuditTrail;
 pub use self::endpoint::EndpointAddress;
 pub use self::error::{Answer, ClientError, Trouble};
 

@@ -23,13 +23,13 @@ use crate::tls::ca::{Authority, FileNames, IssueRequest, Selector};
 
 const CLUSTER: &str = "test";
 
-struct Ca {
+pub(super) struct Ca {
     dir: TempDir,
     authority: Authority,
 }
 
 impl Ca {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create(&dir.path().join("ca"), CLUSTER.parse().unwrap(), None).unwrap();
         Self { dir, authority }
@@ -43,7 +43,7 @@ impl Ca {
         TlsPaths::profile(&dir)
     }
 
-    fn tls(&self, role: Role, name: &str) -> Tls {
+    pub(super) fn tls(&self, role: Role, name: &str) -> Tls {
         Tls::load(self.paths(role, name)).unwrap()
     }
 
@@ -184,9 +184,13 @@ impl Node {
 }
 
 async fn serve(listener: TcpListener, tls: Tls, script: Script) {
-    let router = tonic::service::Routes::new(EscrowServiceServer::new(script.clone()))
-        .add_service(ClusterServiceServer::new(script))
-        .into_axum_router();
+    let routes = tonic::service::Routes::new(EscrowServiceServer::new(script.clone()))
+        .add_service(ClusterServiceServer::new(script));
+    serve_routes(listener, tls, routes).await;
+}
+
+pub(super) async fn serve_routes(listener: TcpListener, tls: Tls, routes: tonic::service::Routes) {
+    let router = routes.into_axum_router();
     let mut connections = JoinSet::new();
     while let Ok((tcp, _)) = listener.accept().await {
         let (tls, service) = (tls.clone(), TowerToHyperService::new(router.clone()));

@@ -1,6 +1,11 @@
 //! The audit chain: every record carries the hash of the one before it, so that a record which is altered,
 //! removed, moved or slipped in is found by whoever holds the newest hash.
 
+pub mod check;
+pub mod facts;
+pub mod line;
+pub mod query;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

@@ -243,6 +243,23 @@ impl fmt::Display for Timestamp {
     }
 }
 
+impl FromStr for Timestamp {
+    type Err = Invalid;
+    /// RFC 3339, cut to milliseconds, and whatever [`Timestamp`] itself shows.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        use time::format_description::well_known::Rfc3339;
+        let past_calendar = text.strip_prefix('@').and_then(|rest| rest.strip_suffix("ms"));
+        let milliseconds = match past_calendar {
+            Some(digits) => digits.parse().ok(),
+            None => time::OffsetDateTime::parse(text, &Rfc3339)
+                .ok()
+                .and_then(|at| u64::try_from(at.unix_timestamp_nanos().div_euclid(1_000_000)).ok()),
+        };
+        let expected = "a time from 1970 on as RFC 3339, such as 2030-01-31T12:00:00Z";
+        milliseconds.map(Self).ok_or_else(|| Invalid::new("time", expected))
+    }
+}
+
 /// What an identity may do. Kept in the certificate as the first path segment of its SPIFFE URI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -46,7 +46,7 @@ pub struct KeyIdPrefix {
 }
 
 impl KeyIdPrefix {
-    fn matches(&self, id: KeyId) -> bool {
+    pub(super) fn matches(&self, id: KeyId) -> bool {
         id.0.simple().to_string().starts_with(&self.digits)
     }
 

@@ -17,7 +17,7 @@
 //! | [`state`] | the tables, as apply and lookups see them |
 //! | [`rows`] | in which table and under which key each record lives |
 //! | [`apply`] | what a command does to the state |
-//! | [`audit`] | the hash chain of audit records |
+//! | [`audit`] | the hash chain of audit records: its lines in exports, reading it in parts, checking it |
 //! | [`lookup`] | what can be read |
 //! | [`memory`] | a state in memory, for tests |
 

@@ -3,6 +3,7 @@
 //! A request passes [`guard`] (who is it, may they), then [`wire`] (is it well formed), then the service of its
 //! name; what goes wrong becomes a gRPC status in [`status`], and nowhere else.
 
+pub mod audit;
 pub mod cluster;
 pub mod escrow;
 pub mod guard;

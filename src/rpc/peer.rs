@@ -10,9 +10,9 @@ use crate::escrow::records::Source;
 use crate::proto::MemberProgress;
 use crate::proto::peer::peer_service_server::PeerService;
 use crate::proto::peer::{
-    DescribeRequest, DescribeResponse, DigestsRequest, DigestsResponse, Envelope, FetchSnapshotRequest,
-    ForwardedChange, ProveCustodyRequest, ProveCustodyResponse, ReadIndexRequest, ReadIndexResponse,
-    SnapshotChunk,
+    AuditCheckpointRequest, AuditCheckpointResponse, DescribeRequest, DescribeResponse, DigestsRequest,
+    DigestsResponse, Envelope, FetchSnapshotRequest, ForwardedChange, ProveCustodyRequest,
+    ProveCustodyResponse, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
 };
 use crate::raft::NodeError;
 use crate::raft::leader::Forwarded;
@@ -143,6 +143,15 @@ impl PeerService for Context {
             applied: self.node.applied(),
             detail,
         }))
+    }
+
+    async fn audit_checkpoint(
+        &self,
+        request: Request<AuditCheckpointRequest>,
+    ) -> Result<Response<AuditCheckpointResponse>, Status> {
+        self.admit_member(&request)?;
+        self.refuse_in_quarantine()?;
+        Ok(Response::new(AuditCheckpointResponse { checkpoint: self.checkpoint().await?.render() }))
     }
 }
 

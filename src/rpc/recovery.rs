@@ -253,7 +253,7 @@ impl Context {
 }
 
 /// Runs what reads the store, or opens the keyring, where it holds up nobody else.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
 ) -> Result<T, NodeError> {
     let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());

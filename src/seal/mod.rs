@@ -16,6 +16,7 @@
 //! What this does not do: an age file says who can read it, not who wrote it. That the keyring in the replicated
 //! state is the cluster's own rests on who may propose to the log, which is the guard's and TLS's to see to.
 
+pub mod checkpoint;
 mod error;
 mod fingerprint;
 mod keyring;
@@ -24,6 +25,7 @@ mod node_key;
 pub mod receipt;
 mod recipient;
 mod sealed;
+mod signed;
 
 pub use error::SealError;
 pub use keyring::{DATA_KEYS_MAX, Keyring};

@@ -5,9 +5,8 @@
 //! or taken from another kind of message.
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use super::signed::{CERTIFICATES_MAX, Message, base64, base64_list, rfc3339};
 use crate::escrow::command::Escrowed;
 use crate::escrow::ids::{ClusterId, ClusterName, Identity, KeyId, MachineId, Role, Timestamp, VolumeId};
 use crate::escrow::records::{Fingerprint, LogPosition};
@@ -15,8 +14,6 @@ use crate::tls::{Tls, TlsError, TrustAnchors};
 
 /// What a receipt's signature is about, and the version of its form.
 const DOMAIN: &[u8] = b"strongroom receipt v1";
-/// Most certificates in a receipt.
-const CERTIFICATES_MAX: usize = 8;
 
 /// Proof that a key is kept. The JSON form has exactly these fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,8 +140,7 @@ impl Receipt {
         Ok(())
     }
 
-    /// What is signed: the domain label, then every field in the order of the struct but the signature. Each is
-    /// preceded by its length in bytes (32 bits, big endian); numbers are 64 bits, big endian.
+    /// What is signed: the domain label, then every field in the order of the struct but the signature.
     fn signed_bytes(&self) -> Vec<u8> {
         // Taken apart, so that a field that is added cannot be forgotten here.
         let Self {
@@ -162,51 +158,20 @@ impl Receipt {
             signature: _,
             certificates,
         } = self;
-        let mut bytes = Vec::with_capacity(2_048);
-        let mut put = |field: &[u8]| {
-            // The longest field is a certificate, of some thousand bytes.
-            let length = u32::try_from(field.len()).unwrap_or(u32::MAX);
-            bytes.extend_from_slice(&length.to_be_bytes());
-            bytes.extend_from_slice(field);
-        };
-        put(DOMAIN);
-        put(cluster.0.as_bytes());
-        put(cluster_name.as_str().as_bytes());
-        put(&term.to_be_bytes());
-        put(&index.to_be_bytes());
-        put(machine.as_str().as_bytes());
-        put(volume.as_str().as_bytes());
-        put(key_id.0.as_bytes());
-        put(&fingerprint.0);
-        put(&at.0.to_be_bytes());
-        put(&[u8::from(*already_escrowed)]);
-        put(node.to_string().as_bytes());
-        put(&(certificates.len() as u64).to_be_bytes());
-        for certificate in certificates {
-            put(certificate);
-        }
-        bytes
-    }
-}
-
-/// [`Timestamp`] as RFC 3339 text, to the millisecond.
-mod rfc3339 {
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use super::{OffsetDateTime, Rfc3339, Timestamp};
-
-    pub(super) fn serialize<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(at)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let expected = "a time as RFC 3339, such as 2030-01-31T12:00:00.000Z";
-        let at = OffsetDateTime::parse(&text, &Rfc3339)
-            .map_err(|error| D::Error::custom(format!("{text:?} is not {expected}: {error}")))?;
-        let milliseconds = u64::try_from(at.unix_timestamp_nanos() / 1_000_000);
-        milliseconds.map(Timestamp).map_err(|_| D::Error::custom(format!("{text:?} is before 1970")))
+        let mut message = Message::about(DOMAIN);
+        message.put(cluster.0.as_bytes());
+        message.put(cluster_name.as_str().as_bytes());
+        message.put(&term.to_be_bytes());
+        message.put(&index.to_be_bytes());
+        message.put(machine.as_str().as_bytes());
+        message.put(volume.as_str().as_bytes());
+        message.put(key_id.0.as_bytes());
+        message.put(&fingerprint.0);
+        message.put(&at.0.to_be_bytes());
+        message.put(&[u8::from(*already_escrowed)]);
+        message.put(node.to_string().as_bytes());
+        message.put_all(certificates);
+        message.into_bytes()
     }
 }
 
@@ -228,38 +193,6 @@ mod fingerprint {
         let bytes =
             bytes.try_into().map_err(|_| D::Error::custom("a fingerprint has 64 hexadecimal digits"))?;
         Ok(Fingerprint(bytes))
-    }
-}
-
-/// Bytes as base64 (RFC 4648 §4).
-mod base64 {
-    use data_encoding::BASE64;
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(value: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&BASE64.encode_display(value))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        BASE64.decode(text.as_bytes()).map_err(D::Error::custom)
-    }
-}
-
-/// A list of bytes as a list of base64.
-mod base64_list {
-    use data_encoding::BASE64;
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(value: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(value.iter().map(|bytes| BASE64.encode(bytes)))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u8>>, D::Error> {
-        let texts = Vec::<String>::deserialize(deserializer)?;
-        texts.iter().map(|text| BASE64.decode(text.as_bytes()).map_err(D::Error::custom)).collect()
     }
 }
 

@@ -17,12 +17,14 @@ use super::observe::{self, Side};
 use super::shares::Shares;
 use crate::escrow::ids::Role;
 use crate::proto::DESCRIPTORS;
+use crate::proto::audit_service_server::AuditServiceServer;
 use crate::proto::cluster_service_server::ClusterServiceServer;
 use crate::proto::escrow_service_server::EscrowServiceServer;
 use crate::proto::peer::peer_service_server::PeerServiceServer;
 use crate::proto::policy_service_server::PolicyServiceServer;
 use crate::proto::recovery_service_server::RecoveryServiceServer;
 use crate::raft::peers::PEER_MESSAGE_MAX_BYTES;
+use crate::rpc::audit::AuditDesk;
 use crate::rpc::guard::Connection;
 use crate::rpc::{API_MESSAGE_MAX_BYTES, Context};
 
@@ -32,8 +34,9 @@ const IN_FLIGHT_PER_AGENT_MAX: usize = 16;
 /// Services that do none of the node's work, and must answer most of all when it has too much of it.
 const EXEMPT_PREFIX: &str = "/grpc.";
 /// The services whose health is told; the empty name is the node as a whole.
-const HEALTH_NAMES: [&str; 5] = [
+const HEALTH_NAMES: [&str; 6] = [
     "",
+    <AuditServiceServer<AuditDesk> as NamedService>::NAME,
     <ClusterServiceServer<Context> as NamedService>::NAME,
     <EscrowServiceServer<Context> as NamedService>::NAME,
     <PolicyServiceServer<Context> as NamedService>::NAME,
@@ -79,6 +82,10 @@ pub(super) async fn api(context: &Context, in_flight: usize) -> (Router, Health)
     .add_service(RecoveryServiceServer::new(context.clone()).max_decoding_message_size(API_MESSAGE_MAX_BYTES))
     .add_service(PolicyServiceServer::new(context.clone()).max_decoding_message_size(API_MESSAGE_MAX_BYTES))
     .add_service(ClusterServiceServer::new(context.clone()).max_decoding_message_size(API_MESSAGE_MAX_BYTES))
+    .add_service(
+        AuditServiceServer::new(AuditDesk::new(context.clone()))
+            .max_decoding_message_size(API_MESSAGE_MAX_BYTES),
+    )
     .add_service(health_service)
     .add_service(reflection);
     let router = bounded(routes.into_axum_router(), in_flight);

@@ -42,36 +42,85 @@ fn event(choice: u8, text: &str) -> AuditEvent {
     }
 }
 
-fn chain(events: &[(u8, String)]) -> Vec<AuditRecord> {
+pub(super) fn chain(events: &[(u8, String)]) -> Vec<AuditRecord> {
     let mut head = ChainHead::default();
     let mut records = Vec::new();
     for (choice, text) in events {
-        let record = AuditRecord {
-            sequence: head.sequence + 1,
-            previous: head.hash,
-            at: Timestamp(u64::from(*choice)),
-            by: Identity::new("acme".parse().unwrap(), Role::Helpdesk, "desk1").unwrap(),
-            source: Source { node: 1, address: "192.0.2.7:4000".to_owned() },
-            position: LogPosition { term: 1, index: head.sequence + 2 },
-            event: event(*choice, text),
-        };
-        head = ChainHead::of(&record);
-        records.push(record);
+        let at = Timestamp(u64::from(*choice));
+        records.push(AuditRecord { at, ..record_of(&mut head, event(*choice, text)) });
+        head = records.last().map(ChainHead::of).unwrap();
     }
     records
 }
 
+/// A record of `event` that follows `head`, which moves on to it.
+pub(super) fn record_of(head: &mut ChainHead, event: AuditEvent) -> AuditRecord {
+    let record = AuditRecord {
+        sequence: head.sequence + 1,
+        previous: head.hash,
+        at: Timestamp(1_700_000_000_000 + head.sequence),
+        by: Identity::new("acme".parse().unwrap(), Role::Helpdesk, "desk1").unwrap(),
+        source: Source { node: 1, address: "192.0.2.7:4000".to_owned() },
+        position: LogPosition { term: 1, index: head.sequence + 2 },
+        event,
+    };
+    *head = ChainHead::of(&record);
+    record
+}
+
+/// One of every event, with and without what may be absent.
+pub(super) fn every_event() -> Vec<AuditEvent> {
+    let (key_id, machine) = (KeyId(Uuid::from_u128(7)), || "PC-0001".parse().unwrap());
+    let reveal = |user: Option<&str>, denied: Option<&str>| AuditEvent::Reveal {
+        key_id,
+        machine: user.map(|_| machine()),
+        user: user.map(|user| user.parse().unwrap()),
+        reason: "lost \"PIN\" \u{e9}".to_owned(),
+        denied: denied.map(str::to_owned),
+    };
+    vec![
+        AuditEvent::ClusterInitialized,
+        AuditEvent::EscrowConflict { key_id, machine: machine() },
+        AuditEvent::NodeAdmitted { node: 2 },
+        reveal(Some("CORP\\user1"), None),
+        reveal(None, Some("no such key")),
+        AuditEvent::ClusterRecovered {
+            survivor: 1,
+            lost: vec![2, 3],
+            previous: crate::escrow::ids::ClusterId(Uuid::from_u128(9)),
+        },
+        AuditEvent::FeatureLevelRaised { level: FeatureLevel(2) },
+        AuditEvent::NodeRemoved { node: 3 },
+        AuditEvent::PolicySet { version: 4, policy: "{\"groups\":{}}".to_owned() },
+        AuditEvent::ApprovalAsked {
+            approval: RequestId(key_id.0),
+            key_id,
+            machine: machine(),
+            user: Some("CORP\\user1".parse().unwrap()),
+            reason: "lost PIN".to_owned(),
+            expires_at: Timestamp(9),
+        },
+        AuditEvent::ApprovalDecided {
+            approval: RequestId(key_id.0),
+            key_id,
+            asked_by: officer(),
+            granted: true,
+        },
+        AuditEvent::ApprovalUsed { approval: RequestId(key_id.0), granted_by: officer() },
+    ]
+}
+
 /// The head of records nobody tampered with.
-fn head(records: &[AuditRecord]) -> ChainHead {
+pub(super) fn head(records: &[AuditRecord]) -> ChainHead {
     records.last().map_or(ChainHead::default(), ChainHead::of)
 }
 
-fn events() -> impl Strategy<Value = Vec<(u8, String)>> {
+pub(super) fn events() -> impl Strategy<Value = Vec<(u8, String)>> {
     proptest::collection::vec((any::<u8>(), "[a-z]{0,6}"), 2..20)
 }
 
 /// One change of one field of a record.
-fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
+pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
     let mut record = record.clone();
     match field % 9 {
         0 => record.at.0 += 1,

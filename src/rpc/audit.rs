@@ -1,0 +1,295 @@
+//! Reading the audit trail, and signing where it stands.
+//!
+//! A reader gets page after page, each read from the state as it is at that moment: records are only ever appended, so the
+//! pages are one trail, and no view is held while they are sent, behind which the store would have to wait. Reading is not
+//! on record itself (an auditor can read where nothing can be written, and verifying does not change what is verified); who
+//! read is in the node's log.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::future::join_all;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use tracing::Instrument;
+
+use crate::escrow::audit::line::render;
+use crate::escrow::audit::query::{Filter, Window};
+use crate::escrow::ids::{Invalid, NodeId, Timestamp};
+use crate::escrow::lookup;
+use crate::escrow::policy::Operation;
+use crate::escrow::records::{AuditRecord, LogPosition};
+use crate::proto::audit_part::Part;
+use crate::proto::audit_service_server::AuditService;
+use crate::proto::peer::AuditCheckpointRequest;
+use crate::proto::{
+    AuditBegin, AuditLine, AuditPage, AuditPart, CheckpointsRequest, CheckpointsResponse, NodeCheckpoint,
+    ReadAuditRequest,
+};
+use crate::raft::NodeError;
+use crate::request_id::carried;
+use crate::seal::checkpoint::Checkpoint;
+use crate::tls::PeerCertificate;
+
+use super::guard::Connection;
+use super::recovery::blocking;
+use super::{Context, now, status, wire};
+
+/// Most readers of the trail at once: more would take the disk from those who wait for a key.
+pub const READERS_MAX: usize = 4;
+/// Pages that are read ahead of what a reader has taken.
+const PAGES_AHEAD: usize = 1;
+/// Longest a reader may leave a page waiting.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest a member may take to sign a checkpoint.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest name of an actor to look for: a whole identity.
+const ACTOR_MAX_BYTES: usize = 256;
+
+type AuditStream = Pin<Box<dyn Stream<Item = Result<AuditPart, Status>> + Send>>;
+
+/// The audit service of one node. Clones share its places.
+#[derive(Clone)]
+pub struct AuditDesk {
+    context: Context,
+    places: Arc<Semaphore>,
+}
+
+impl AuditDesk {
+    /// With room for [`READERS_MAX`] readers.
+    pub fn new(context: Context) -> Self {
+        Self { context, places: Arc::new(Semaphore::new(READERS_MAX)) }
+    }
+}
+
+#[tonic::async_trait]
+impl AuditService for AuditDesk {
+    type ReadStream = AuditStream;
+
+    async fn read(&self, request: Request<ReadAuditRequest>) -> Result<Response<AuditStream>, Status> {
+        let context = &self.context;
+        let caller = context.admit(&request, Operation::ReadAudit)?;
+        let connection = request.extensions().get::<Connection>();
+        let certificate = connection.map(|connection| connection.certificate.clone());
+        let request = request.into_inner();
+        let filter = filter(request.filter.as_ref())?;
+        let quorum = wire::wants_quorum(request.consistency)?;
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            let why =
+                format!("{READERS_MAX} readers of the audit trail are served here already; use another node");
+            return Err(Status::unavailable(why));
+        };
+        if quorum {
+            let index = context.node.read_index().await.map_err(status::shared)?;
+            context.node.wait_applied(index).await?;
+        }
+        context.node.wait_applied(request.min_index).await?;
+        // Taken before the rows are read: what is shown is at least as fresh as it says.
+        let freshness = wire::freshness(&context.node, if quorum { "quorum" } else { "local" });
+        let checkpoint = context.checkpoint().await?;
+        let head = checkpoint.seq;
+        let window = window(&request, head)?;
+        let end = if request.newest_first { window.after } else { window.to };
+        let node = context.node.clone();
+        let (window, filter) = blocking(move || Ok((window.within(&node.view()?, &filter)?, filter))).await?;
+        tracing::info!(by = %caller.identity, after = window.after, to = window.to, "the audit trail is read");
+
+        let (parts, stream) = mpsc::channel(PAGES_AHEAD);
+        let begin = AuditBegin { freshness: Some(freshness), head, checkpoint: checkpoint.render() };
+        let reader = Reader {
+            context: context.clone(),
+            certificate,
+            window,
+            end,
+            filter,
+            newest_first: request.newest_first,
+            left: (request.limit > 0).then_some(request.limit),
+            parts,
+            _place: place,
+        };
+        tokio::spawn(carried(reader.serve(begin)).in_current_span());
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn checkpoints(
+        &self,
+        request: Request<CheckpointsRequest>,
+    ) -> Result<Response<CheckpointsResponse>, Status> {
+        self.context.admit(&request, Operation::ReadAudit)?;
+        let members = self.context.node.members();
+        let asked = members.keys().map(|id| self.context.checkpoint_of(*id));
+        Ok(Response::new(CheckpointsResponse { nodes: join_all(asked).await }))
+    }
+}
+
+/// One reader while it is served.
+struct Reader {
+    context: Context,
+    certificate: Option<PeerCertificate>,
+    window: Window,
+    /// Where everything that was asked for has been looked at: the last page says so, so that a stream which ends
+    /// before is known to be cut off.
+    end: u64,
+    filter: Filter,
+    newest_first: bool,
+    /// How many records more are asked for; `None` for all.
+    left: Option<u64>,
+    parts: mpsc::Sender<Result<AuditPart, Status>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Reader {
+    /// Sends everything. Ends early if the reader goes away or stops taking what it gets.
+    async fn serve(mut self, begin: AuditBegin) {
+        if !self.send(Ok(Part::Begin(begin))).await {
+            return;
+        }
+        loop {
+            let page = self.next_page().await;
+            let last = page.as_ref().map_or(true, |page| page.reached == self.end) || self.left == Some(0);
+            if !self.send(page.map(Part::Page)).await || last {
+                return;
+            }
+        }
+    }
+
+    async fn next_page(&mut self) -> Result<AuditPage, Status> {
+        self.check()?;
+        let (node, filter, newest_first) =
+            (self.context.node.clone(), self.filter.clone(), self.newest_first);
+        let mut window = self.window;
+        let (mut records, window) = blocking(move || {
+            if window.is_empty() {
+                return Ok((Vec::new(), window));
+            }
+            let records = window.next_page(&node.view()?, &filter, newest_first)?;
+            Ok((records, window))
+        })
+        .await?;
+        self.window = window;
+        let mut cut = false;
+        if let Some(left) = &mut self.left {
+            let room = usize::try_from(*left).unwrap_or(usize::MAX);
+            cut = records.len() > room;
+            records.truncate(room);
+            *left -= records.len() as u64;
+        }
+        let truncated = cut || (self.left == Some(0) && !window.is_empty());
+        let reached = match records.last() {
+            Some(last) if cut => last.sequence - u64::from(self.newest_first),
+            _ if window.is_empty() => self.end,
+            _ if self.newest_first => window.to,
+            _ => window.after,
+        };
+        Ok(AuditPage { records: records.iter().map(line).collect(), reached, truncated })
+    }
+
+    /// Whether the reader may go on: a long trail outlives the moment in which it was admitted.
+    fn check(&self) -> Result<(), Status> {
+        if self.context.is_draining() {
+            return Err(Status::unavailable("this node is stopping; use another"));
+        }
+        if let Some(why) = self.context.node.expelled() {
+            return Err(NodeError::Excluded(why.to_string()).into());
+        }
+        self.context.refuse_in_quarantine()?;
+        if let Some(certificate) = &self.certificate {
+            let refused = |error: crate::tls::TlsError| Status::permission_denied(error.to_string());
+            self.context.tls.check(certificate).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, part: Result<Part, Status>) -> bool {
+        let part = part.map(|part| AuditPart { part: Some(part) });
+        matches!(timeout(STALL_TIMEOUT, self.parts.send(part)).await, Ok(Ok(())))
+    }
+}
+
+fn line(record: &AuditRecord) -> AuditLine {
+    AuditLine { seq: record.sequence, line: render(record) }
+}
+
+impl Context {
+    /// This node's word for where its trail stands.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if it belongs to no cluster, `INTERNAL` if it cannot read or sign.
+    pub(super) async fn checkpoint(&self) -> Result<Checkpoint, Status> {
+        let node = self.node.clone();
+        let (cluster, position, head) = blocking(move || {
+            // One view for all three: they belong to one entry.
+            let view = node.view()?;
+            let cluster = lookup::cluster(&view)?.ok_or(NodeError::NoCluster)?;
+            let position = view.position().unwrap_or_default();
+            Ok((
+                cluster.id,
+                LogPosition { term: position.term, index: position.index },
+                lookup::heads(&view)?.audit,
+            ))
+        })
+        .await?;
+        Checkpoint::sign(head, position, cluster, now(), &self.tls)
+            .map_err(|error| Status::internal(crate::error::chain(&error)))
+    }
+
+    /// A member's word, or why there is none.
+    async fn checkpoint_of(&self, id: NodeId) -> NodeCheckpoint {
+        let answer = if id == self.node.options().id {
+            let own = self.checkpoint().await.map(|checkpoint| checkpoint.render());
+            own.map_err(|status| crate::error::status(&status))
+        } else {
+            self.ask_for_checkpoint(id).await
+        };
+        match answer {
+            Ok(checkpoint) => NodeCheckpoint { node: id, checkpoint, detail: String::new() },
+            Err(detail) => NodeCheckpoint { node: id, checkpoint: String::new(), detail },
+        }
+    }
+
+    async fn ask_for_checkpoint(&self, id: NodeId) -> Result<String, String> {
+        let mut client = self.node.member_client(id).ok_or("no longer a member")?;
+        match timeout(CHECKPOINT_TIMEOUT, client.audit_checkpoint(AuditCheckpointRequest {})).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner().checkpoint),
+            Ok(Err(status)) => Err(crate::error::status(&status)),
+            Err(_) => Err(format!("no answer within {} s", CHECKPOINT_TIMEOUT.as_secs())),
+        }
+    }
+}
+
+/// What is asked for, of a trail that ends at `head`.
+fn window(request: &ReadAuditRequest, head: u64) -> Result<Window, Invalid> {
+    if request.after > head {
+        return Err(Invalid::new(
+            "after",
+            format!("at most {head}, where the audit trail of this node ends"),
+        ));
+    }
+    let to = if request.to == 0 { head } else { request.to.min(head) };
+    Ok(Window { after: request.after, to })
+}
+
+fn filter(message: Option<&crate::proto::AuditFilter>) -> Result<Filter, Invalid> {
+    let Some(message) = message else { return Ok(Filter::default()) };
+    if message.actor.len() > ACTOR_MAX_BYTES {
+        return Err(Invalid::new("actor", "an identity, role/name, or a name"));
+    }
+    if !message.machine.is_empty() {
+        message.machine.parse::<crate::escrow::ids::MachineId>()?;
+    }
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    Ok(Filter {
+        since: message.since_ms.map(Timestamp),
+        until: message.until_ms.map(Timestamp),
+        actor: some(&message.actor),
+        machine: some(&message.machine),
+        key_id: some(&message.key_id_prefix).map(|text| text.parse()).transpose()?,
+        user: some(&message.user).map(|text| text.parse()).transpose()?,
+        outcome: some(&message.outcome).map(|text| text.parse()).transpose()?,
+        source: some(&message.source).map(|text| text.parse()).transpose()?,
+    })
+}
