@@ -164,6 +164,12 @@ pub enum Reply {
     FeatureLevel(FeatureLevel),
     /// The node has departed and the keyring is replaced.
     NodeRemoved,
+    /// Nothing was kept: the secret is sealed with an older data key than the current one, which a node that was
+    /// removed has. Seal it again with the keyring as this entry found it.
+    OldDataKey {
+        /// The version that was current.
+        current: u32,
+    },
 }
 
 /// A key that is kept: what a receipt certifies.

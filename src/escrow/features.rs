@@ -18,7 +18,8 @@ pub struct FeatureLevel(pub u32);
 impl FeatureLevel {
     /// Where every cluster begins.
     pub const FIRST: Self = Self(1);
-    /// Brought what notes that nodes left: removal, and recovery on one survivor.
+    /// Brought what notes that nodes left: removal, and recovery on one survivor. From here on a secret that is sealed
+    /// with an older data key than the current one is not kept.
     pub const DEPARTURES: Self = Self(2);
     /// The highest whose commands this release can apply.
     pub const SUPPORTED: Self = Self(2);

@@ -5,7 +5,7 @@
 //! | command | does |
 //! |---|---|
 //! | `init [cluster=HEX] [by=]` | initialises the cluster |
-//! | `escrow machine= [volume=] [kind=] [fp=HEX] [key=HEX] [package=BYTES] [size=BYTES] [user=] [by=]` | escrows |
+//! | `escrow machine= [volume=] [kind=] [fp=HEX] [key=HEX] [package=BYTES] [size=BYTES] [user=] [sealed=VERSION] [by=]` | escrows |
 //! | `reveal key=HEX [reason=] [user=] [by=]` | reveals |
 //! | `admit node= [storage=HEX] [generation=] [version=] [peer=] [by=]` | admits a node |
 //! | `level level= [by=]` | raises the feature level |
@@ -57,7 +57,19 @@ macro_rules! scripts {
     };
 }
 
-scripts!(admit, clock, escrow, feature_level, find, initialize, recover_cluster, remove, replay, reveal);
+scripts!(
+    admit,
+    clock,
+    escrow,
+    feature_level,
+    find,
+    initialize,
+    old_data_key,
+    recover_cluster,
+    remove,
+    replay,
+    reveal
+);
 
 /// 2026-01-01T00:00:00Z, where every script begins.
 const BEGINNING_MS: u64 = 1_767_225_600_000;
@@ -201,7 +213,8 @@ fn initialize(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
 
 fn escrow(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
     let given = id(args, "key")?;
-    let sealed = |length: usize| Sealed { key_version: 1, nonce: [7; 12], ciphertext: vec![7; length] };
+    let key_version = optional(args, "sealed")?.unwrap_or(1);
+    let sealed = |length: usize| Sealed { key_version, nonce: [7; 12], ciphertext: vec![7; length] };
     let mut fingerprint = [0; 32];
     let half = id(args, "fp")?.unwrap_or(Uuid::from_u128(0xf));
     fingerprint[..16].copy_from_slice(half.as_bytes());
@@ -282,6 +295,7 @@ fn describe(reply: &Reply) -> String {
         Reply::Initialized => "initialized".to_owned(),
         Reply::NodeAdmitted => "admitted".to_owned(),
         Reply::NodeRemoved => "removed".to_owned(),
+        Reply::OldDataKey { current } => format!("sealed with an old data key, the current one is {current}"),
         Reply::Refused(refusal) => {
             let kind = format!("{refusal:?}");
             format!("refused, {}: {refusal}", kind.split('(').next().unwrap())

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::apply::apply;
 use super::audit::{ChainHead, verify};
 use super::command::{Action, Command, Reply};
+use super::features::FeatureLevel;
 use super::ids::Role;
 use super::lookup;
 use super::memory::Memory;
@@ -136,6 +137,29 @@ proptest! {
                 let query = lookup::Query { user: asked.user.clone(), ..Default::default() };
                 let found = lookup::find(&state, &query).unwrap();
                 prop_assert!(found.keys.iter().any(|found| found.key == key));
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_secret_is_kept_only_under_the_current_data_key(commands in commands()) {
+        let mut state = Memory::new();
+        for (index, command) in (1..).zip(&commands) {
+            let guarded = lookup::feature_level(&state).unwrap() >= FeatureLevel::DEPARTURES;
+            let current = lookup::keyring(&state).unwrap().map(|keyring| keyring.current_key_version);
+            let before = state.clone();
+            let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
+            match (&command.action, reply) {
+                (Action::Escrow(asked), Reply::Escrowed(kept)) if guarded && !kept.already_escrowed => {
+                    prop_assert_eq!(Some(asked.sealed.key_version), current);
+                }
+                (Action::Escrow(asked), Reply::OldDataKey { current: told }) => {
+                    prop_assert!(guarded && Some(told) == current && asked.sealed.key_version < told);
+                    prop_assert_eq!(state.count(Table::Key), before.count(Table::Key));
+                    prop_assert_eq!(state.count(Table::Request), before.count(Table::Request));
+                }
+                (_, Reply::OldDataKey { .. }) => panic!("{:?} keeps no secret", command.action),
+                _ => {}
             }
         }
     }

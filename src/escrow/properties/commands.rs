@@ -25,23 +25,23 @@ fn identity() -> impl Strategy<Value = Identity> {
     })
 }
 
-fn sealed(byte: u8) -> Sealed {
-    Sealed { key_version: 1, nonce: [byte; 12], ciphertext: vec![byte; 40] }
+fn sealed(byte: u8, key_version: u32) -> Sealed {
+    Sealed { key_version, nonce: [byte; 12], ciphertext: vec![byte; 40] }
 }
 
 fn escrow() -> impl Strategy<Value = Action> {
     let ids = (0..6_u128, any::<bool>(), 1..4_u8, 0..2_u8);
     let contents = (0..2_usize, any::<u8>(), proptest::option::of(any::<u8>()), 0..4_u8);
-    (ids, contents, proptest::option::of(0..3_u8)).prop_map(
-        |((key, key_id_given, machine, volume), (kind, byte, package, fingerprint), user)| {
+    (ids, contents, proptest::option::of(0..3_u8), 1..4_u32).prop_map(
+        |((key, key_id_given, machine, volume), (kind, byte, package, fingerprint), user, version)| {
             Action::Escrow(Escrow {
                 key_id: KeyId(Uuid::from_u128(key)),
                 key_id_given,
                 machine: name("PC-", machine).parse().unwrap(),
                 volume: name("disk", volume).parse().unwrap(),
                 kind: SecretKind::ALL[kind],
-                sealed: sealed(byte),
-                sealed_package: package.map(sealed),
+                sealed: sealed(byte, version),
+                sealed_package: package.map(|byte| sealed(byte, version)),
                 fingerprint: Fingerprint([fingerprint; 32]),
                 user: user.map(|user| name(r"CORP\user", user).parse().unwrap()),
             })
