@@ -62,7 +62,9 @@ async fn the_feature_level_rises_by_itself_once_the_last_node_of_a_rolling_upgra
                 .expect("told");
         }
     }
-    let raised = |status: &StatusResponse| status.feature_level == 2 && status.warnings.is_empty();
+    let raised = |status: &StatusResponse| {
+        status.feature_level == FeatureLevel::SUPPORTED.0 && status.warnings.is_empty()
+    };
     test.cluster.wait_for("the new feature level", SOON, &ALL, raised).await.expect("raised");
     let (acknowledged, failed) = load.finish().await;
     assert_eq!(failed, 0, "of {} escrows", acknowledged.len());
@@ -77,7 +79,8 @@ async fn the_feature_level_rises_by_itself_once_the_last_node_of_a_rolling_upgra
     reconfigure(&test, 2, "\n[tls]", &format!("\n{HOLD}\n[tls]"));
     let error = test.cluster.start(2).await.expect_err("it supports less than its data").to_string();
     assert!(error.contains("upgrade.hold_feature_level keeps this node at feature level 1"), "{error}");
-    assert!(error.contains("its cluster is at level 2 already"), "{error}");
+    let level = FeatureLevel::SUPPORTED;
+    assert!(error.contains(&format!("its cluster is at level {level} already")), "{error}");
     assert!(error.contains("exit status: 1"), "{error}");
 }
 
@@ -95,7 +98,7 @@ impl Stopped {
         let mut cluster = LocalCluster::open_or_create(dir.path(), &plan, program()).expect("a layout");
         cluster.form().await.expect("a cluster forms");
         let mut test = TestCluster { cluster, dir };
-        let raised = |status: &StatusResponse| status.feature_level == 2;
+        let raised = |status: &StatusResponse| status.feature_level == FeatureLevel::SUPPORTED.0;
         test.cluster.wait_for("the feature level", SOON, &[1], raised).await.expect("raised");
         let mut acknowledged = Vec::new();
         for n in 1..=5 {

@@ -75,6 +75,8 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         }
         AuditEvent::FeatureLevelRaised { level } => canonical.number(6).number(u64::from(level.0)),
         AuditEvent::NodeRemoved { node } => canonical.number(7).number(*node),
+        AuditEvent::KeyringRotated { key_version } => canonical.number(8).number(u64::from(*key_version)),
+        AuditEvent::DataKeysDropped { key_version } => canonical.number(9).number(u64::from(*key_version)),
     };
     canonical.sha256()
 }

@@ -21,8 +21,10 @@ impl FeatureLevel {
     /// Brought what notes that nodes left: removal, and recovery on one survivor. From here on a secret that is sealed
     /// with an older data key than the current one is not kept.
     pub const DEPARTURES: Self = Self(2);
+    /// Brought the rotation of the data key by itself, and sealing what is kept under the newest one.
+    pub const RESEALING: Self = Self(3);
     /// The highest whose commands this release can apply.
-    pub const SUPPORTED: Self = Self(2);
+    pub const SUPPORTED: Self = Self(3);
 
     /// The level that allows `action`.
     pub fn required_by(action: &Action) -> Self {
@@ -34,6 +36,7 @@ impl FeatureLevel {
             // What raises the level cannot need it.
             | Action::RaiseFeatureLevel(_) => Self::FIRST,
             Action::RecoverCluster(_) | Action::RemoveNode(_) => Self::DEPARTURES,
+            Action::RotateKeyring(_) | Action::Reseal(_) | Action::DropDataKeys(_) => Self::RESEALING,
         }
     }
 }

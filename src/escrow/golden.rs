@@ -11,6 +11,9 @@
 //! | `level level= [by=]` | raises the feature level |
 //! | `recover-cluster cluster=HEX survivor= [generation=] [version=] [by=]` | begins a new history |
 //! | `remove node= [generation=] [version=] [by=]` | removes a node |
+//! | `rotate [generation=] [version=] [by=]` | rotates the data key |
+//! | `reseal version= [after=HEX] [rows=] [keys=HEX/…] [was=VERSION] [size=BYTES] [todo=] [by=]` | seals keys anew that were escrowed under version `was` |
+//! | `drop-keys [generation=] [version=] [by=]` | drops older data keys |
 //! | `find [key=PREFIX] [machine=] [user=] [limit=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
@@ -28,11 +31,11 @@ use std::str::FromStr;
 use goldenscript::ArgumentConsumer;
 use uuid::Uuid;
 
-use super::apply::apply;
+use super::apply::{apply, sealed_digest};
 use super::audit::{ChainHead, verify};
 use super::command::{
-    Action, AdmitNode, Command, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster, RemoveNode, Reply,
-    Reveal,
+    Action, AdmitNode, Command, DropDataKeys, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster,
+    RemoveNode, Reply, Reseal, ResealedKey, Reveal, RotateKeyring,
 };
 use super::features::FeatureLevel;
 use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
@@ -68,7 +71,9 @@ scripts!(
     recover_cluster,
     remove,
     replay,
-    reveal
+    reseal,
+    reveal,
+    rotate
 );
 
 /// 2026-01-01T00:00:00Z, where every script begins.
@@ -98,6 +103,12 @@ impl goldenscript::Runner for Script {
             "init" => self.apply(&mut args, "node/1", initialize)?,
             "recover-cluster" => self.apply(&mut args, "node/1", recover_cluster)?,
             "remove" => self.apply(&mut args, "operator/ops1", remove)?,
+            "rotate" => self.apply(&mut args, "operator/ops1", rotate)?,
+            "reseal" => {
+                let state = self.state.clone();
+                self.apply(&mut args, "node/1", |args, _| reseal(args, &state))?
+            }
+            "drop-keys" => self.apply(&mut args, "node/1", drop_keys)?,
             "reveal" => self.apply(&mut args, "helpdesk-advanced/desk2", reveal)?,
             other => return Err(format!("no command {other}").into()),
         };
@@ -111,7 +122,7 @@ impl Script {
         &mut self,
         args: &mut ArgumentConsumer<'_>,
         by: &str,
-        action: fn(&mut ArgumentConsumer<'_>, u128) -> Outcome<Action>,
+        action: impl FnOnce(&mut ArgumentConsumer<'_>, u128) -> Outcome<Action>,
     ) -> Outcome {
         self.index += 1;
         self.requests += 1;
@@ -164,6 +175,12 @@ impl Script {
                 }
                 AuditEvent::FeatureLevelRaised { level } => writeln!(text, "feature-level={level}")?,
                 AuditEvent::NodeRemoved { node } => writeln!(text, "removed node={node}")?,
+                AuditEvent::KeyringRotated { key_version } => {
+                    writeln!(text, "rotated key-version={key_version}")?
+                }
+                AuditEvent::DataKeysDropped { key_version } => {
+                    writeln!(text, "dropped older-than={key_version}")?;
+                }
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
                 }
@@ -260,6 +277,43 @@ fn remove(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
     Ok(Action::RemoveNode(RemoveNode { node: required(args, "node")?, keyring: keyring(args, 2)? }))
 }
 
+fn rotate(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::RotateKeyring(RotateKeyring { keyring: keyring(args, 2)? }))
+}
+
+fn drop_keys(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::DropDataKeys(DropDataKeys { keyring: keyring(args, 3)? }))
+}
+
+/// Keys as the state has them, but for what they are sealed as.
+fn reseal(args: &mut ArgumentConsumer<'_>, state: &Memory) -> Outcome<Action> {
+    let key_version = required(args, "version")?;
+    let was: Option<u32> = optional(args, "was")?;
+    let size: Option<usize> = optional(args, "size")?;
+    let anew = |sealed: &Sealed| Sealed {
+        key_version,
+        nonce: [8; 12],
+        ciphertext: vec![8; size.unwrap_or(sealed.ciphertext.len())],
+    };
+    let mut keys = Vec::new();
+    for digits in args.take_key("keys").unwrap_or_default().split('/').filter(|digits| !digits.is_empty()) {
+        let key_id = KeyId(full(digits)?);
+        let mut key = lookup::key(state, key_id)?.ok_or("no such key")?;
+        if let Some(was) = was {
+            key.sealed.key_version = was;
+        }
+        let (sealed, sealed_package) = (anew(&key.sealed), key.sealed_package.as_ref().map(anew));
+        keys.push(ResealedKey { key_id, was: sealed_digest(&key), sealed, sealed_package });
+    }
+    Ok(Action::Reseal(Reseal {
+        key_version,
+        after: id(args, "after")?.map(KeyId),
+        to_do: optional(args, "todo")?.unwrap_or(0),
+        rows: optional(args, "rows")?.unwrap_or(2),
+        keys,
+    }))
+}
+
 fn node(args: &mut ArgumentConsumer<'_>, node: u64) -> Outcome<NodeRecord> {
     Ok(NodeRecord {
         id: node,
@@ -295,6 +349,16 @@ fn describe(reply: &Reply) -> String {
         Reply::Initialized => "initialized".to_owned(),
         Reply::NodeAdmitted => "admitted".to_owned(),
         Reply::NodeRemoved => "removed".to_owned(),
+        Reply::KeyringRotated { key_version } => format!("rotated to data key {key_version}"),
+        Reply::DataKeysDropped => "dropped".to_owned(),
+        Reply::Resealed(pass) => format!(
+            "resealed={} left={} remaining={} after={}{}",
+            pass.resealed,
+            pass.left,
+            pass.remaining(),
+            or_none(pass.after),
+            if pass.done { " done" } else { "" }
+        ),
         Reply::OldDataKey { current } => format!("sealed with an old data key, the current one is {current}"),
         Reply::Refused(refusal) => {
             let kind = format!("{refusal:?}");
@@ -325,9 +389,12 @@ fn required<T: FromStr<Err: Error + 'static>>(args: &mut ArgumentConsumer<'_>, k
 
 /// The digits given, repeated until they fill an id.
 fn id(args: &mut ArgumentConsumer<'_>, key: &str) -> Outcome<Option<Uuid>> {
-    let Some(digits) = args.take_key(key) else { return Ok(None) };
+    args.take_key(key).map(full).transpose()
+}
+
+fn full(digits: &str) -> Outcome<Uuid> {
     let digits: String = digits.chars().filter(|c| *c != '-').cycle().take(32).collect();
-    Ok(Some(digits.parse()?))
+    Ok(digits.parse()?)
 }
 
 fn or_none(value: Option<impl Display>) -> String {

@@ -8,7 +8,7 @@ use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
 use super::records::{
     AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyringRecord, MachineRecord,
-    NodeRecord,
+    NodeRecord, ResealRecord,
 };
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
 use super::state::{Row, Rows, StateError};
@@ -269,6 +269,20 @@ pub fn has_departed<S: Rows>(rows: &S, id: NodeId) -> Result<bool, StateError> {
 pub fn feature_level<S: Rows>(rows: &S) -> Result<FeatureLevel, StateError> {
     let record: Option<FeatureLevelRecord> = rows.row(ONLY_ROW)?;
     Ok(record.map_or(FeatureLevel::FIRST, |record| record.level))
+}
+
+/// How far sealing anew has come, unless it never began.
+pub fn resealing<S: Rows>(rows: &S) -> Result<Option<ResealRecord>, StateError> {
+    rows.row(ONLY_ROW)
+}
+
+/// The keys behind `after` (`None` for all), in the order of ids; at most `limit` of them.
+pub fn keys_after<S: Rows>(
+    rows: &S,
+    after: Option<KeyId>,
+    limit: usize,
+) -> Result<Vec<KeyRecord>, StateError> {
+    rows.rows(&[], after.map(|id| id.row_key()).as_deref(), limit)
 }
 
 /// The audit records after `sequence` (0 for all), in order; at most `limit` and [`AUDIT_PAGE_MAX`] of them.

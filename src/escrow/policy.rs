@@ -22,13 +22,17 @@ pub enum Operation {
     Recover,
     /// Begin a new history after a quorum was lost for ever. Not a service: a node does it to itself when told to.
     RecoverCluster,
+    /// Seal kept keys under the current data key, and drop older ones. Not a service: the leader does it.
+    Reseal,
+    /// Replace the data key by a new one.
+    RotateKeyring,
     /// Ask how the cluster is.
     Status,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::ChangeMembership,
         Self::Custody,
         Self::Escrow,
@@ -37,6 +41,8 @@ impl Operation {
         Self::RaiseFeatureLevel,
         Self::Recover,
         Self::RecoverCluster,
+        Self::Reseal,
+        Self::RotateKeyring,
         Self::Status,
     ];
 }
@@ -53,6 +59,8 @@ impl std::fmt::Display for Operation {
             Self::RaiseFeatureLevel => "raise the feature level",
             Self::Recover => "recover keys",
             Self::RecoverCluster => "recover a cluster",
+            Self::Reseal => "seal keys anew",
+            Self::RotateKeyring => "rotate the data key",
             Self::Status => "ask for status",
         })
     }
@@ -62,14 +70,16 @@ impl std::fmt::Display for Operation {
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
         ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, Recover, RecoverCluster,
-        Status,
+        Reseal, RotateKeyring, Status,
     };
     match role {
         Role::Agent | Role::Importer => matches!(operation, Escrow | Status),
         Role::Auditor | Role::Officer => matches!(operation, Custody | Find | Status),
         Role::Helpdesk | Role::HelpdeskAdvanced => matches!(operation, Custody | Find | Recover | Status),
-        Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | RecoverCluster),
-        Role::Operator => matches!(operation, ChangeMembership | Custody | Find | Initialize | Status),
+        Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | RecoverCluster | Reseal),
+        Role::Operator => {
+            matches!(operation, ChangeMembership | Custody | Find | Initialize | RotateKeyring | Status)
+        }
     }
 }
 
@@ -91,15 +101,15 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // change custody escrow find init raise recover recover-cluster status
-            (Role::Agent, "..x.....x"),
-            (Role::Auditor, ".x.x....x"),
-            (Role::Helpdesk, ".x.x..x.x"),
-            (Role::HelpdeskAdvanced, ".x.x..x.x"),
-            (Role::Importer, "..x.....x"),
-            (Role::Node, "....xx.x."),
-            (Role::Officer, ".x.x....x"),
-            (Role::Operator, "xx.xx...x"),
+            // change custody escrow find init raise recover recover-cluster reseal rotate status
+            (Role::Agent, "..x.......x"),
+            (Role::Auditor, ".x.x......x"),
+            (Role::Helpdesk, ".x.x..x...x"),
+            (Role::HelpdeskAdvanced, ".x.x..x...x"),
+            (Role::Importer, "..x.......x"),
+            (Role::Node, "....xx.xx.."),
+            (Role::Officer, ".x.x......x"),
+            (Role::Operator, "xx.xx....xx"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {

@@ -13,13 +13,13 @@ use super::lookup;
 use super::memory::Memory;
 use super::records::{
     AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyState, KeyringRecord,
-    LogPosition, MachineRecord, NodeRecord,
+    LogPosition, MachineRecord, NodeRecord, ResealRecord,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 13] = [
+const TABLES: [Table; 14] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -33,6 +33,7 @@ const TABLES: [Table; 13] = [
     Table::RequestSlot,
     Table::DepartedNode,
     Table::FeatureLevel,
+    Table::Reseal,
 ];
 
 /// Applies `commands` as the entries from `index` on.
@@ -96,12 +97,15 @@ proptest! {
             let second = play(&mut state, index + 1, std::slice::from_ref(command)).remove(0);
             prop_assert_eq!(counts(&state), counted);
             prop_assert_eq!(state.all::<KeyRecord>().unwrap(), keys);
-            prop_assert_eq!(settled(second), settled(first));
+            // The leader looks how far its own steps have come before it goes on.
+            if !matches!(command.action, Action::Reseal(_) | Action::DropDataKeys(_)) {
+                prop_assert_eq!(settled(second), settled(first));
+            }
         }
     }
 
     #[test]
-    fn a_kept_key_changes_in_nothing_but_its_state(commands in commands()) {
+    fn a_kept_key_changes_in_nothing_but_its_state_and_its_data_key(commands in commands()) {
         let mut state = Memory::new();
         let mut before: Vec<KeyRecord> = Vec::new();
         for (index, command) in (1..).zip(&commands) {
@@ -110,7 +114,14 @@ proptest! {
                 let new = lookup::key(&state, old.id).unwrap().unwrap();
                 let disclosed = matches!(&reply, Reply::Revealed(shown) if shown.key_id == old.id);
                 let expected = if disclosed { KeyState::Disclosed } else { old.state };
-                prop_assert_eq!(new, KeyRecord { state: expected, ..old });
+                let KeyRecord { sealed, sealed_package, .. } = new.clone();
+                if sealed != old.sealed || sealed_package != old.sealed_package {
+                    prop_assert!(matches!(reply, Reply::Resealed(_)), "{:?}", reply);
+                    let current = lookup::keyring(&state).unwrap().unwrap().current_key_version;
+                    prop_assert!(new.is_sealed_under(current) && !old.is_sealed_under(current));
+                    prop_assert_eq!(sealed_package.is_some(), old.sealed_package.is_some());
+                }
+                prop_assert_eq!(new, KeyRecord { state: expected, sealed, sealed_package, ..old });
             }
             before = state.all().unwrap();
         }
@@ -158,8 +169,28 @@ proptest! {
                     prop_assert_eq!(state.count(Table::Key), before.count(Table::Key));
                     prop_assert_eq!(state.count(Table::Request), before.count(Table::Request));
                 }
-                (_, Reply::OldDataKey { .. }) => panic!("{:?} keeps no secret", command.action),
+                (Action::Reseal(step), Reply::OldDataKey { .. }) => {
+                    prop_assert!(Some(step.key_version) != current);
+                }
+                (_, Reply::OldDataKey { .. }) => panic!("{:?} seals no secret", command.action),
                 _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn older_data_keys_are_dropped_only_when_no_key_is_sealed_under_them(commands in commands()) {
+        let mut state = Memory::new();
+        for (index, command) in (1..).zip(&commands) {
+            let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
+            let Some(pass) = lookup::resealing(&state).unwrap() else { continue };
+            let current = lookup::keyring(&state).unwrap().unwrap().current_key_version;
+            let keys: Vec<KeyRecord> = state.all().unwrap();
+            let behind = keys.iter().filter(|key| Some(key.id) <= pass.after || pass.done);
+            let old = behind.filter(|key| key.sealed.key_version < pass.key_version).count() as u64;
+            prop_assert!(old <= pass.left, "{old} of those looked at are under older data keys, {} known", pass.left);
+            if reply == Reply::DataKeysDropped || (pass.dropped && pass.key_version == current) {
+                prop_assert!(keys.iter().all(|key| key.is_sealed_under(current)));
             }
         }
     }
@@ -236,6 +267,6 @@ proptest! {
         prop_assert!(survive_encoding::<MachineKey>(&state) && survive_encoding::<UserMachine>(&state));
         prop_assert!(survive_encoding::<AuditRecord>(&state) && survive_encoding::<RequestRow>(&state));
         prop_assert!(survive_encoding::<RequestSlot>(&state) && survive_encoding::<DepartedNode>(&state));
-        prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
+        prop_assert!(survive_encoding::<FeatureLevelRecord>(&state) && survive_encoding::<ResealRecord>(&state));
     }
 }

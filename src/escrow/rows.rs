@@ -10,7 +10,7 @@ use super::command::Reply;
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::records::{
     AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyRecord, KeyringRecord,
-    MachineRecord, NodeRecord,
+    MachineRecord, NodeRecord, ResealRecord,
 };
 use super::state::{Row, Table};
 
@@ -157,6 +157,7 @@ row!(RequestRow, Request, |row| row.request.row_key());
 row!(RequestSlot, RequestSlot, |row| number_key(row.slot));
 row!(DepartedNode, DepartedNode, |node| number_key(node.id));
 row!(FeatureLevelRecord, FeatureLevel, |_| ONLY_ROW.to_vec());
+row!(ResealRecord, Reseal, |_| ONLY_ROW.to_vec());
 
 /// The row key of a node.
 pub fn node_key(node: NodeId) -> Vec<u8> {

@@ -40,6 +40,8 @@ pub enum Table {
     DepartedNode = 12,
     /// One row: the feature level.
     FeatureLevel = 13,
+    /// One row: how far sealing anew has come.
+    Reseal = 14,
 }
 
 /// A type of row.

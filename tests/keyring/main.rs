@@ -6,5 +6,7 @@ mod common;
 #[allow(dead_code, reason = "each test binary uses its own part")]
 mod steps;
 
+mod identities;
 mod lagging;
+mod rotation;
 mod stored;

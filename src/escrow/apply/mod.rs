@@ -15,7 +15,9 @@ mod initialize;
 mod recover_cluster;
 mod remove;
 mod requests;
+mod reseal;
 mod reveal;
+mod rotate;
 
 use super::audit::ChainHead;
 use super::command::{Action, Command, Refusal, Reply};
@@ -26,6 +28,7 @@ use super::state::{Row, State, StateError};
 
 pub use admit::{KEYRING_MAX_BYTES, NODE_ADDRESS_MAX_BYTES, NODES_MAX, RECIPIENT_MAX_BYTES, ZONE_MAX_BYTES};
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
+pub use reseal::{RESEAL_ROWS_MAX, sealed_digest};
 pub use reveal::{REASON_MAX_BYTES, check_reason};
 
 /// Longest network address of a caller, in bytes: an IPv6 address with zone and port.
@@ -98,6 +101,9 @@ impl<'a, S: State> Turn<'a, S> {
             Action::RaiseFeatureLevel(raise) => feature_level::apply(self, raise),
             Action::RecoverCluster(recover) => recover_cluster::apply(self, recover),
             Action::RemoveNode(remove) => remove::apply(self, remove),
+            Action::RotateKeyring(rotate) => rotate::apply(self, rotate),
+            Action::Reseal(step) => reseal::apply(self, step),
+            Action::DropDataKeys(drop) => reseal::apply_drop(self, drop),
         }
     }
 

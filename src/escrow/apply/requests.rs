@@ -77,6 +77,11 @@ fn digest(command: &Command) -> [u8; 32] {
             canonical.number(6).bytes(recover.cluster.0.as_bytes()).number(recover.survivor)
         }
         Action::RemoveNode(remove) => canonical.number(7).number(remove.node),
+        // Which data key is drawn is up to the node that took it.
+        Action::RotateKeyring(_) => canonical.number(8),
+        // Not remembered: they are the leader's, and name what they found.
+        Action::Reseal(_) => canonical.number(9),
+        Action::DropDataKeys(_) => canonical.number(10),
     };
     canonical.sha256()
 }

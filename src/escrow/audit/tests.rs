@@ -84,6 +84,8 @@ fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                     AuditEvent::FeatureLevelRaised { level: FeatureLevel(level.0 + 1) }
                 }
                 AuditEvent::NodeRemoved { node } => AuditEvent::NodeRemoved { node: node + 1 },
+                AuditEvent::KeyringRotated { key_version } => AuditEvent::DataKeysDropped { key_version },
+                AuditEvent::DataKeysDropped { key_version } => AuditEvent::KeyringRotated { key_version },
             }
         }
     }
