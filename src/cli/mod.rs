@@ -324,6 +324,7 @@ fn command() -> clap::Command {
     command.mut_subcommands(|subcommand| match subcommand.get_name() {
         "cert" | "completions" | "demo" | "dev" | "health" | "init" | "man" | "receipt"
         | "recover-cluster" | "server" => offline(subcommand),
+        "keyring" => subcommand.mut_subcommand("open", offline),
         _ => subcommand,
     })
 }

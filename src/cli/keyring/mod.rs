@@ -1,5 +1,7 @@
 //! `strongroom keyring`: the data keys that seal what is kept.
 
+mod open;
+
 use clap::Subcommand;
 use serde_json::{Value, json};
 
@@ -8,6 +10,8 @@ use crate::proto::KeyringStatus;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyringCommand {
+    /// Open what the disk of a node holds with the offline identity alone, without any node.
+    Open(open::OpenCommand),
     /// Make a new data key, which seals everything from now on; what is kept is sealed under it in the background.
     Rotate,
     /// Show which data key is current, and how many keys are still sealed under older ones.
@@ -17,6 +21,7 @@ pub(super) enum KeyringCommand {
 impl KeyringCommand {
     pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
         match self {
+            Self::Open(open) => open.run(printer).await,
             Self::Rotate => {
                 let key_version = global.client()?.rotate_keyring().await?;
                 printer.result(&json!({ "key_version": key_version }), || {
