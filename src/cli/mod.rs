@@ -16,6 +16,7 @@ mod find;
 mod health;
 mod init;
 mod input;
+mod keyring;
 pub mod local_cluster;
 mod manual;
 mod member;
@@ -140,6 +141,11 @@ enum Command {
     Health(health::HealthCommand),
     /// Create a new cluster on its first node.
     Init(init::InitCommand),
+    /// The data keys that seal what is kept.
+    Keyring {
+        #[command(subcommand)]
+        command: keyring::KeyringCommand,
+    },
     /// Print the manual page.
     Man,
     /// List members, and change who they are.
@@ -196,6 +202,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
             Command::Find(find) => find.run(&global, printer).await,
             Command::Health(health) => health.run(printer),
             Command::Init(init) => init.run(printer).await,
+            Command::Keyring { command } => command.run(&global, printer).await,
             Command::Man => manual::print(),
             Command::Member(member) => member.run(&global, printer).await,
             Command::Policy(policy) => policy.run(&global, printer).await,
@@ -329,6 +336,7 @@ fn command() -> clap::Command {
     command.mut_subcommands(|subcommand| match subcommand.get_name() {
         "cert" | "completions" | "demo" | "dev" | "health" | "init" | "man" | "receipt"
         | "recover-cluster" | "server" => offline(subcommand),
+        "keyring" => subcommand.mut_subcommand("open", offline),
         _ => subcommand,
     })
 }

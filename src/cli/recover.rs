@@ -35,7 +35,7 @@ impl RecoverCommand {
     }
 }
 
-/// Prints the secret: the only place of the program that does.
+/// Prints the secret: but for `keyring open`, the only place of the program that does.
 fn show(recovered: &Recovered, format: Format) -> Result<(), Failure> {
     let secret = recovered.secret.expose_text().ok_or_else(|| {
         Failure::new(Exit::Failed, "the node answered a secret that is not text")

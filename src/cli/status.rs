@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::output::table;
-use super::{Failure, Global, Printer};
+use super::{Failure, Global, Printer, keyring};
 use crate::escrow::ids::Timestamp;
 use crate::proto::{NodeStatus, StatusResponse};
 
@@ -70,6 +70,7 @@ fn json_of(status: &StatusResponse) -> Value {
         "health": known(&status.health),
         "warnings": status.warnings,
         "feature_level": (status.feature_level > 0).then_some(status.feature_level),
+        "keyring": status.keyring.as_ref().map(keyring::json_of),
         "nodes": nodes,
     })
 }
@@ -98,10 +99,13 @@ fn text_of(status: &StatusResponse) -> String {
     }
     let leader = status.leader.map_or("no leader".to_owned(), |leader| format!("leader is node {leader}"));
     let health = known(&status.health).map(|health| format!("{health}: ")).unwrap_or_default();
+    // Only while there is something to say.
+    let keyring = status.keyring.as_ref().filter(|keyring| keyring.has_old_data_keys);
+    let keyring = keyring.map(|keyring| format!("\n{}", keyring::text_of(keyring))).unwrap_or_default();
     let warnings: String =
         status.warnings.iter().map(|warning| format!("\n{}", wrapped("warning: ", warning))).collect();
     format!(
-        "cluster {} ({})\n{leader} in term {}, as node {} sees it\n{health}{}{warnings}\n\n{}\n\n{}",
+        "cluster {} ({})\n{leader} in term {}, as node {} sees it\n{health}{}{keyring}{warnings}\n\n{}\n\n{}",
         status.cluster_name,
         status.cluster,
         status.term,
@@ -234,6 +238,7 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::KeyringStatus;
 
     fn node(id: u64, role: &str, applied: u64) -> NodeStatus {
         NodeStatus {
@@ -277,6 +282,12 @@ mod tests {
             failure_tolerance: 1,
             answered_by: 2,
             feature_level: 2,
+            keyring: Some(KeyringStatus {
+                key_version: 2,
+                keys_under_old_data_keys: Some(70),
+                has_old_data_keys: true,
+                ..KeyringStatus::default()
+            }),
             health: "degraded".into(),
             warnings: vec![
                 "voter 3 is away: last heard from 61 s ago".into(),
@@ -300,6 +311,8 @@ mod tests {
         let json = json_of(&status);
         assert_eq!((&json["health"], &json["feature_level"]), (&json!("degraded"), &json!(2)));
         assert_eq!(json["warnings"].as_array().map(Vec::len), Some(2));
+        assert!(text.contains("\ndata key 2: 70 keys are still under older ones\n"), "{text}");
+        assert_eq!(json["keyring"]["keys_under_old_data_keys"], 70);
         assert_eq!(json["nodes"][1]["quarantine"], "its state differs");
         assert_eq!(json["nodes"][0]["quarantine"], Value::Null);
         assert_eq!(json["nodes"][0]["overlay_max_bytes"], 100);

@@ -320,6 +320,25 @@ impl Client {
         Ok(MembershipChange { progress, trace })
     }
 
+    /// Replaces the data key by a new one and answers its version. What is kept is sealed under it in the background.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn rotate_keyring(&self) -> Result<u32, ClientError> {
+        let trace = TraceId::draw();
+        let request = proto::RotateKeyringRequest { request_id: trace.to_string() };
+        let answer =
+            self.pool
+                .call_as(trace, |channel, budget| {
+                    let request = request.clone();
+                    async move {
+                        ClusterServiceClient::new(channel).rotate_keyring(bounded(request, budget)).await
+                    }
+                })
+                .await?;
+        Ok(answer.key_version)
+    }
+
     /// Adds the node whose peer service is at `peer_address`, as a voter or, if asked, as a learner.
     ///
     /// # Errors

@@ -103,6 +103,13 @@ impl ClusterService for Script {
         Ok(Response::new(status))
     }
 
+    async fn rotate_keyring(
+        &self,
+        _: Request<proto::RotateKeyringRequest>,
+    ) -> Result<Response<proto::RotateKeyringResponse>, Status> {
+        Ok(Response::new(proto::RotateKeyringResponse { key_version: 2 }))
+    }
+
     type ChangeMembershipStream = futures_util::stream::Empty<Result<proto::MemberProgress, Status>>;
 
     async fn change_membership(

@@ -98,6 +98,8 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         AuditEvent::ApprovalUsed { approval, granted_by } => {
             canonical.number(11).bytes(approval.0.as_bytes()).text(&granted_by.to_string())
         }
+        AuditEvent::KeyringRotated { key_version } => canonical.number(20).number(u64::from(*key_version)),
+        AuditEvent::DataKeysDropped { key_version } => canonical.number(21).number(u64::from(*key_version)),
     };
     canonical.sha256()
 }

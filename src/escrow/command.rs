@@ -6,7 +6,7 @@ use super::features::FeatureLevel;
 use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
 };
-use super::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
+use super::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, ResealRecord, Sealed, Source};
 use super::secrets::SecretKind;
 
 /// One replicated command. Everything that varies (time, ids, nonces) was drawn before it was proposed.
@@ -45,6 +45,12 @@ pub enum Action {
     SetPolicy(SetPolicy),
     /// Grant or reject a reveal that another person asked for.
     DecideApproval(DecideApproval),
+    /// Replace the keyring by one with a new data key, sealed to the same members.
+    RotateKeyring(RotateKeyring),
+    /// Seal some of the kept keys under the current data key.
+    Reseal(Reseal),
+    /// Replace the keyring by one without the data keys that no kept key needs any more.
+    DropDataKeys(DropDataKeys),
 }
 
 impl Action {
@@ -60,6 +66,9 @@ impl Action {
             Self::RemoveNode(_) => "remove-node",
             Self::SetPolicy(_) => "set-policy",
             Self::DecideApproval(_) => "decide-approval",
+            Self::RotateKeyring(_) => "rotate-keyring",
+            Self::Reseal(_) => "reseal",
+            Self::DropDataKeys(_) => "drop-data-keys",
         }
     }
 }
@@ -174,6 +183,49 @@ pub struct DecideApproval {
     pub granted: bool,
 }
 
+/// A new data key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotateKeyring {
+    /// The keyring with it; replaces exactly the generation before it.
+    pub keyring: KeyringRecord,
+}
+
+/// Some of the kept keys, sealed under the current data key: a step of a pass over all of them, in the order of ids.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reseal {
+    /// The data key they are sealed under, which must be the current one.
+    pub key_version: u32,
+    /// Where the pass stands; `None` begins a new one.
+    pub after: Option<KeyId>,
+    /// Of a pass that begins: how many keys were found under older data keys.
+    pub to_do: u64,
+    /// How many keys behind `after` this step looks at, whether they need it or not; at most
+    /// [`RESEAL_ROWS_MAX`](super::apply::RESEAL_ROWS_MAX).
+    pub rows: u32,
+    /// Those of them that are sealed anew.
+    pub keys: Vec<ResealedKey>,
+}
+
+/// One kept key, sealed anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResealedKey {
+    /// Which.
+    pub key_id: KeyId,
+    /// [`sealed_digest`](super::apply::sealed_digest) of what it was opened from: nothing else is replaced.
+    pub was: [u8; 32],
+    /// The same secret.
+    pub sealed: Sealed,
+    /// The same package, if there is one.
+    pub sealed_package: Option<Sealed>,
+}
+
+/// The end of a pass after which no key is sealed under an older data key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropDataKeys {
+    /// The keyring with the current data key alone; replaces exactly the generation before it.
+    pub keyring: KeyringRecord,
+}
+
 /// What apply answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -202,6 +254,21 @@ pub enum Reply {
     ApprovalAsked(ApprovalAsked),
     /// The decision is on record.
     ApprovalDecided,
+    /// Nothing was kept: the secret is sealed with an older data key than the current one, which a node that was
+    /// removed has. Seal it again with the keyring as this entry found it.
+    OldDataKey {
+        /// The version that was current.
+        current: u32,
+    },
+    /// The keyring has a new data key, of this version.
+    KeyringRotated {
+        /// Of the new data key.
+        key_version: u32,
+    },
+    /// A step is done: so far has the pass come.
+    Resealed(ResealRecord),
+    /// The keyring holds no older data keys any more.
+    DataKeysDropped,
 }
 
 /// A reveal that waits for a second person.

@@ -19,10 +19,13 @@ pub struct FeatureLevel(pub u32);
 impl FeatureLevel {
     /// Where every cluster begins.
     pub const FIRST: Self = Self(1);
-    /// Brought what notes that nodes left: removal, and recovery on one survivor.
+    /// Brought what notes that nodes left: removal, and recovery on one survivor. From here on a secret that is sealed
+    /// with an older data key than the current one is not kept.
     pub const DEPARTURES: Self = Self(2);
     /// Brought the recovery desk: the policy of reveals, limits, approvals, end users.
     pub const DESK: Self = Self(3);
+    /// Brought the rotation of the data key by itself, and sealing what is kept under the newest one.
+    pub const RESEALING: Self = Self(3);
     /// The highest whose commands this release can apply.
     pub const SUPPORTED: Self = Self(3);
 
@@ -41,6 +44,7 @@ impl FeatureLevel {
             | Action::RaiseFeatureLevel(_) => Self::FIRST,
             Action::RecoverCluster(_) | Action::RemoveNode(_) => Self::DEPARTURES,
             Action::SetPolicy(_) | Action::DecideApproval(_) => Self::DESK,
+            Action::RotateKeyring(_) | Action::Reseal(_) | Action::DropDataKeys(_) => Self::RESEALING,
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | command | does |
 //! |---|---|
 //! | `init [cluster=HEX] [by=]` | initialises the cluster |
-//! | `escrow machine= [volume=] [kind=] [fp=HEX] [key=HEX] [package=BYTES] [size=BYTES] [user=] [by=]` | escrows |
+//! | `escrow machine= [volume=] [kind=] [fp=HEX] [key=HEX] [package=BYTES] [size=BYTES] [user=] [sealed=VERSION] [by=]` | escrows |
 //! | `reveal key=HEX [reason=] [user=] [by=]` | reveals |
 //! | `admit node= [storage=HEX] [generation=] [version=] [peer=] [by=]` | admits a node |
 //! | `level level= [by=]` | raises the feature level |
@@ -13,6 +13,9 @@
 //! | `remove node= [generation=] [version=] [by=]` | removes a node |
 //! | `policy [replaces=] [policy=JSON] [by=]` | sets the policy |
 //! | `decide key=HEX person= approval=HEX [granted=] [by=]` | decides about a reveal |
+//! | `rotate [generation=] [version=] [by=]` | rotates the data key |
+//! | `reseal version= [after=HEX] [rows=] [keys=HEX/…] [was=VERSION] [size=BYTES] [todo=] [by=]` | seals keys anew that were escrowed under version `was` |
+//! | `drop-keys [generation=] [version=] [by=]` | drops older data keys |
 //! | `find [key=PREFIX] [machine=] [user=] [limit=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
@@ -30,11 +33,11 @@ use std::str::FromStr;
 use goldenscript::ArgumentConsumer;
 use uuid::Uuid;
 
-use super::apply::apply;
+use super::apply::{apply, sealed_digest};
 use super::audit::{ChainHead, verify};
 use super::command::{
-    Action, AdmitNode, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster,
-    RemoveNode, Reply, Reveal, SetPolicy,
+    Action, AdmitNode, Command, DecideApproval, DropDataKeys, Escrow, Initialize, RaiseFeatureLevel,
+    RecoverCluster, RemoveNode, Reply, Reseal, ResealedKey, Reveal, RotateKeyring, SetPolicy,
 };
 use super::features::FeatureLevel;
 use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
@@ -68,11 +71,14 @@ scripts!(
     find,
     initialize,
     limits,
+    old_data_key,
     policy,
     recover_cluster,
     remove,
     replay,
-    reveal
+    reseal,
+    reveal,
+    rotate
 );
 
 /// 2026-01-01T00:00:00Z, where every script begins.
@@ -104,6 +110,12 @@ impl goldenscript::Runner for Script {
             "policy" => self.apply(&mut args, "officer/olga", set_policy)?,
             "recover-cluster" => self.apply(&mut args, "node/1", recover_cluster)?,
             "remove" => self.apply(&mut args, "operator/ops1", remove)?,
+            "rotate" => self.apply(&mut args, "operator/ops1", rotate)?,
+            "reseal" => {
+                let state = self.state.clone();
+                self.apply(&mut args, "node/1", |args, _| reseal(args, &state))?
+            }
+            "drop-keys" => self.apply(&mut args, "node/1", drop_keys)?,
             "reveal" => self.apply(&mut args, "helpdesk-advanced/desk2", reveal)?,
             other => return Err(format!("no command {other}").into()),
         };
@@ -117,7 +129,7 @@ impl Script {
         &mut self,
         args: &mut ArgumentConsumer<'_>,
         by: &str,
-        action: fn(&mut ArgumentConsumer<'_>, u128) -> Outcome<Action>,
+        action: impl FnOnce(&mut ArgumentConsumer<'_>, u128) -> Outcome<Action>,
     ) -> Outcome {
         self.index += 1;
         self.requests += 1;
@@ -189,6 +201,12 @@ impl Script {
                 AuditEvent::ApprovalUsed { approval, granted_by } => {
                     writeln!(text, "approval-used {approval} granted-by={granted_by}")?;
                 }
+                AuditEvent::KeyringRotated { key_version } => {
+                    writeln!(text, "rotated key-version={key_version}")?
+                }
+                AuditEvent::DataKeysDropped { key_version } => {
+                    writeln!(text, "dropped older-than={key_version}")?;
+                }
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
                 }
@@ -238,7 +256,8 @@ fn initialize(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
 
 fn escrow(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
     let given = id(args, "key")?;
-    let sealed = |length: usize| Sealed { key_version: 1, nonce: [7; 12], ciphertext: vec![7; length] };
+    let key_version = optional(args, "sealed")?.unwrap_or(1);
+    let sealed = |length: usize| Sealed { key_version, nonce: [7; 12], ciphertext: vec![7; length] };
     let mut fingerprint = [0; 32];
     let half = id(args, "fp")?.unwrap_or(Uuid::from_u128(0xf));
     fingerprint[..16].copy_from_slice(half.as_bytes());
@@ -300,6 +319,43 @@ fn decide(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
     }))
 }
 
+fn rotate(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::RotateKeyring(RotateKeyring { keyring: keyring(args, 2)? }))
+}
+
+fn drop_keys(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::DropDataKeys(DropDataKeys { keyring: keyring(args, 3)? }))
+}
+
+/// Keys as the state has them, but for what they are sealed as.
+fn reseal(args: &mut ArgumentConsumer<'_>, state: &Memory) -> Outcome<Action> {
+    let key_version = required(args, "version")?;
+    let was: Option<u32> = optional(args, "was")?;
+    let size: Option<usize> = optional(args, "size")?;
+    let anew = |sealed: &Sealed| Sealed {
+        key_version,
+        nonce: [8; 12],
+        ciphertext: vec![8; size.unwrap_or(sealed.ciphertext.len())],
+    };
+    let mut keys = Vec::new();
+    for digits in args.take_key("keys").unwrap_or_default().split('/').filter(|digits| !digits.is_empty()) {
+        let key_id = KeyId(full(digits)?);
+        let mut key = lookup::key(state, key_id)?.ok_or("no such key")?;
+        if let Some(was) = was {
+            key.sealed.key_version = was;
+        }
+        let (sealed, sealed_package) = (anew(&key.sealed), key.sealed_package.as_ref().map(anew));
+        keys.push(ResealedKey { key_id, was: sealed_digest(&key), sealed, sealed_package });
+    }
+    Ok(Action::Reseal(Reseal {
+        key_version,
+        after: id(args, "after")?.map(KeyId),
+        to_do: optional(args, "todo")?.unwrap_or(0),
+        rows: optional(args, "rows")?.unwrap_or(2),
+        keys,
+    }))
+}
+
 fn node(args: &mut ArgumentConsumer<'_>, node: u64) -> Outcome<NodeRecord> {
     Ok(NodeRecord {
         id: node,
@@ -340,6 +396,17 @@ fn describe(reply: &Reply) -> String {
             format!("needs approval {} until {}", asked.approval, asked.expires_at)
         }
         Reply::ApprovalDecided => "decided".to_owned(),
+        Reply::KeyringRotated { key_version } => format!("rotated to data key {key_version}"),
+        Reply::DataKeysDropped => "dropped".to_owned(),
+        Reply::Resealed(pass) => format!(
+            "resealed={} left={} remaining={} after={}{}",
+            pass.resealed,
+            pass.left,
+            pass.remaining(),
+            or_none(pass.after),
+            if pass.done { " done" } else { "" }
+        ),
+        Reply::OldDataKey { current } => format!("sealed with an old data key, the current one is {current}"),
         Reply::Refused(refusal) => {
             let kind = format!("{refusal:?}");
             format!("refused, {}: {refusal}", kind.split('(').next().unwrap())
@@ -369,9 +436,12 @@ fn required<T: FromStr<Err: Error + 'static>>(args: &mut ArgumentConsumer<'_>, k
 
 /// The digits given, repeated until they fill an id.
 fn id(args: &mut ArgumentConsumer<'_>, key: &str) -> Outcome<Option<Uuid>> {
-    let Some(digits) = args.take_key(key) else { return Ok(None) };
+    args.take_key(key).map(full).transpose()
+}
+
+fn full(digits: &str) -> Outcome<Uuid> {
     let digits: String = digits.chars().filter(|c| *c != '-').cycle().take(32).collect();
-    Ok(Some(digits.parse()?))
+    Ok(digits.parse()?)
 }
 
 fn or_none(value: Option<impl Display>) -> String {

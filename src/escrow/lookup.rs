@@ -9,7 +9,7 @@ use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
 use super::policy::document::Policy;
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyringRecord,
-    MachineRecord, NodeRecord, PolicyRecord,
+    MachineRecord, NodeRecord, PolicyRecord, ResealRecord,
 };
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
 use super::state::{Row, Rows, StateError};
@@ -287,6 +287,20 @@ pub fn approvals<S: Rows>(rows: &S, now: Timestamp) -> Result<Vec<Approval>, Sta
     let mut approvals: Vec<Approval> = rows.rows(&[], None, super::apply::APPROVALS_MAX)?;
     approvals.retain(|approval| approval.expires_at > now);
     Ok(approvals)
+}
+
+/// How far sealing anew has come, unless it never began.
+pub fn resealing<S: Rows>(rows: &S) -> Result<Option<ResealRecord>, StateError> {
+    rows.row(ONLY_ROW)
+}
+
+/// The keys behind `after` (`None` for all), in the order of ids; at most `limit` of them.
+pub fn keys_after<S: Rows>(
+    rows: &S,
+    after: Option<KeyId>,
+    limit: usize,
+) -> Result<Vec<KeyRecord>, StateError> {
+    rows.rows(&[], after.map(|id| id.row_key()).as_deref(), limit)
 }
 
 /// The audit records after `sequence` (0 for all), in order; at most `limit` and [`AUDIT_PAGE_MAX`] of them.

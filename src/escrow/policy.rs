@@ -32,13 +32,17 @@ pub enum Operation {
     SetPolicy,
     /// See the policy of reveals.
     ShowPolicy,
+    /// Seal kept keys under the current data key, and drop older ones. Not a service: the leader does it.
+    Reseal,
+    /// Replace the data key by a new one.
+    RotateKeyring,
     /// Ask how the cluster is.
     Status,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Approve,
         Self::ChangeMembership,
         Self::Custody,
@@ -49,6 +53,8 @@ impl Operation {
         Self::ReadAudit,
         Self::Recover,
         Self::RecoverCluster,
+        Self::Reseal,
+        Self::RotateKeyring,
         Self::SetPolicy,
         Self::ShowPolicy,
         Self::Status,
@@ -71,6 +77,8 @@ impl std::fmt::Display for Operation {
             Self::RecoverCluster => "recover a cluster",
             Self::SetPolicy => "set the policy",
             Self::ShowPolicy => "see the policy",
+            Self::Reseal => "seal keys anew",
+            Self::RotateKeyring => "rotate the data key",
             Self::Status => "ask for status",
         })
     }
@@ -80,7 +88,7 @@ impl std::fmt::Display for Operation {
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
         Approve, ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, ReadAudit, Recover,
-        RecoverCluster, SetPolicy, ShowPolicy, Status,
+        RecoverCluster, Reseal, RotateKeyring, SetPolicy, ShowPolicy, Status,
     };
     match role {
         Role::Agent | Role::Importer => matches!(operation, Escrow | Status),
@@ -89,10 +97,15 @@ pub fn allows(role: Role, operation: Operation) -> bool {
         Role::HelpdeskAdvanced => {
             matches!(operation, Approve | Custody | Find | Recover | ShowPolicy | Status)
         }
-        Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | RecoverCluster),
-        Role::Officer => matches!(operation, Approve | Custody | Find | SetPolicy | ShowPolicy | Status),
+        Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | RecoverCluster | Reseal),
+        Role::Officer => {
+            matches!(operation, Approve | Custody | Find | RotateKeyring | SetPolicy | ShowPolicy | Status)
+        }
         Role::Operator => {
-            matches!(operation, ChangeMembership | Custody | Find | Initialize | ShowPolicy | Status)
+            matches!(
+                operation,
+                ChangeMembership | Custody | Find | Initialize | RotateKeyring | ShowPolicy | Status
+            )
         }
         Role::SelfService => matches!(operation, Find | Recover | Status),
     }
@@ -116,16 +129,16 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // approve change custody escrow find init raise read-audit recover recover-cluster set-policy show-policy status
-            (Role::Agent, "...x........x"),
-            (Role::Auditor, "..x.x..x...xx"),
-            (Role::Helpdesk, "..x.x...x..xx"),
-            (Role::HelpdeskAdvanced, "x.x.x...x..xx"),
-            (Role::Importer, "...x........x"),
-            (Role::Node, ".....xx..x..."),
-            (Role::Officer, "x.x.x.....xxx"),
-            (Role::Operator, ".xx.xx.....xx"),
-            (Role::SelfService, "....x...x...x"),
+            // approve change custody escrow find init raise read-audit recover recover-cluster reseal rotate set-policy show-policy status
+            (Role::Agent, "...x..........x"),
+            (Role::Auditor, "..x.x..x.....xx"),
+            (Role::Helpdesk, "..x.x...x....xx"),
+            (Role::HelpdeskAdvanced, "x.x.x...x....xx"),
+            (Role::Importer, "...x..........x"),
+            (Role::Node, ".....xx..xx...."),
+            (Role::Officer, "x.x.x......xxxx"),
+            (Role::Operator, ".xx.xx.....x.xx"),
+            (Role::SelfService, "....x...x.....x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {

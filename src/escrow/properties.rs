@@ -7,19 +7,20 @@ use proptest::prelude::*;
 use super::apply::apply;
 use super::audit::{ChainHead, verify};
 use super::command::{Action, Command, Reply};
+use super::features::FeatureLevel;
 use super::ids::Role;
 use super::lookup;
 use super::memory::Memory;
 use super::policy::{self, Operation};
 use super::records::{
     Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyState,
-    KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, RevealTally,
+    KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, ResealRecord, RevealTally,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 16] = [
+const TABLES: [Table; 17] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -36,6 +37,7 @@ const TABLES: [Table; 16] = [
     Table::Policy,
     Table::RevealTally,
     Table::Approval,
+    Table::Reseal,
 ];
 
 /// Applies `commands` as the entries from `index` on.
@@ -99,12 +101,15 @@ proptest! {
             let second = play(&mut state, index + 1, std::slice::from_ref(command)).remove(0);
             prop_assert_eq!(counts(&state), counted);
             prop_assert_eq!(state.all::<KeyRecord>().unwrap(), keys);
-            prop_assert_eq!(settled(second), settled(first));
+            // The leader looks how far its own steps have come before it goes on.
+            if !matches!(command.action, Action::Reseal(_) | Action::DropDataKeys(_)) {
+                prop_assert_eq!(settled(second), settled(first));
+            }
         }
     }
 
     #[test]
-    fn a_kept_key_changes_in_nothing_but_its_state(commands in commands()) {
+    fn a_kept_key_changes_in_nothing_but_its_state_and_its_data_key(commands in commands()) {
         let mut state = Memory::new();
         let mut before: Vec<KeyRecord> = Vec::new();
         for (index, command) in (1..).zip(&commands) {
@@ -113,7 +118,14 @@ proptest! {
                 let new = lookup::key(&state, old.id).unwrap().unwrap();
                 let disclosed = matches!(&reply, Reply::Revealed(shown) if shown.key_id == old.id);
                 let expected = if disclosed { KeyState::Disclosed } else { old.state };
-                prop_assert_eq!(new, KeyRecord { state: expected, ..old });
+                let KeyRecord { sealed, sealed_package, .. } = new.clone();
+                if sealed != old.sealed || sealed_package != old.sealed_package {
+                    prop_assert!(matches!(reply, Reply::Resealed(_)), "{:?}", reply);
+                    let current = lookup::keyring(&state).unwrap().unwrap().current_key_version;
+                    prop_assert!(new.is_sealed_under(current) && !old.is_sealed_under(current));
+                    prop_assert_eq!(sealed_package.is_some(), old.sealed_package.is_some());
+                }
+                prop_assert_eq!(new, KeyRecord { state: expected, sealed, sealed_package, ..old });
             }
             before = state.all().unwrap();
         }
@@ -140,6 +152,49 @@ proptest! {
                 let query = lookup::Query { user: asked.user.clone(), ..Default::default() };
                 let found = lookup::find(&state, &query).unwrap();
                 prop_assert!(found.keys.iter().any(|found| found.key == key));
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_secret_is_kept_only_under_the_current_data_key(commands in commands()) {
+        let mut state = Memory::new();
+        for (index, command) in (1..).zip(&commands) {
+            let guarded = lookup::feature_level(&state).unwrap() >= FeatureLevel::DEPARTURES;
+            let current = lookup::keyring(&state).unwrap().map(|keyring| keyring.current_key_version);
+            let before = state.clone();
+            let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
+            match (&command.action, reply) {
+                (Action::Escrow(asked), Reply::Escrowed(kept)) if guarded && !kept.already_escrowed => {
+                    prop_assert_eq!(Some(asked.sealed.key_version), current);
+                }
+                (Action::Escrow(asked), Reply::OldDataKey { current: told }) => {
+                    prop_assert!(guarded && Some(told) == current && asked.sealed.key_version < told);
+                    prop_assert_eq!(state.count(Table::Key), before.count(Table::Key));
+                    prop_assert_eq!(state.count(Table::Request), before.count(Table::Request));
+                }
+                (Action::Reseal(step), Reply::OldDataKey { .. }) => {
+                    prop_assert!(Some(step.key_version) != current);
+                }
+                (_, Reply::OldDataKey { .. }) => panic!("{:?} seals no secret", command.action),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn older_data_keys_are_dropped_only_when_no_key_is_sealed_under_them(commands in commands()) {
+        let mut state = Memory::new();
+        for (index, command) in (1..).zip(&commands) {
+            let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
+            let Some(pass) = lookup::resealing(&state).unwrap() else { continue };
+            let current = lookup::keyring(&state).unwrap().unwrap().current_key_version;
+            let keys: Vec<KeyRecord> = state.all().unwrap();
+            let behind = keys.iter().filter(|key| Some(key.id) <= pass.after || pass.done);
+            let old = behind.filter(|key| key.sealed.key_version < pass.key_version).count() as u64;
+            prop_assert!(old <= pass.left, "{old} of those looked at are under older data keys, {} known", pass.left);
+            if reply == Reply::DataKeysDropped || (pass.dropped && pass.key_version == current) {
+                prop_assert!(keys.iter().all(|key| key.is_sealed_under(current)));
             }
         }
     }
@@ -226,7 +281,7 @@ proptest! {
         prop_assert!(survive_encoding::<AuditRecord>(&state) && survive_encoding::<RequestRow>(&state));
         prop_assert!(survive_encoding::<RequestSlot>(&state) && survive_encoding::<DepartedNode>(&state));
         prop_assert!(survive_encoding::<PolicyRecord>(&state) && survive_encoding::<RevealTally>(&state));
-        prop_assert!(survive_encoding::<Approval>(&state));
+        prop_assert!(survive_encoding::<Approval>(&state) && survive_encoding::<ResealRecord>(&state));
         prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
     }
 }

@@ -122,6 +122,35 @@ impl fmt::Debug for KeyringRecord {
     }
 }
 
+/// How far sealing every kept key under one data key has come: one row, absent before the first time.
+///
+/// A pass goes over all keys in the order of their ids. No key is newly kept under an older data key, so what lies
+/// behind `after` needs no second look.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResealRecord {
+    /// The data key.
+    pub key_version: u32,
+    /// The last key that was looked at; `None` if there was none.
+    pub after: Option<KeyId>,
+    /// How many keys were under older data keys when the pass began.
+    pub to_do: u64,
+    /// How many of them have been sealed anew.
+    pub resealed: u64,
+    /// How many were looked at and could not be.
+    pub left: u64,
+    /// All keys have been looked at.
+    pub done: bool,
+    /// The older data keys have been dropped.
+    pub dropped: bool,
+}
+
+impl ResealRecord {
+    /// How many keys are still under older data keys.
+    pub fn remaining(&self) -> u64 {
+        if self.done { self.left } else { self.to_do.saturating_sub(self.resealed) }
+    }
+}
+
 /// A device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineRecord {
@@ -167,7 +196,7 @@ impl fmt::Display for KeyState {
     }
 }
 
-/// An escrowed recovery key. Immutable but for its state.
+/// An escrowed recovery key. Its secret never changes; its state does, and the data key it is sealed under.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRecord {
     /// Its id.
@@ -242,6 +271,15 @@ pub struct Approval {
     pub expires_at: Timestamp,
     /// Who approved it, once somebody has.
     pub granted_by: Option<Identity>,
+}
+
+impl KeyRecord {
+    /// Whether every part of it is sealed under this data key.
+    pub fn is_sealed_under(&self, key_version: u32) -> bool {
+        let package = self.sealed_package.as_ref();
+        self.sealed.key_version == key_version
+            && package.is_none_or(|package| package.key_version == key_version)
+    }
 }
 
 /// What an audit record is about.
@@ -332,6 +370,16 @@ pub enum AuditEvent {
         approval: RequestId,
         /// Who had approved it.
         granted_by: Identity,
+    },
+    /// The data key was rotated by itself. A removal rotates it too, under its own record.
+    KeyringRotated {
+        /// The version of the new one.
+        key_version: u32,
+    },
+    /// The data keys older than this one were dropped, no key being sealed under them any more.
+    DataKeysDropped {
+        /// The one that is kept.
+        key_version: u32,
     },
 }
 

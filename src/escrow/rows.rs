@@ -10,7 +10,7 @@ use super::command::Reply;
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyRecord,
-    KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, RevealTally,
+    KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ResealRecord, RevealTally,
 };
 use super::state::{Row, Table};
 
@@ -176,6 +176,7 @@ impl Approval {
         key
     }
 }
+row!(ResealRecord, Reseal, |_| ONLY_ROW.to_vec());
 
 /// The row key of a node.
 pub fn node_key(node: NodeId) -> Vec<u8> {

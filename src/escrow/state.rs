@@ -46,6 +46,8 @@ pub enum Table {
     RevealTally = 15,
     /// Key id (16 bytes), person: reveals that a second person must approve.
     Approval = 16,
+    /// One row: how far sealing anew has come.
+    Reseal = 20,
 }
 
 /// A type of row.

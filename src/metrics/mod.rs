@@ -38,6 +38,8 @@ pub struct Metrics {
     pub requests: RequestMetrics,
     /// Reveals that were asked of this node.
     pub reveals: Counters<RevealOutcome>,
+    /// Secrets that were sealed again because the data key was rotated before they were kept.
+    pub sealed_again: Counter,
 }
 
 /// What the log counts and times. Clones share it.
@@ -261,6 +263,11 @@ impl Metrics {
             self.reveals.metric(
                 "strongroom_reveals",
                 "Reveals that were asked of this node, by what the caller was told.",
+            ),
+            Metric::counter(
+                "strongroom_escrows_sealed_again",
+                "Secrets sealed again because the data key was rotated before they were kept.",
+                self.sealed_again.get(),
             ),
             Metric {
                 name: "strongroom_connections",

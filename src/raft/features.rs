@@ -223,7 +223,7 @@ mod tests {
     fn the_refusal_says_what_is_needed() {
         let newer = FeatureLevel(FeatureLevel::SUPPORTED.0 + 1);
         let error = check(newer, FeatureLevel::SUPPORTED).unwrap_err().to_string();
-        assert!(error.contains("install a release that supports level 4"), "{error}");
+        assert!(error.contains(&format!("install a release that supports level {newer}")), "{error}");
         let error = check(FeatureLevel::SUPPORTED, FeatureLevel::FIRST).unwrap_err().to_string();
         assert!(error.contains("hold_feature_level"), "{error}");
         check(FeatureLevel::FIRST, FeatureLevel::SUPPORTED).unwrap();

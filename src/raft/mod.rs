@@ -4,7 +4,8 @@
 //! read the local replica and say how fresh it is ([`node`]), answer peers (`peer_side`), change the membership
 //! ([`membership`]), notice that this node was itself removed ([`expelled`]). Below it are openraft with its storage over
 //! the `store` room ([`log_store`], [`state_machine`]) and its network over the peer service (`network`, [`peers`]). What
-//! members support decides in [`features`] which commands are allowed.
+//! members support decides in [`features`] which commands are allowed. `resealing` rotates the data key and seals what is
+//! kept under the newest one.
 //!
 //! A replica is compared with the others in `healing`, by the verdict in [`agreement`], and mended by `repair`; `fetch`
 //! brings a snapshot from a peer, and `rescue` does that for a node that starts without a state.
@@ -32,6 +33,7 @@ mod read_index;
 pub mod recovery;
 mod repair;
 mod rescue;
+mod resealing;
 pub mod state_machine;
 pub mod storage;
 pub mod types;
@@ -47,6 +49,7 @@ pub use error::NodeError;
 pub use node::{Committed, Freshness, Node, NodeOptions, Vitals};
 pub use observe::PeerView;
 pub use rescue::open_storage;
+pub use resealing::RotationOrder;
 pub use usage::Usage;
 
 /// This process's clock, as it goes into commands.

@@ -236,6 +236,7 @@ impl Node {
         node.watch_expulsion();
         spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());
         node.watch_features();
+        node.watch_resealing();
         Ok(node)
     }
 
@@ -296,11 +297,20 @@ impl Node {
     /// [`NodeError::NoCluster`] if there is none yet; [`NodeError::Excluded`] if it is not sealed to this node (any
     /// more): another node has it, so the caller is to go there; [`NodeError::Keyring`] if it cannot be used.
     pub fn keyring(&self) -> Result<Arc<Keyring>, NodeError> {
-        let record = lookup::keyring(&self.view()?)?.ok_or(NodeError::NoCluster)?;
+        self.keyring_in(&self.view()?)
+    }
+
+    /// As [`Node::keyring`], at the entry where `view` stands: what is read through the same view opens with it. Of
+    /// a later one the data key may have been dropped.
+    ///
+    /// # Errors
+    /// As [`Node::keyring`].
+    pub fn keyring_in(&self, view: &View) -> Result<Arc<Keyring>, NodeError> {
+        let record = lookup::keyring(view)?.ok_or(NodeError::NoCluster)?;
         self.inner.keyring.open(&record).map_err(|error| match error {
-            SealError::NotARecipient => {
-                NodeError::Excluded("it has no part in the keyring: it was removed".into())
-            }
+            SealError::NotARecipient => NodeError::Excluded(
+                "the keyring is not sealed to it: it was removed, or has lost its identity".into(),
+            ),
             error => error.into(),
         })
     }

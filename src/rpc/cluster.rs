@@ -16,13 +16,16 @@ use crate::escrow::ids::NodeId;
 use crate::escrow::policy::Operation;
 use crate::proto::cluster_service_server::ClusterService;
 use crate::proto::peer::DescribeResponse;
-use crate::proto::{MemberProgress, MembershipChange, NodeStatus, StatusRequest, StatusResponse, peer};
-use crate::raft::NodeError;
+use crate::proto::{
+    MemberProgress, MembershipChange, NodeStatus, RotateKeyringRequest, RotateKeyringResponse, StatusRequest,
+    StatusResponse, peer,
+};
 use crate::raft::features::{held_back, supported_by};
 use crate::raft::leader::NOT_BEGUN_KEY;
 use crate::raft::membership::{Change, Order, PROGRESS_MAX, Refused};
 use crate::raft::peers::describe;
 use crate::raft::types::Member;
+use crate::raft::{NodeError, RotationOrder};
 use crate::request_id::carried;
 
 use super::guard::Caller;
@@ -63,10 +66,23 @@ impl ClusterService for Context {
             answered_by: self.node.options().id,
             feature_level: feature_level.0,
             warnings,
+            keyring: wire::keyring_status(&self.node.view()?)?,
             ..StatusResponse::default()
         };
         health::judge(&mut status, now().0 / 1_000);
         Ok(Response::new(status))
+    }
+
+    async fn rotate_keyring(
+        &self,
+        request: Request<RotateKeyringRequest>,
+    ) -> Result<Response<RotateKeyringResponse>, Status> {
+        let Caller { identity: by, source } = self.admit(&request, Operation::RotateKeyring)?;
+        let request = wire::request_id(&request.into_inner().request_id)?;
+        let order = RotationOrder { request, by: by.clone(), source };
+        let key_version = self.node.rotate_data_key(order).await?;
+        tracing::info!(%by, key_version, "the data key is rotated");
+        Ok(Response::new(RotateKeyringResponse { key_version }))
     }
 
     type ChangeMembershipStream = ProgressStream;

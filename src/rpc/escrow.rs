@@ -1,5 +1,6 @@
 //! Keeping keys. Plaintext never leaves the node that received it: what is forwarded and replicated is sealed here.
 
+use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
@@ -9,11 +10,16 @@ use crate::escrow::policy::{self, Operation};
 use crate::metrics::EscrowOutcome;
 use crate::proto::escrow_service_server::EscrowService;
 use crate::proto::{EscrowRequest, EscrowResponse};
-use crate::raft::NodeError;
+use crate::raft::leader::PROPOSE_TIMEOUT;
+use crate::raft::{Committed, NodeError};
 use crate::seal::receipt::Receipt;
 use crate::seal::{Part, SealContext};
 
+use super::guard::Caller;
 use super::{Context, now, wire};
+
+/// How often one secret is sealed: twice if the data key was rotated meanwhile, and it is not rotated all the time.
+const SEALINGS_MAX: usize = 4;
 
 #[tonic::async_trait]
 impl EscrowService for Context {
@@ -50,10 +56,7 @@ impl Context {
                 caller.identity.role, caller.identity.name, wanted.machine
             )));
         }
-        let request = wanted.request;
-        let action = Action::Escrow(self.seal(wanted)?);
-        let command = Command { request, at: now(), by: caller.identity, source: caller.source, action };
-        match self.node.propose(&command).await?.reply {
+        match self.propose_sealed(&wanted, &caller).await? {
             Reply::Escrowed(escrowed) => {
                 let (key_id, index, already) =
                     (escrowed.key_id, escrowed.position.index, escrowed.already_escrowed);
@@ -65,9 +68,41 @@ impl Context {
         }
     }
 
-    fn seal(&self, wanted: wire::EscrowRequest) -> Result<Escrow, Status> {
-        let keyring = self.node.keyring()?;
+    /// Seals and proposes; seals anew if the data key was rotated since this replica's keyring. All of it takes no
+    /// longer than one proposal may, so that the caller hears of it.
+    async fn propose_sealed(
+        &self,
+        wanted: &wire::EscrowRequest,
+        caller: &Caller,
+    ) -> Result<Reply, NodeError> {
+        let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let key_id = wanted.key_id.unwrap_or_else(|| KeyId(Uuid::new_v4()));
+        for _ in 0..SEALINGS_MAX {
+            let command = Command {
+                request: wanted.request,
+                at: now(),
+                by: caller.identity.clone(),
+                source: caller.source.clone(),
+                action: Action::Escrow(self.seal(wanted, key_id)?),
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Committed { position, reply } = self.node.propose_within(&command, left).await?;
+            let Reply::OldDataKey { current } = reply else { return Ok(reply) };
+            self.node.options().metrics.sealed_again.inc();
+            tracing::debug!(index = position.index, current, "sealed with an old data key: sealing again");
+            // The keyring that was current there, or a newer one, is in this replica once it has applied that entry.
+            let behind = || NodeError::Behind { applied: self.node.applied(), wanted: position.index };
+            let caught_up = timeout_at(deadline, self.node.wait_applied(position.index)).await;
+            caught_up.unwrap_or_else(|_| Err(behind()))?;
+        }
+        Err(NodeError::Overloaded {
+            what: "rotations of the data key during one escrow",
+            limit: SEALINGS_MAX,
+        })
+    }
+
+    fn seal(&self, wanted: &wire::EscrowRequest, key_id: KeyId) -> Result<Escrow, NodeError> {
+        let keyring = self.node.keyring()?;
         let context = |part| SealContext {
             machine: &wanted.machine,
             volume: &wanted.volume,
@@ -75,22 +110,22 @@ impl Context {
             kind: wanted.kind,
             part,
         };
-        let sealed = keyring.seal(&context(Part::Secret), &wanted.secret).map_err(NodeError::from)?;
+        let sealed = keyring.seal(&context(Part::Secret), &wanted.secret)?;
         let sealed_package = match &wanted.package {
-            Some(package) => Some(keyring.seal(&context(Part::Package), package).map_err(NodeError::from)?),
+            Some(package) => Some(keyring.seal(&context(Part::Package), package)?),
             None => None,
         };
         let fingerprint = keyring.fingerprint(&wanted.secret);
         Ok(Escrow {
             key_id,
             key_id_given: wanted.key_id.is_some(),
-            machine: wanted.machine,
-            volume: wanted.volume,
+            machine: wanted.machine.clone(),
+            volume: wanted.volume.clone(),
             kind: wanted.kind,
             sealed,
             sealed_package,
             fingerprint,
-            user: wanted.user,
+            user: wanted.user.clone(),
         })
     }
 

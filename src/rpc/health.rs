@@ -59,6 +59,13 @@ fn warnings(status: &StatusResponse, now: u64) -> Vec<String> {
             "{voters} voters, an even number: they tolerate {tolerated} failures, as {instead} would"
         ));
     }
+    if let Some(left) =
+        status.keyring.as_ref().map(|keyring| keyring.keys_not_resealed).filter(|left| *left > 0)
+    {
+        warnings.push(format!(
+            "{left} keys could not be sealed under the current data key: the leader's log names them"
+        ));
+    }
     let version =
         status.nodes.iter().find(|node| node.id == status.answered_by).map(|node| node.version.as_str());
     let committed = status.nodes.iter().map(|node| node.committed).max().unwrap_or(0);
@@ -270,6 +277,18 @@ mod tests {
             ..node(3)
         };
         assert_eq!(judged(vec![node(1), fine, short_lived]).warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn keys_that_stay_under_an_older_data_key_are_warned_about() {
+        let keyring =
+            |keys_not_resealed| Some(crate::proto::KeyringStatus { keys_not_resealed, ..Default::default() });
+        for (left, warnings) in [(0, 0), (2, 1)] {
+            let mut status = judged(vec![node(1), node(2), node(3)]);
+            status.keyring = keyring(left);
+            judge(&mut status, NOW);
+            assert_eq!(status.warnings.len(), warnings, "{:?}", status.warnings);
+        }
     }
 
     #[test]

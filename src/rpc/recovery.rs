@@ -18,7 +18,7 @@ use crate::proto::{
     RecoverResponse,
 };
 use crate::raft::NodeError;
-use crate::seal::{Keyring, Part, SealContext};
+use crate::seal::{Keyring, Part, context_of};
 use crate::secret::Secret;
 
 use super::escrow::unexpected;
@@ -157,16 +157,11 @@ impl Context {
     async fn open(&self, key_id: KeyId) -> Result<Option<Opened>, NodeError> {
         let node = self.node.clone();
         blocking(move || {
-            let Some(key) = lookup::key(&node.view()?, key_id)? else { return Ok(None) };
-            let context = SealContext {
-                machine: &key.machine,
-                volume: &key.volume,
-                key_id: key.id,
-                kind: key.kind,
-                part: Part::Secret,
-            };
-            let keyring = node.keyring()?;
-            let secret = keyring.open_sealed(&context, &key.sealed)?;
+            let view = node.view()?;
+            let Some(key) = lookup::key(&view, key_id)? else { return Ok(None) };
+            let keyring = node.keyring_in(&view)?;
+            drop(view);
+            let secret = keyring.open_sealed(&context_of(&key, Part::Secret), &key.sealed)?;
             Ok(Some(Opened { key, secret, keyring }))
         })
         .await

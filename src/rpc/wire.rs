@@ -6,8 +6,10 @@ use uuid::Uuid;
 
 use crate::escrow::apply::{NODE_ADDRESS_MAX_BYTES, check_reason};
 use crate::escrow::ids::{Invalid, KeyId, MachineId, RequestId, UserName, VolumeId};
-use crate::escrow::lookup::{FoundKey, Query};
+use crate::escrow::lookup::{self, FoundKey, Query};
+use crate::escrow::records::{KeyringRecord, ResealRecord};
 use crate::escrow::secrets::{self, SecretKind};
+use crate::escrow::state::{Rows, StateError};
 use crate::proto;
 use crate::raft;
 use crate::raft::membership::{Change, ChangeKind, Replacement};
@@ -214,6 +216,26 @@ pub fn key(found: FoundKey) -> proto::Key {
         index: key.position.index,
         rotation_owed_since_ms: rotation_owed_since.map(|since| since.0),
     }
+}
+
+/// The keyring as a replica has it; `None` while there is none.
+///
+/// # Errors
+/// [`StateError`] if the replica cannot be read.
+pub fn keyring_status<S: Rows>(rows: &S) -> Result<Option<proto::KeyringStatus>, StateError> {
+    let Some(KeyringRecord { generation, current_key_version, .. }) = lookup::keyring(rows)? else {
+        return Ok(None);
+    };
+    let pass = lookup::resealing(rows)?.filter(|pass| pass.key_version == current_key_version);
+    // There is nothing older than the first.
+    let is_first = current_key_version == 1;
+    Ok(Some(proto::KeyringStatus {
+        key_version: current_key_version,
+        generation,
+        keys_under_old_data_keys: pass.as_ref().map(ResealRecord::remaining).or(is_first.then_some(0)),
+        keys_not_resealed: pass.as_ref().map_or(0, |pass| pass.left),
+        has_old_data_keys: !is_first && !pass.is_some_and(|pass| pass.dropped),
+    }))
 }
 
 /// A receipt as it goes out.

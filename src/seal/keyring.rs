@@ -144,6 +144,19 @@ impl Keyring {
         Ok(Self { realm: self.realm, fingerprint_key, data_keys })
     }
 
+    /// The same keyring with the current data key alone. What is sealed under the others does not open with it.
+    pub fn without_old_data_keys(&self) -> Self {
+        let (version, key) = self.current();
+        let data_keys = BTreeMap::from([(version, Key::copied_from(key.bytes()))]);
+        let fingerprint_key = Key::copied_from(self.fingerprint_key.bytes());
+        Self { realm: self.realm, fingerprint_key, data_keys }
+    }
+
+    /// Whether it holds other data keys than the current one.
+    pub fn has_old_data_keys(&self) -> bool {
+        self.data_keys.len() > 1
+    }
+
     pub(super) fn current(&self) -> (u32, &Key) {
         let (version, key) =
             self.data_keys.last_key_value().expect("every constructor puts at least one data key in");

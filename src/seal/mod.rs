@@ -24,6 +24,7 @@ mod keyring_format;
 mod node_key;
 pub mod receipt;
 mod recipient;
+mod resealed;
 mod sealed;
 mod signed;
 
@@ -32,6 +33,7 @@ pub use keyring::{DATA_KEYS_MAX, Keyring};
 pub use keyring_format::KEYRING_FORMAT_VERSION;
 pub use node_key::{NodeKey, offline_identity};
 pub use recipient::is_recipient;
+pub use resealed::{Resealed, context_of};
 pub use sealed::{Part, SealContext};
 
 #[cfg(test)]

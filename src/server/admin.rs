@@ -7,8 +7,8 @@ use crate::escrow::lookup;
 use crate::http::Admin;
 use crate::metrics::{Metric, Sample, Values};
 use crate::raft::{Agreement, Usage, Vitals};
-use crate::rpc::Context;
 use crate::rpc::health::DISK_FULL_BYTES;
+use crate::rpc::{Context, wire};
 use crate::tls::CertificateKind;
 
 /// What a node can be, as metrics say it.
@@ -304,6 +304,25 @@ impl AdminView {
                 "Feature level the cluster allows, as this replica has it.",
                 u64::from(level.0),
             ));
+        }
+        if let Ok(Some(keyring)) = wire::keyring_status(&view) {
+            all.push(number(
+                "strongroom_data_key_version",
+                "Version of the data key that seals new secrets.",
+                u64::from(keyring.key_version),
+            ));
+            all.push(number(
+                "strongroom_keys_not_resealed",
+                "Keys that the last pass over all of them could not seal under the current data key.",
+                keyring.keys_not_resealed,
+            ));
+            if let Some(keys) = keyring.keys_under_old_data_keys {
+                all.push(number(
+                    "strongroom_keys_under_old_data_keys",
+                    "Keys still sealed under older data keys than the current one; missing until they are counted.",
+                    keys,
+                ));
+            }
         }
         if let Ok(heads) = lookup::heads(&view) {
             all.push(number(

@@ -4,6 +4,7 @@ mod admin;
 mod api;
 mod notify;
 mod observe;
+pub mod offline;
 mod port;
 pub mod preflight;
 pub mod recover;

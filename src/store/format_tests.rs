@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::*;
 use crate::escrow::audit::ChainHead;
 use crate::escrow::command::{
-    Action, AdmitNode, Command, Escrow, Escrowed, Initialize, RaiseFeatureLevel, RecoverCluster, Refusal,
-    RemoveNode, Reply, Reveal, Revealed,
+    Action, AdmitNode, Command, DropDataKeys, Escrow, Escrowed, Initialize, RaiseFeatureLevel,
+    RecoverCluster, Refusal, RemoveNode, Reply, Reseal, ResealedKey, Reveal, Revealed, RotateKeyring,
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, KeyId, RequestId, Timestamp};
@@ -123,6 +123,15 @@ fn commands_keep_decoding() {
     check("command raise-feature-level", &command(Action::RaiseFeatureLevel(raise)));
     let remove = RemoveNode { node: 2, keyring: keyring() };
     check("command remove-node", &command(Action::RemoveNode(remove)));
+    let rotate = RotateKeyring { keyring: keyring() };
+    check("command rotate-keyring", &command(Action::RotateKeyring(rotate)));
+    let Escrow { key_id, sealed, sealed_package, .. } = escrow();
+    let resealed = ResealedKey { key_id, was: [7; 32], sealed, sealed_package };
+    let reseal =
+        Reseal { key_version: 2, after: Some(key_id), to_do: 70_000, rows: 64, keys: vec![resealed] };
+    check("command reseal", &command(Action::Reseal(reseal)));
+    let drop = DropDataKeys { keyring: keyring() };
+    check("command drop-data-keys", &command(Action::DropDataKeys(drop)));
     check("command admit-node", &command(Action::AdmitNode(AdmitNode { node: node(), keyring: keyring() })));
 }
 
@@ -162,6 +171,16 @@ fn rows_keep_decoding() {
     let slot = RequestSlot { slot: 16_383, request: RequestId(Uuid::from_u128(0x11)) };
     check("row request-slot", &slot);
     check("row departed-node", &DepartedNode { id: 2, at: Timestamp(7) });
+    let reseal = ResealRecord {
+        key_version: 2,
+        after: Some(key_id),
+        to_do: 70_000,
+        resealed: 300,
+        left: 1,
+        done: true,
+        dropped: false,
+    };
+    check("row reseal", &reseal);
     check("row feature-level", &FeatureLevelRecord { level: FeatureLevel(2), raised_at: Timestamp(7) });
 }
 
@@ -192,6 +211,8 @@ fn audit_records_keep_decoding() {
     let recovered = AuditEvent::ClusterRecovered { survivor: 2, lost: vec![1, 3], previous };
     check("row audit recovered", &audit(recovered));
     check("row audit feature-level", &audit(AuditEvent::FeatureLevelRaised { level: FeatureLevel(2) }));
+    check("row audit rotated", &audit(AuditEvent::KeyringRotated { key_version: 2 }));
+    check("row audit data-keys-dropped", &audit(AuditEvent::DataKeysDropped { key_version: 2 }));
     check("row audit removed", &audit(AuditEvent::NodeRemoved { node: 2 }));
 }
 
@@ -212,6 +233,7 @@ fn remembered_replies_keep_decoding() {
     let revealed = Revealed { key_id, audit_sequence: 13, at: Timestamp(9), position: position() };
     check("row request revealed", &request(Reply::Revealed(revealed)));
     check("row request refused", &request(Reply::Refused(Refusal::Denied("no".to_owned()))));
+    check("row request rotated", &request(Reply::KeyringRotated { key_version: 2 }));
     check("row request removed", &request(Reply::NodeRemoved));
 }
 

@@ -3,15 +3,21 @@
 //! Nothing that is kept is overwritten. An escrow of the same key again is answered from what is stored; an escrow
 //! that contradicts it is refused and leaves an audit record, because either a device or an importer is wrong about
 //! a key somebody may need.
+//!
+//! What is kept is sealed with the current data key. A node that lags seals with the one its replica has, and a node
+//! that was removed since has that one as well; so it is told to seal again.
 
 use super::{Halt, Turn, requests};
 use crate::escrow::command::{Escrow, Escrowed, Refusal, Reply};
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Invalid, UserName};
+use crate::escrow::lookup;
 use crate::escrow::policy::may_escrow;
 use crate::escrow::records::{
-    AuditEvent, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, MachineRecord, Sealed, USERS_PER_MACHINE_MAX,
+    AuditEvent, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, KeyringRecord, MachineRecord, Sealed,
+    USERS_PER_MACHINE_MAX,
 };
-use crate::escrow::rows::{MachineKey, UserMachine};
+use crate::escrow::rows::{MachineKey, ONLY_ROW, UserMachine};
 use crate::escrow::secrets::SECRET_MAX_BYTES;
 use crate::escrow::state::{State, StateError};
 
@@ -50,7 +56,31 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, escrow: &Escrow) -> Result
         let why = format!("machine {} has {KEYS_PER_MACHINE_MAX} keys, which is the most", escrow.machine);
         return Err(Refusal::Conflict(why).into());
     }
+    if let Some(reply) = sealed_with_old_key(turn, escrow)? {
+        return Ok(reply);
+    }
     Ok(keep(turn, machine, escrow))
+}
+
+/// What is answered to an escrow that is sealed with another data key than the current one. Nothing of it is
+/// remembered: the same request comes again, sealed anew.
+fn sealed_with_old_key<S: State>(turn: &Turn<'_, S>, escrow: &Escrow) -> Result<Option<Reply>, Halt> {
+    let current = turn.required::<KeyringRecord>(ONLY_ROW)?.current_key_version;
+    let versions =
+        [Some(&escrow.sealed), escrow.sealed_package.as_ref()].map(|sealed| sealed.map(|s| s.key_version));
+    let mut versions = versions.into_iter().flatten();
+    if versions.clone().all(|version| version == current) {
+        return Ok(None);
+    }
+    // Releases of the first level keep it, and so must whoever applies the same entry.
+    if lookup::feature_level(turn.state)? < FeatureLevel::DEPARTURES {
+        return Ok(None);
+    }
+    if versions.any(|version| version > current) {
+        // Nobody could open it.
+        return Err(Invalid::new("sealed", format!("sealed with data key {current} at the most")).into());
+    }
+    Ok(Some(Reply::OldDataKey { current }))
 }
 
 /// Writes a new key and everything it is found by.

@@ -17,7 +17,9 @@ mod policy;
 mod recover_cluster;
 mod remove;
 mod requests;
+mod reseal;
 mod reveal;
+mod rotate;
 
 use super::audit::ChainHead;
 use super::command::{Action, Command, Refusal, Reply};
@@ -30,6 +32,7 @@ pub use admit::{KEYRING_MAX_BYTES, NODE_ADDRESS_MAX_BYTES, NODES_MAX, RECIPIENT_
 pub use approval::APPROVALS_MAX;
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
 pub use feature_level::too_new;
+pub use reseal::{RESEAL_ROWS_MAX, sealed_digest};
 pub use reveal::{REASON_MAX_BYTES, check_reason};
 
 /// Longest network address of a caller, in bytes: an IPv6 address with zone and port.
@@ -104,6 +107,9 @@ impl<'a, S: State> Turn<'a, S> {
             Action::RemoveNode(remove) => remove::apply(self, remove),
             Action::SetPolicy(set) => policy::apply(self, set),
             Action::DecideApproval(decide) => approval::apply(self, decide),
+            Action::RotateKeyring(rotate) => rotate::apply(self, rotate),
+            Action::Reseal(step) => reseal::apply(self, step),
+            Action::DropDataKeys(drop) => reseal::apply_drop(self, drop),
         }
     }
 

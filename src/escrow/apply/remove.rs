@@ -38,7 +38,7 @@ pub(super) fn check_rotates(stored: &KeyringRecord, keyring: &KeyringRecord) -> 
         return Ok(());
     }
     Err(Refusal::Conflict(format!(
-        "the keyring goes on sealing with key version {}, which who leaves has",
+        "the keyring goes on sealing with key version {}, which was to be replaced",
         stored.current_key_version
     )))
 }

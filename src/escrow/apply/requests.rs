@@ -84,6 +84,11 @@ fn digest(command: &Command) -> [u8; 32] {
             .text(&decide.person)
             .bytes(decide.approval.0.as_bytes())
             .number(u64::from(decide.granted)),
+        // Which data key is drawn is up to the node that took it.
+        Action::RotateKeyring(_) => canonical.number(20),
+        // Not remembered: they are the leader's, and name what they found.
+        Action::Reseal(_) => canonical.number(21),
+        Action::DropDataKeys(_) => canonical.number(22),
     };
     canonical.sha256()
 }

@@ -92,7 +92,9 @@ impl<'a> Facts<'a> {
             AuditEvent::ApprovalUsed { .. }
             | AuditEvent::ClusterInitialized
             | AuditEvent::ClusterRecovered { .. }
+            | AuditEvent::DataKeysDropped { .. }
             | AuditEvent::FeatureLevelRaised { .. }
+            | AuditEvent::KeyringRotated { .. }
             | AuditEvent::NodeAdmitted { .. }
             | AuditEvent::NodeRemoved { .. }
             | AuditEvent::PolicySet { .. } => Self::NONE,

@@ -107,6 +107,8 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             granted: true,
         },
         AuditEvent::ApprovalUsed { approval: RequestId(key_id.0), granted_by: officer() },
+        AuditEvent::KeyringRotated { key_version: 2 },
+        AuditEvent::DataKeysDropped { key_version: 2 },
     ]
 }
 
@@ -167,6 +169,8 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                     granted_by.role = Role::HelpdeskAdvanced;
                     AuditEvent::ApprovalUsed { approval, granted_by }
                 }
+                AuditEvent::KeyringRotated { key_version } => AuditEvent::DataKeysDropped { key_version },
+                AuditEvent::DataKeysDropped { key_version } => AuditEvent::KeyringRotated { key_version },
             }
         }
     }

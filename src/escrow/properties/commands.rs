@@ -4,13 +4,16 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use crate::escrow::apply::{apply, sealed_digest};
 use crate::escrow::command::{
-    Action, AdmitNode, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster,
-    RemoveNode, Reveal, SetPolicy,
+    Action, AdmitNode, Command, DecideApproval, DropDataKeys, Escrow, Initialize, RaiseFeatureLevel,
+    RecoverCluster, RemoveNode, Reseal, ResealedKey, Reveal, RotateKeyring, SetPolicy,
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
-use crate::escrow::records::{Fingerprint, KeyringRecord, NodeRecord, Sealed, Source};
+use crate::escrow::lookup;
+use crate::escrow::memory::Memory;
+use crate::escrow::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
 use crate::escrow::secrets::SecretKind;
 
 /// Few names, so that commands meet each other often.
@@ -33,23 +36,23 @@ fn name_for(role: Role, number: u8) -> String {
     }
 }
 
-fn sealed(byte: u8) -> Sealed {
-    Sealed { key_version: 1, nonce: [byte; 12], ciphertext: vec![byte; 40] }
+fn sealed(byte: u8, key_version: u32) -> Sealed {
+    Sealed { key_version, nonce: [byte; 12], ciphertext: vec![byte; 40] }
 }
 
 fn escrow() -> impl Strategy<Value = Action> {
     let ids = (0..6_u128, any::<bool>(), 1..4_u8, 0..2_u8);
     let contents = (0..2_usize, any::<u8>(), proptest::option::of(any::<u8>()), 0..4_u8);
-    (ids, contents, proptest::option::of(0..3_u8)).prop_map(
-        |((key, key_id_given, machine, volume), (kind, byte, package, fingerprint), user)| {
+    (ids, contents, proptest::option::of(0..3_u8), 1..4_u32).prop_map(
+        |((key, key_id_given, machine, volume), (kind, byte, package, fingerprint), user, version)| {
             Action::Escrow(Escrow {
                 key_id: KeyId(Uuid::from_u128(key)),
                 key_id_given,
                 machine: name("PC-", machine).parse().unwrap(),
                 volume: name("disk", volume).parse().unwrap(),
                 kind: SecretKind::ALL[kind],
-                sealed: sealed(byte),
-                sealed_package: package.map(sealed),
+                sealed: sealed(byte, version),
+                sealed_package: package.map(|byte| sealed(byte, version)),
                 fingerprint: Fingerprint([fingerprint; 32]),
                 user: user.map(|user| name(r"CORP\user", user).parse().unwrap()),
             })
@@ -131,6 +134,66 @@ fn decide() -> impl Strategy<Value = Action> {
     })
 }
 
+fn rotate() -> impl Strategy<Value = Action> {
+    (1..6_u64, 1..5_u32).prop_map(|(generation, version)| {
+        let keyring = KeyringRecord { current_key_version: version, ..keyring(generation) };
+        Action::RotateKeyring(RotateKeyring { keyring })
+    })
+}
+
+/// One in vain: what a leader would propose rests on the state, see [`as_proposed`].
+fn reseal() -> impl Strategy<Value = Action> {
+    (1..5_u32, proptest::option::of(0..6_u128), 0..6_u32, 0..6_u128).prop_map(
+        |(version, after, rows, key)| {
+            let anew = ResealedKey {
+                key_id: KeyId(Uuid::from_u128(key)),
+                was: [0; 32],
+                sealed: sealed(9, version),
+                sealed_package: None,
+            };
+            let after = after.map(|after| KeyId(Uuid::from_u128(after)));
+            Action::Reseal(Reseal { key_version: version, after, to_do: 6, rows, keys: vec![anew] })
+        },
+    )
+}
+
+/// What a leader that has `state` would propose in the place of `action`, if it rests on the state.
+fn as_proposed(state: &Memory, action: Action) -> Action {
+    let Some(stored) = lookup::keyring(state).unwrap() else { return action };
+    let (generation, current) = (stored.generation + 1, stored.current_key_version);
+    let follows = |version| KeyringRecord { current_key_version: version, ..keyring(generation) };
+    match action {
+        Action::Reseal(drawn) if drawn.rows > 0 => Action::Reseal(leaders_step(state, current, &drawn)),
+        Action::RotateKeyring(_) => Action::RotateKeyring(RotateKeyring { keyring: follows(current + 1) }),
+        Action::DropDataKeys(_) => Action::DropDataKeys(DropDataKeys { keyring: follows(current) }),
+        other => other,
+    }
+}
+
+/// The next step of a leader, which seals anew what it finds but for the key that `drawn` names.
+fn leaders_step(state: &Memory, key_version: u32, drawn: &Reseal) -> Reseal {
+    let pass = lookup::resealing(state).unwrap().filter(|pass| pass.key_version == key_version && !pass.done);
+    let after = pass.and_then(|pass| pass.after);
+    let keys = lookup::keys_after(state, after, drawn.rows as usize).unwrap().into_iter();
+    let keys = keys.filter(|key| !key.is_sealed_under(key_version) && key.id != drawn.keys[0].key_id);
+    let anew =
+        |old: &Sealed| Sealed { key_version, nonce: [9; 12], ciphertext: vec![9; old.ciphertext.len()] };
+    let keys = keys.map(|key| ResealedKey {
+        key_id: key.id,
+        was: sealed_digest(&key),
+        sealed: anew(&key.sealed),
+        sealed_package: key.sealed_package.as_ref().map(anew),
+    });
+    Reseal { key_version, after, to_do: 6, rows: drawn.rows, keys: keys.collect() }
+}
+
+fn drop_data_keys() -> impl Strategy<Value = Action> {
+    (1..6_u64, 1..5_u32).prop_map(|(generation, version)| {
+        let keyring = KeyringRecord { current_key_version: version, ..keyring(generation) };
+        Action::DropDataKeys(DropDataKeys { keyring })
+    })
+}
+
 fn initialize(cluster: u128) -> Action {
     Action::Initialize(Initialize {
         cluster: ClusterId(Uuid::from_u128(cluster)),
@@ -148,6 +211,9 @@ fn command() -> impl Strategy<Value = Command> {
         3 => admit(),
         2 => raise(),
         2 => remove(),
+        3 => rotate(),
+        8 => reseal(),
+        3 => drop_data_keys(),
         1 => recover_cluster(),
         3 => set_policy(),
         3 => decide(),
@@ -174,8 +240,13 @@ fn command() -> impl Strategy<Value = Command> {
 /// A role that may do it: with roles at random, nearly everything would be refused.
 fn entitled_role(action: &Action, drawn: Role) -> Role {
     match action {
-        Action::AdmitNode(_) | Action::Initialize(_) | Action::RemoveNode(_) => Role::Operator,
-        Action::RaiseFeatureLevel(_) | Action::RecoverCluster(_) => Role::Node,
+        Action::AdmitNode(_) | Action::Initialize(_) | Action::RemoveNode(_) | Action::RotateKeyring(_) => {
+            Role::Operator
+        }
+        Action::RaiseFeatureLevel(_)
+        | Action::RecoverCluster(_)
+        | Action::Reseal(_)
+        | Action::DropDataKeys(_) => Role::Node,
         Action::Escrow(_) => Role::Importer,
         Action::Reveal(_) if drawn < Role::Importer => Role::Helpdesk,
         Action::Reveal(_) => Role::HelpdeskAdvanced,
@@ -183,9 +254,9 @@ fn entitled_role(action: &Action, drawn: Role) -> Role {
     }
 }
 
-/// Any commands after the one that initialises the cluster.
+/// Any commands after the one that initialises the cluster. Most of those that rest on the state fit it.
 pub(super) fn commands() -> impl Strategy<Value = Vec<Command>> {
-    vec(command(), 0..60).prop_map(|mut commands| {
+    vec((command(), proptest::bool::weighted(0.9)), 0..60).prop_map(|drawn| {
         let first = Command {
             request: RequestId(Uuid::from_u128(u128::MAX)),
             at: Timestamp(5),
@@ -193,7 +264,15 @@ pub(super) fn commands() -> impl Strategy<Value = Vec<Command>> {
             source: Source { node: 1, address: String::new() },
             action: initialize(1),
         };
-        commands.insert(0, first);
+        let (mut state, mut commands) = (Memory::new(), Vec::new());
+        for (mut command, fits) in std::iter::once((first, false)).chain(drawn) {
+            if fits {
+                command.action = as_proposed(&state, command.action);
+            }
+            let position = LogPosition { term: 1, index: 1 + commands.len() as u64 };
+            apply(&mut state, position, &command).unwrap();
+            commands.push(command);
+        }
         commands
     })
 }

@@ -1,5 +1,6 @@
 //! The commands of a change: who is registered and who left, and the keyring sealed to exactly those who stay.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::errors::ClientWriteError;
@@ -24,6 +25,21 @@ use super::refused::Refused;
 /// Longest a command of a change waits for a majority.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often a change seals the keyring, if each time another command replaces it first: a rotation of the data key, or
+/// the end of one.
+const KEYRING_ATTEMPTS_MAX: u32 = 4;
+
+/// What becomes of the data keys when the keyring is sealed anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::raft) enum DataKeys {
+    /// They stay.
+    Kept,
+    /// All but the current one go.
+    OnlyCurrent,
+    /// There is a new one, which is current.
+    Rotated,
+}
+
 impl Node {
     /// Registers the node and seals the keyring to it too, unless both are done.
     pub(super) async fn admit(&self, candidate: &Candidate, order: &Order) -> Result<(), NodeError> {
@@ -42,11 +58,16 @@ impl Node {
         if known.is_some_and(|known| known == NodeRecord { admitted_at: known.admitted_at, ..node.clone() }) {
             return Ok(());
         }
-        let keyring = self.resealed(Some(&node), None)?;
-        let command = self.command(order, Action::AdmitNode(AdmitNode { node, keyring }));
-        match self.propose(&command).await?.reply {
-            Reply::NodeAdmitted => Ok(()),
-            other => Err(refused(other)),
+        let mut attempts = 1..KEYRING_ATTEMPTS_MAX;
+        loop {
+            let keyring = self.resealed(Some(&node), None, DataKeys::Kept)?;
+            let generation = keyring.generation;
+            let command = self.command(order, Action::AdmitNode(AdmitNode { node: node.clone(), keyring }));
+            match self.propose(&command).await?.reply {
+                Reply::NodeAdmitted => return Ok(()),
+                _ if self.keyring_has_moved(generation)? && attempts.next().is_some() => {}
+                other => return Err(refused(other)),
+            }
         }
     }
 
@@ -69,10 +90,23 @@ impl Node {
         if self.feature_level()? < FeatureLevel::DEPARTURES {
             self.raise_feature_level(FeatureLevel::DEPARTURES).await?;
         }
-        let keyring = self.resealed(None, Some(node))?;
-        let command = self.command(order, Action::RemoveNode(RemoveNode { node, keyring }));
+        let mut attempts = 1..KEYRING_ATTEMPTS_MAX;
+        loop {
+            let keyring = self.resealed(None, Some(node), DataKeys::Rotated)?;
+            let generation = keyring.generation;
+            let command = self.command(order, Action::RemoveNode(RemoveNode { node, keyring }));
+            match self.commit_in(term, &command).await? {
+                Reply::NodeRemoved => return Ok(()),
+                _ if self.keyring_has_moved(generation)? && attempts.next().is_some() => {}
+                other => return Err(refused(other)),
+            }
+        }
+    }
+
+    /// Commits a command as the leader of `term`, or not at all.
+    async fn commit_in(&self, term: u64, command: &Command) -> Result<Reply, NodeError> {
         let (responder, answer) = ProgressResponder::complete_only();
-        let body = EncodedCommand(format::encode(&command));
+        let body = EncodedCommand(format::encode(command));
         let fatal = |why: String| NodeError::Fatal(why);
         let write = self.inner.raft.write(body).with_leader(term).responder(responder);
         write.await.map_err(|error| fatal(error.to_string()))?;
@@ -80,23 +114,27 @@ impl Node {
         let answer = timeout(COMMAND_TIMEOUT, answer).await.map_err(unconfirmed)?;
         let answer = answer.map_err(|_| fatal("the consensus core has ended".to_owned()))?;
         match answer {
-            Ok(written) => match written.data.0 {
-                Some(Reply::NodeRemoved) => Ok(()),
-                Some(other) => Err(refused(other)),
-                None => Err(fatal("a command was applied without an answer".to_owned())),
-            },
+            Ok(written) => {
+                written.data.0.ok_or_else(|| fatal("a command was applied without an answer".to_owned()))
+            }
             Err(ClientWriteError::ForwardToLeader(to)) => Err(NodeError::NotLeader(to.leader_id)),
             Err(ClientWriteError::LogEntryDiscarded(_)) => Err(NodeError::Unconfirmed(COMMAND_TIMEOUT)),
             Err(other) => Err(fatal(other.to_string())),
         }
     }
 
-    /// The keyring sealed anew: to every member registered, to `joins` as well, and with a new data key and not to
-    /// `leaves` if a node leaves. Never to one that left before.
-    fn resealed(
+    /// Whether the keyring has been replaced by another command than the one that was to make this generation of it.
+    pub(in crate::raft) fn keyring_has_moved(&self, generation: u64) -> Result<bool, NodeError> {
+        Ok(lookup::keyring(&self.view()?)?.is_some_and(|stored| stored.generation >= generation))
+    }
+
+    /// The keyring sealed anew: to every member registered, to `joins` as well, and not to `leaves`. Never to one that
+    /// left before.
+    pub(in crate::raft) fn resealed(
         &self,
         joins: Option<&NodeRecord>,
         leaves: Option<NodeId>,
+        data_keys: DataKeys,
     ) -> Result<KeyringRecord, NodeError> {
         // The view goes before anything is waited for: one that is kept holds back the store.
         let (cluster, current, nodes, departed) = {
@@ -113,13 +151,16 @@ impl Node {
         let mut recipients: Vec<String> = stays.map(|node| node.recipient.clone()).collect();
         recipients.extend(joins.map(|node| node.recipient.clone()));
         recipients.push(cluster.offline_recipient);
-        let (version, age_file) = if leaves.is_some() {
-            let rotated = opened.rotated()?;
-            (rotated.current_version(), rotated.seal_to(&recipients)?)
-        } else {
-            (opened.current_version(), opened.seal_to(&recipients)?)
+        let keyring = match data_keys {
+            DataKeys::Kept => opened,
+            DataKeys::OnlyCurrent => Arc::new(opened.without_old_data_keys()),
+            DataKeys::Rotated => Arc::new(opened.rotated()?),
         };
-        Ok(KeyringRecord { generation: current.generation + 1, current_key_version: version, age_file })
+        Ok(KeyringRecord {
+            generation: current.generation + 1,
+            current_key_version: keyring.current_version(),
+            age_file: keyring.seal_to(&recipients)?,
+        })
     }
 
     fn command(&self, order: &Order, action: Action) -> Command {

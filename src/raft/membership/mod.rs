@@ -41,6 +41,7 @@ use self::plan::{Asked, Members, Plan};
 use super::error::NodeError;
 use super::node::Node;
 
+pub(super) use self::keys::DataKeys;
 pub use self::plan::failure_tolerance;
 pub use self::refused::{Obstacle, Refused};
 pub(super) use self::settle::spawn as spawn_settling;

@@ -195,3 +195,23 @@ fn debug_and_errors_show_no_keys() {
     }
     assert!(!shows(&printed, b"a recovery secret") && !shows(&printed, b"SECRETSECRET"), "{printed}");
 }
+
+#[test]
+fn without_its_old_data_keys_a_keyring_opens_what_the_current_one_sealed_and_nothing_older() {
+    let place = Place::sample();
+    let first = Keyring::generate().unwrap();
+    let old = first.seal(&place.context(), &secret("a recovery secret")).unwrap();
+    let rotated = first.rotated().unwrap();
+    let new = rotated.seal(&place.context(), &secret("a recovery secret")).unwrap();
+    assert!(rotated.has_old_data_keys() && !first.has_old_data_keys());
+
+    let member = NodeKey::generate();
+    let age_file = rotated.without_old_data_keys().seal_to(&[member.recipient()]).unwrap();
+    let last = Keyring::open(&age_file, &member).unwrap();
+    assert_eq!((last.current_version(), last.has_old_data_keys()), (2, false));
+    assert_eq!(last.fingerprint(&secret("s")), first.fingerprint(&secret("s")));
+    assert_eq!(last.open_sealed(&place.context(), &new).unwrap().expose(), b"a recovery secret");
+    let refused = last.open_sealed(&place.context(), &old).unwrap_err();
+    assert!(matches!(refused, SealError::UnknownKeyVersion { version: 1, .. }), "{refused}");
+    assert_eq!(last.rotated().unwrap().current_version(), 3, "a version is never used twice");
+}

@@ -2,6 +2,7 @@
 
 mod keyring;
 mod node_key;
+mod resealed;
 mod sealed;
 mod vectors;
 
