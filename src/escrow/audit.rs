@@ -93,6 +93,18 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         AuditEvent::ApprovalUsed { approval, granted_by } => {
             canonical.number(11).bytes(approval.0.as_bytes()).text(&granted_by.to_string())
         }
+        AuditEvent::RevealReconciled { place, reveal } => {
+            let canonical = canonical
+                .number(12)
+                .bytes(place.journal.as_bytes())
+                .number(place.sequence)
+                .bytes(reveal.request.0.as_bytes())
+                .number(reveal.at.0)
+                .text(&reveal.by.to_string())
+                .number(reveal.source.node)
+                .text(&reveal.source.address);
+            reveal.hashed_into(canonical)
+        }
     };
     canonical.sha256()
 }

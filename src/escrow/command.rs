@@ -6,6 +6,7 @@ use super::features::FeatureLevel;
 use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
 };
+use super::journal::JournalEntry;
 use super::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
 use super::secrets::SecretKind;
 
@@ -45,6 +46,8 @@ pub enum Action {
     SetPolicy(SetPolicy),
     /// Grant or reject a reveal that another person asked for.
     DecideApproval(DecideApproval),
+    /// Put on record what a node decided without a quorum.
+    Reconcile(Reconcile),
 }
 
 impl Action {
@@ -60,6 +63,7 @@ impl Action {
             Self::RemoveNode(_) => "remove-node",
             Self::SetPolicy(_) => "set-policy",
             Self::DecideApproval(_) => "decide-approval",
+            Self::Reconcile(_) => "reconcile",
         }
     }
 }
@@ -174,6 +178,13 @@ pub struct DecideApproval {
     pub granted: bool,
 }
 
+/// What a node decided without a quorum, to be put on record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconcile {
+    /// The entry of its journal.
+    pub entry: JournalEntry,
+}
+
 /// What apply answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -202,6 +213,11 @@ pub enum Reply {
     ApprovalAsked(ApprovalAsked),
     /// The decision is on record.
     ApprovalDecided,
+    /// The entry of the journal is on record, now or since an earlier entry.
+    Reconciled {
+        /// The audit record of it; `None` if that was the denial of the same request, which had been committed.
+        audit_sequence: Option<u64>,
+    },
 }
 
 /// A reveal that waits for a second person.

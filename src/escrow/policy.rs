@@ -22,6 +22,8 @@ pub enum Operation {
     Initialize,
     /// Allow the commands of a newer release. Not a service: the leader does it once every member can apply them.
     RaiseFeatureLevel,
+    /// Put on record what a node decided without a quorum. Not a service: nodes do it by themselves.
+    Reconcile,
     /// Reveal a recovery key; see [`must_name_user`] for to whom.
     Recover,
     /// Begin a new history after a quorum was lost for ever. Not a service: a node does it to itself when told to.
@@ -36,7 +38,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Approve,
         Self::ChangeMembership,
         Self::Custody,
@@ -44,6 +46,7 @@ impl Operation {
         Self::Find,
         Self::Initialize,
         Self::RaiseFeatureLevel,
+        Self::Reconcile,
         Self::Recover,
         Self::RecoverCluster,
         Self::SetPolicy,
@@ -63,6 +66,7 @@ impl std::fmt::Display for Operation {
             Self::Find => "look keys up",
             Self::Initialize => "initialise a cluster",
             Self::RaiseFeatureLevel => "raise the feature level",
+            Self::Reconcile => "reconcile journals",
             Self::Recover => "recover keys",
             Self::RecoverCluster => "recover a cluster",
             Self::SetPolicy => "set the policy",
@@ -75,7 +79,7 @@ impl std::fmt::Display for Operation {
 /// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
-        Approve, ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, Recover,
+        Approve, ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, Reconcile, Recover,
         RecoverCluster, SetPolicy, ShowPolicy, Status,
     };
     match role {
@@ -85,7 +89,7 @@ pub fn allows(role: Role, operation: Operation) -> bool {
         Role::HelpdeskAdvanced => {
             matches!(operation, Approve | Custody | Find | Recover | ShowPolicy | Status)
         }
-        Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | RecoverCluster),
+        Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | Reconcile | RecoverCluster),
         Role::Officer => matches!(operation, Approve | Custody | Find | SetPolicy | ShowPolicy | Status),
         Role::Operator => {
             matches!(operation, ChangeMembership | Custody | Find | Initialize | ShowPolicy | Status)
@@ -112,16 +116,16 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // approve change custody escrow find init raise recover recover-cluster set-policy show-policy status
-            (Role::Agent, "...x.......x"),
-            (Role::Auditor, "..x.x.....xx"),
-            (Role::Helpdesk, "..x.x..x..xx"),
-            (Role::HelpdeskAdvanced, "x.x.x..x..xx"),
-            (Role::Importer, "...x.......x"),
-            (Role::Node, ".....xx.x..."),
-            (Role::Officer, "x.x.x....xxx"),
-            (Role::Operator, ".xx.xx....xx"),
-            (Role::SelfService, "....x..x...x"),
+            // approve change custody escrow find init raise reconcile recover recover-cluster set-policy show-policy status
+            (Role::Agent, "...x........x"),
+            (Role::Auditor, "..x.x......xx"),
+            (Role::Helpdesk, "..x.x...x..xx"),
+            (Role::HelpdeskAdvanced, "x.x.x...x..xx"),
+            (Role::Importer, "...x........x"),
+            (Role::Node, ".....xxx.x..."),
+            (Role::Officer, "x.x.x.....xxx"),
+            (Role::Operator, ".xx.xx.....xx"),
+            (Role::SelfService, "....x...x...x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {

@@ -13,13 +13,13 @@ use super::memory::Memory;
 use super::policy::{self, Operation};
 use super::records::{
     Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyState,
-    KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, RevealTally,
+    KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, RevealTally,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 16] = [
+const TABLES: [Table; 17] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -36,6 +36,7 @@ const TABLES: [Table; 16] = [
     Table::Policy,
     Table::RevealTally,
     Table::Approval,
+    Table::Reconciled,
 ];
 
 /// Applies `commands` as the entries from `index` on.
@@ -111,7 +112,11 @@ proptest! {
             let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
             for old in before {
                 let new = lookup::key(&state, old.id).unwrap().unwrap();
-                let disclosed = matches!(&reply, Reply::Revealed(shown) if shown.key_id == old.id);
+                let disclosed = matches!(&reply, Reply::Revealed(shown) if shown.key_id == old.id)
+                    || matches!(&command.action, Action::Reconcile(reconcile)
+                        if matches!(reply, Reply::Reconciled { .. })
+                            && reconcile.entry.reveal.was_shown()
+                            && reconcile.entry.reveal.key_id == old.id);
                 let expected = if disclosed { KeyState::Disclosed } else { old.state };
                 prop_assert_eq!(new, KeyRecord { state: expected, ..old });
             }
@@ -226,7 +231,7 @@ proptest! {
         prop_assert!(survive_encoding::<AuditRecord>(&state) && survive_encoding::<RequestRow>(&state));
         prop_assert!(survive_encoding::<RequestSlot>(&state) && survive_encoding::<DepartedNode>(&state));
         prop_assert!(survive_encoding::<PolicyRecord>(&state) && survive_encoding::<RevealTally>(&state));
-        prop_assert!(survive_encoding::<Approval>(&state));
+        prop_assert!(survive_encoding::<Approval>(&state) && survive_encoding::<ReconciledEntry>(&state));
         prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
     }
 }

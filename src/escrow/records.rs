@@ -11,6 +11,7 @@ use super::features::FeatureLevel;
 use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
 };
+use super::journal::{DegradedReveal, JournalPlace};
 use super::secrets::SecretKind;
 
 /// Where in the Raft log an entry stands.
@@ -244,6 +245,18 @@ pub struct Approval {
     pub granted_by: Option<Identity>,
 }
 
+/// An entry of a node's journal that is on record. One for each reveal without a quorum, for ever, as the audit records
+/// are: without it an entry that comes late would be recorded a second time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReconciledEntry {
+    /// Where it stands.
+    pub place: JournalPlace,
+    /// Its hash: another entry in its place is refused.
+    pub hash: [u8; 32],
+    /// The audit record of it; `None` if that was the denial of the same request, which had been committed.
+    pub audit_sequence: Option<u64>,
+}
+
 /// What an audit record is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AuditEvent {
@@ -332,6 +345,14 @@ pub enum AuditEvent {
         approval: RequestId,
         /// Who had approved it.
         granted_by: Identity,
+    },
+    /// A key was asked for where there was no quorum, earlier than this was put on record. Who did that is the node
+    /// that proposed it; who asked, and when, the reveal says.
+    RevealReconciled {
+        /// The entry of the journal.
+        place: JournalPlace,
+        /// What it says.
+        reveal: Box<DegradedReveal>,
     },
 }
 

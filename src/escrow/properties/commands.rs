@@ -5,12 +5,13 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use crate::escrow::command::{
-    Action, AdmitNode, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster,
-    RemoveNode, Reveal, SetPolicy,
+    Action, AdmitNode, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, Reconcile,
+    RecoverCluster, Refusal, RemoveNode, Reveal, SetPolicy,
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
-use crate::escrow::records::{Fingerprint, KeyringRecord, NodeRecord, Sealed, Source};
+use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge};
+use crate::escrow::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
 use crate::escrow::secrets::SecretKind;
 
 /// Few names, so that commands meet each other often.
@@ -131,6 +132,35 @@ fn decide() -> impl Strategy<Value = Action> {
     })
 }
 
+/// Of few requests, which meet those of committed reveals.
+fn reconcile() -> impl Strategy<Value = Action> {
+    let place = (1..3_u128, 1..5_u64);
+    let asked = (0..100_u128, 0..1_000_u64, identity(), 0..7_u128, "[a-c]{1,3}");
+    (place, asked, any::<bool>(), proptest::option::of(0..100_u128)).prop_map(
+        |((journal, sequence), (request, at, by, key, reason), denied, approval)| {
+            let reveal = DegradedReveal {
+                request: RequestId(Uuid::from_u128(request)),
+                at: Timestamp(at),
+                by,
+                source: Source { node: 3, address: String::new() },
+                key_id: KeyId(Uuid::from_u128(key)),
+                machine: None,
+                user: None,
+                reason,
+                denied: denied.then(|| Refusal::Denied("no".to_owned())),
+                approval: approval.map(|approval| RequestId(Uuid::from_u128(approval))),
+                knowledge: Knowledge {
+                    position: LogPosition::default(),
+                    quorum_age_ms: None,
+                    policy_version: 0,
+                },
+            };
+            let place = JournalPlace { journal: Uuid::from_u128(journal), sequence };
+            Action::Reconcile(Reconcile { entry: JournalEntry { place, previous: [0; 32], reveal } })
+        },
+    )
+}
+
 fn initialize(cluster: u128) -> Action {
     Action::Initialize(Initialize {
         cluster: ClusterId(Uuid::from_u128(cluster)),
@@ -151,6 +181,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => recover_cluster(),
         3 => set_policy(),
         3 => decide(),
+        4 => reconcile(),
         1 => (1..3_u128).prop_map(initialize),
     ];
     let entitled = proptest::bool::weighted(0.75);
@@ -175,7 +206,7 @@ fn command() -> impl Strategy<Value = Command> {
 fn entitled_role(action: &Action, drawn: Role) -> Role {
     match action {
         Action::AdmitNode(_) | Action::Initialize(_) | Action::RemoveNode(_) => Role::Operator,
-        Action::RaiseFeatureLevel(_) | Action::RecoverCluster(_) => Role::Node,
+        Action::RaiseFeatureLevel(_) | Action::RecoverCluster(_) | Action::Reconcile(_) => Role::Node,
         Action::Escrow(_) => Role::Importer,
         Action::Reveal(_) if drawn < Role::Importer => Role::Helpdesk,
         Action::Reveal(_) => Role::HelpdeskAdvanced,
