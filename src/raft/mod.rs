@@ -6,6 +6,8 @@
 //! the `store` room ([`log_store`], [`state_machine`]) and its network over the peer service (`network`, [`peers`]). What
 //! members support decides in [`features`] which commands are allowed.
 //!
+//! What is revealed without a quorum is decided and brought on record in [`journal`].
+//!
 //! A replica is compared with the others and repaired in `healing`, by the verdict in [`agreement`]; `fetch` brings a
 //! snapshot from a peer, and `rescue` does that for a node that starts without a state.
 
@@ -17,6 +19,7 @@ pub mod expelled;
 pub mod features;
 mod fetch;
 mod healing;
+pub mod journal;
 mod keyring;
 pub mod leader;
 pub mod link;
