@@ -282,3 +282,7 @@ fn tally<R: Rows>(
     }
     Ok(tally)
 }
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;
