@@ -92,17 +92,20 @@ struct Own {
 /// What is in the file of others' entries.
 type Told = Vec<JournalEntry>;
 
-/// The journal of a node. Clones share it. All of it blocks on the disk.
+/// The journal of a node. Clones share it. What changes it blocks on the disk; what looks at it does not.
 #[derive(Debug, Clone)]
 pub struct Journal(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     directory: PathBuf,
-    state: Mutex<State>,
+    /// Held by who changes it, the disk's time included.
+    writing: Mutex<()>,
+    /// As it is on the disk. Held for a moment only, so that a disk that hangs holds up nobody who looks.
+    state: Mutex<Arc<State>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct State {
     own: Own,
     told: Told,
@@ -144,7 +147,8 @@ impl Journal {
         if waiting > 0 {
             tracing::warn!(waiting, "reveals in the journal of this node are not on record yet");
         }
-        Ok(Self(Arc::new(Inner { directory: directory.to_owned(), state: state.into() })))
+        let (directory, state) = (directory.to_owned(), Mutex::new(Arc::new(state)));
+        Ok(Self(Arc::new(Inner { directory, writing: Mutex::default(), state })))
     }
 
     /// Has `decide` look at all that waits, this node's entries first, and puts what it decides behind them. Durable
@@ -156,17 +160,18 @@ impl Journal {
         &self,
         decide: impl FnOnce(&[&JournalEntry]) -> Result<Decided<T>, E>,
     ) -> Result<Appended<T>, E> {
-        let mut state = self.lock();
+        let _turn = self.turn();
+        let state = self.look();
         state.check_whole()?;
         let waiting: Vec<_> = state.own.entries.iter().chain(&state.told).collect();
         let reveal = match decide(&waiting)? {
             Decided::Nothing(instead) => return Ok(Appended::Nothing(instead)),
             Decided::Reveal(reveal) => *reveal,
         };
-        Ok(self.put(&mut state, reveal).map(|entry| Appended::Entry(Box::new(entry)))?)
+        Ok(self.put(&state, reveal).map(|entry| Appended::Entry(Box::new(entry)))?)
     }
 
-    fn put(&self, state: &mut State, reveal: DegradedReveal) -> Result<JournalEntry, JournalError> {
+    fn put(&self, state: &State, reveal: DegradedReveal) -> Result<JournalEntry, JournalError> {
         if state.own.entries.len() >= OWN_ENTRIES_MAX {
             return Err(JournalError::Full { what: "entries", limit: OWN_ENTRIES_MAX });
         }
@@ -177,12 +182,13 @@ impl Journal {
         let Own { journal, head, .. } = state.own;
         let place = JournalPlace { journal, sequence: head.sequence + 1 };
         let entry = JournalEntry { place, previous: head.hash, reveal };
-        let mut own = state.own.clone();
+        let mut next = state.clone();
+        let own = &mut next.own;
         own.head = ChainHead { sequence: place.sequence, hash: entry.hash() };
         own.entries.push(entry.clone());
-        state.bytes.0 = self.write(OWN_FILE, &own)?;
+        next.bytes.0 = self.write(OWN_FILE, own)?;
         // Only now: what is not on the disk is not in the journal.
-        state.own = own;
+        self.set(next);
         Ok(entry)
     }
 
@@ -191,9 +197,11 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]: then nothing of it is kept that was not before.
     pub fn keep(&self, entries: Vec<JournalEntry>) -> Result<(), JournalError> {
-        let mut state = self.lock();
+        let _turn = self.turn();
+        let state = self.look();
         state.check_whole()?;
-        let mut told = state.told.clone();
+        let mut next = State::clone(&state);
+        let told = &mut next.told;
         for entry in entries {
             if !told.contains(&entry) && entry.place.journal != state.own.journal {
                 told.push(entry);
@@ -203,8 +211,8 @@ impl Journal {
             return Err(JournalError::Full { what: "entries of other nodes", limit: TOLD_ENTRIES_MAX });
         }
         if told.len() > state.told.len() {
-            state.bytes.1 = self.write(TOLD_FILE, &told)?;
-            state.told = told;
+            next.bytes.1 = self.write(TOLD_FILE, told)?;
+            self.set(next);
         }
         Ok(())
     }
@@ -214,43 +222,43 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]: then they stay, and are dropped the next time.
     pub fn forget(&self, is_on_record: impl Fn(&JournalPlace) -> bool) -> Result<(), JournalError> {
-        let mut state = self.lock();
+        let _turn = self.turn();
+        let state = self.look();
         state.check_whole()?;
+        let mut next = State::clone(&state);
         let done = state.own.entries.iter().take_while(|entry| is_on_record(&entry.place)).count();
         if done > 0 {
-            let mut own = state.own.clone();
-            own.entries.drain(..done);
-            state.bytes.0 = self.write(OWN_FILE, &own)?;
-            state.own = own;
+            next.own.entries.drain(..done);
+            next.bytes.0 = self.write(OWN_FILE, &next.own)?;
+            self.set(next.clone());
         }
-        let mut told = state.told.clone();
-        told.retain(|entry| !is_on_record(&entry.place));
-        if told.len() < state.told.len() {
-            state.bytes.1 = self.write(TOLD_FILE, &told)?;
-            state.told = told;
+        next.told.retain(|entry| !is_on_record(&entry.place));
+        if next.told.len() < state.told.len() {
+            next.bytes.1 = self.write(TOLD_FILE, &next.told)?;
+            self.set(next);
         }
         Ok(())
     }
 
     /// This node's entries, in order.
     pub fn own(&self) -> Vec<JournalEntry> {
-        self.lock().own.entries.clone()
+        self.look().own.entries.clone()
     }
 
     /// What other nodes told this one.
     pub fn told(&self) -> Vec<JournalEntry> {
-        self.lock().told.clone()
+        self.look().told.clone()
     }
 
     /// Whether nothing waits to be put on record.
     pub fn is_empty(&self) -> bool {
-        let state = self.lock();
+        let state = self.look();
         state.own.entries.is_empty() && state.told.is_empty()
     }
 
     /// How full it is.
     pub fn stats(&self) -> JournalStats {
-        let state = self.lock();
+        let state = self.look();
         let all = state.own.entries.iter().chain(&state.told);
         JournalStats {
             own: state.own.entries.len(),
@@ -261,9 +269,17 @@ impl Journal {
         }
     }
 
-    /// What is under the lock is always whole: it is changed after the disk was, in one assignment.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The right to change it. Nothing but the disk is half-changed if it is lost, and that is replaced in one step.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self) -> Arc<State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, state: State) {
+        *self.0.state.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
     }
 
     fn write<T: Serialize>(&self, name: &str, content: &T) -> Result<usize, JournalError> {

@@ -123,9 +123,13 @@ fn a_disk_that_takes_nothing_leaves_the_journal_as_it_was_until_it_takes_somethi
 fn each_bound_is_a_refusal_and_denials_leave_room_for_reveals() {
     let root = tempfile::tempdir().unwrap();
     let journal = Journal::open(root.path()).unwrap();
-    {
-        // As if they had been written one by one, which takes a while.
-        let mut state = journal.lock();
+    let change = |change: &dyn Fn(&mut State)| {
+        let mut state = State::clone(&journal.look());
+        change(&mut state);
+        journal.set(state);
+    };
+    // As if they had been written one by one, which takes a while.
+    change(&|state| {
         for number in 1..=OWN_DENIALS_MAX as u64 {
             let Own { journal, head, .. } = state.own;
             let place = JournalPlace { journal, sequence: number };
@@ -133,25 +137,24 @@ fn each_bound_is_a_refusal_and_denials_leave_room_for_reveals() {
             state.own.head = ChainHead { sequence: number, hash: entry.hash() };
             state.own.entries.push(entry);
         }
-    }
+    });
     let denial = append(&journal, reveal(0, false)).unwrap_err();
     assert!(matches!(denial, JournalError::Full { what: "denials", .. }), "{denial}");
     append(&journal, reveal(0, true)).unwrap();
-    {
-        let mut state = journal.lock();
+    change(&|state| {
         let filler = state.own.entries[0].clone();
         state.own.entries.resize(OWN_ENTRIES_MAX, filler);
-    }
+    });
     let full = append(&journal, reveal(0, true)).unwrap_err();
     assert!(matches!(full, JournalError::Full { what: "entries", .. }), "{full}");
 
     let many = (1..=TOLD_ENTRIES_MAX as u64 + 1).map(of_another).collect::<Vec<_>>();
-    journal.lock().told = many[..TOLD_ENTRIES_MAX].to_vec();
+    change(&|state| state.told = many[..TOLD_ENTRIES_MAX].to_vec());
     assert!(matches!(journal.keep(vec![many[TOLD_ENTRIES_MAX].clone()]), Err(JournalError::Full { .. })));
     journal.keep(vec![many[0].clone()]).unwrap();
 
     let long = DegradedReveal { reason: "x".repeat(FILE_MAX_BYTES), ..reveal(0, true) };
-    journal.lock().own.entries.clear();
+    change(&|state| state.own.entries.clear());
     let full = append(&journal, long).unwrap_err();
     assert!(matches!(full, JournalError::Full { what: "bytes", .. }), "{full}");
 }
@@ -178,7 +181,7 @@ fn an_entry_that_was_taken_out_or_changed_does_not_fit_the_chain() {
     for number in 1..=3 {
         append(&journal, reveal(number, true)).unwrap();
     }
-    let whole = journal.lock().own.clone();
+    let whole = journal.look().own.clone();
     let changes: [fn(&mut Own); 4] = [
         |own| drop(own.entries.remove(1)),
         |own| drop(own.entries.pop()),
