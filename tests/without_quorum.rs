@@ -16,7 +16,9 @@ use strongroom::escrow::audit;
 use strongroom::escrow::ids::{KeyId, NodeId};
 use strongroom::escrow::lookup;
 use strongroom::escrow::records::{AuditEvent, AuditRecord};
-use strongroom::proto::{FindRequest, NodeStatus, StatusResponse};
+use strongroom::proto::membership_change::Change;
+use strongroom::proto::replace_member::Replacement;
+use strongroom::proto::{FindRequest, MembershipChange, NodeStatus, ReplaceMember, StatusResponse};
 use strongroom::raft::storage::{Storage, StorageOptions};
 use strongroom::store::directory::DataDir;
 
@@ -380,4 +382,46 @@ async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_com
     test.cluster.wait_settled(&four).await.expect("settled");
     test.cluster.stop(4).await.expect("stopped");
     assert_eq!(shown(&audit_of(&test, 4).await), BTreeMap::from([("told".to_owned(), 1)]));
+}
+
+/// Cut off, asked, killed, and replaced meanwhile: it belongs to nothing any more when it comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_replaced_while_it_was_cut_off_hands_its_journal_over() {
+    let mut test = three_of(4, "").await;
+    escrow(&test, &ALL, 1..3).await;
+    test.cluster.wait_settled(&ALL).await.expect("all have it");
+    for node in [2, 3] {
+        signal(&test, node, Signal::STOP);
+    }
+    let desk = test.client("helpdesk-advanced", &[1]);
+    let recovered = desk.recover(key(1), "cut off", None).await.expect("shown");
+    assert_eq!(consistency(&recovered), "degraded");
+    test.cluster.kill(1).await.expect("killed");
+    for node in [2, 3] {
+        signal(&test, node, Signal::CONT);
+    }
+    test.cluster.start(4).await.expect("a new node");
+    let address = test.cluster.layout().node(4).expect("a node").peer_address();
+    let replace = ReplaceMember { old: 1, replacement: Some(Replacement::PeerAddress(address)) };
+    let change = MembershipChange { change: Some(Change::Replace(replace)), ..Default::default() };
+    let operator = test.client("operator", &[2, 3]);
+    let mut steps = operator.change_membership(&change).await.expect("begun");
+    while steps.next().await.expect("it goes on").is_some() {}
+    let members = [2, 3, 4];
+    test.cluster.wait_settled(&members).await.expect("three again");
+
+    test.cluster.start(1).await.expect("the process runs");
+    let deadline = Instant::now() + ON_RECORD;
+    let desk = test.client("helpdesk-advanced", &members);
+    let request = FindRequest { key_id_prefix: key(1).to_string(), ..FindRequest::default() };
+    while desk.find(&request).await.expect("found").keys[0].state != "disclosed" {
+        assert!(Instant::now() < deadline, "the journal of a node that was removed is not handed over");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let refused = test.client("helpdesk-advanced", &[1]).recover(key(2), "removed", None).await;
+    assert!(refused.is_err(), "it shows nothing any more");
+    all_on_record(&test, &members).await;
+    test.cluster.wait_settled(&members).await.expect("settled");
+    test.cluster.stop(4).await.expect("stopped");
+    assert_eq!(shown(&audit_of(&test, 4).await), BTreeMap::from([("cut off".to_owned(), 1)]));
 }

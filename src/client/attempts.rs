@@ -23,6 +23,9 @@ use crate::tls::Tls;
 /// How long one endpoint may take to answer one attempt. A node that hangs (paused, partitioned behind its
 /// switch) costs a call this much and no more; a node that is electing a leader gets to finish.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
+/// What one endpoint gets at least, if that leaves half of the time for the others: a survivor without a quorum waits two
+/// seconds for one before it reveals by itself.
+const ATTEMPT_MIN: Duration = Duration::from_secs(3);
 /// The first wait after a round in which no endpoint answered.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 /// The longest wait between two rounds.
@@ -144,7 +147,8 @@ impl Pool {
         for (endpoint, left) in ranked.iter().zip((1..=ranked.len()).rev()) {
             // A share of what is left for each endpoint: one that hangs leaves time to ask the others.
             let remaining = deadline.saturating_duration_since(Instant::now());
-            let budget = (remaining / u32::try_from(left).unwrap_or(u32::MAX)).min(ATTEMPT_TIMEOUT);
+            let share = remaining / u32::try_from(left).unwrap_or(u32::MAX);
+            let budget = share.max(ATTEMPT_MIN.min(remaining / 2)).min(ATTEMPT_TIMEOUT);
             if budget.is_zero() {
                 break;
             }
