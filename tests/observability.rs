@@ -135,6 +135,7 @@ fn assert_conforms(scrape: &Scrape) {
         "le",
         "method",
         "node",
+        "origin",
         "outcome",
         "part",
         "peer",
