@@ -20,7 +20,8 @@
 //! | [`config`], [`error`], [`metrics`], [`private_file`], [`proto`], [`request_id`], [`secret`], [`telemetry`] | leaves; [`proto`] is generated and [`metrics`] counts by its methods, [`config`] uses the domain's ids |
 //!
 //! A write travels `rpc/escrow.rs` → `raft/leader.rs` → `store/log` → `store/machine.rs` → [`escrow::apply`], and the
-//! reply comes back the same way.
+//! reply comes back the same way. A reveal that no quorum answers travels `rpc/recovery.rs` → [`raft::journal`] →
+//! [`escrow::journal`] → [`store::journal`], and comes on record later by way of `escrow/apply/reconcile.rs`.
 
 pub mod cli;
 pub mod client;

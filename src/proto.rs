@@ -50,6 +50,8 @@ impl fmt::Debug for RecoverResponse {
             escrowed_at_ms,
             audit_sequence,
             freshness,
+            journal,
+            journal_sequence,
         } = self;
         f.debug_struct("RecoverResponse")
             .field("secret", &REDACTED)
@@ -61,6 +63,8 @@ impl fmt::Debug for RecoverResponse {
             .field("escrowed_at_ms", escrowed_at_ms)
             .field("audit_sequence", audit_sequence)
             .field("freshness", freshness)
+            .field("journal", journal)
+            .field("journal_sequence", journal_sequence)
             .finish()
     }
 }

@@ -100,6 +100,7 @@ fn assert_conforms(scrape: &Scrape) {
         "le",
         "method",
         "node",
+        "origin",
         "outcome",
         "part",
         "peer",

@@ -31,6 +31,9 @@ fn reason(text: &str) -> Result<String, String> {
 impl RecoverCommand {
     pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
         let recovered = global.client()?.recover(self.key_id, &self.reason, self.user.as_ref()).await?;
+        if let Some(warning) = warning(&recovered.details).filter(|_| printer.watched()) {
+            printer.note(&warning);
+        }
         show(&recovered, printer.format())
     }
 }
@@ -51,6 +54,18 @@ fn show(recovered: &Recovered, format: Format) -> Result<(), Failure> {
     }
 }
 
+/// What to know about a key that was shown without a quorum.
+fn warning(details: &proto::RecoverResponse) -> Option<String> {
+    let freshness = details.freshness.as_ref().filter(|freshness| freshness.consistency == "degraded")?;
+    let age = freshness.quorum_age_ms.map_or_else(
+        || format!("node {} has seen no quorum since it started", freshness.node),
+        |ms| format!("node {} last saw a quorum {} s ago", freshness.node, ms / 1_000),
+    );
+    Some(format!(
+        "warning: shown without a quorum: {age}, and may not know of newer keys; the reveal is in its journal and comes on record later"
+    ))
+}
+
 fn details_json(details: &proto::RecoverResponse) -> Value {
     json!({
         "key_id": details.key_id,
@@ -59,7 +74,9 @@ fn details_json(details: &proto::RecoverResponse) -> Value {
         "kind": details.kind,
         "state": details.state,
         "escrowed_at": Timestamp(details.escrowed_at_ms).to_string(),
-        "audit_sequence": details.audit_sequence,
+        "audit_sequence": (details.audit_sequence > 0).then_some(details.audit_sequence),
+        "journal": (details.journal_sequence > 0)
+            .then(|| json!({ "id": details.journal, "sequence": details.journal_sequence })),
         "freshness": freshness_json(details.freshness.as_ref()),
     })
 }
@@ -72,9 +89,16 @@ fn details_text(details: &proto::RecoverResponse) -> String {
         ("volume", details.volume.clone()),
         ("state", details.state.clone()),
         ("escrowed", Timestamp(details.escrowed_at_ms).to_string()),
-        ("audit", format!("record {}", details.audit_sequence)),
+        ("audit", audit_text(details)),
         ("answer", freshness_text(details.freshness.as_ref())),
     ])
+}
+
+fn audit_text(details: &proto::RecoverResponse) -> String {
+    match details.audit_sequence {
+        0 => format!("entry {} of the journal, not on record yet", details.journal_sequence),
+        sequence => format!("record {sequence}"),
+    }
 }
 
 /// How fresh an answer is, for programs.
@@ -122,6 +146,29 @@ mod tests {
         freshness.quorum_age_ms = Some(86_400_000);
         assert!(freshness_text(Some(&freshness)).len() <= 70);
         assert_eq!(freshness_json(None), Value::Null);
+    }
+
+    #[test]
+    fn a_key_shown_without_a_quorum_says_so_and_where_the_reveal_is_noted() {
+        let mut details = proto::RecoverResponse { audit_sequence: 7, ..Default::default() };
+        assert_eq!((audit_text(&details).as_str(), warning(&details)), ("record 7", None));
+        assert_eq!(details_json(&details)["journal"], Value::Null);
+        let degraded = proto::Freshness {
+            node: 2,
+            consistency: "degraded".into(),
+            quorum_age_ms: Some(61_000),
+            ..Default::default()
+        };
+        details = proto::RecoverResponse {
+            freshness: Some(degraded),
+            journal: "0b".into(),
+            journal_sequence: 3,
+            ..Default::default()
+        };
+        assert_eq!(audit_text(&details), "entry 3 of the journal, not on record yet");
+        assert!(warning(&details).unwrap().contains("node 2 last saw a quorum 61 s ago"));
+        let json = details_json(&details);
+        assert_eq!((&json["audit_sequence"], &json["journal"]["sequence"]), (&Value::Null, &json!(3)));
     }
 
     #[test]

@@ -57,6 +57,10 @@ fn json_of(status: &StatusResponse) -> Value {
                 "overlay_bytes": measured(node).map(|node| node.overlay_bytes),
                 "overlay_max_bytes": measured(node).map(|node| node.overlay_max_bytes),
                 "feature_level": node.reachable.then_some(node.feature_level),
+                "journal_own": node.reachable.then_some(node.journal_own),
+                "journal_told": node.reachable.then_some(node.journal_told),
+                "journal_oldest_age_ms": node.journal_oldest_age_ms,
+                "journal_fault": known(&node.journal_fault),
             })
         })
         .collect();

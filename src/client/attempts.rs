@@ -17,11 +17,15 @@ use super::{Budget, ClientOptions, Preference, bounded};
 use crate::proto;
 use crate::proto::cluster_service_client::ClusterServiceClient;
 use crate::request_id::TraceId;
+use crate::rpc::status::DEGRADED_KEY;
 use crate::tls::Tls;
 
 /// How long one endpoint may take to answer one attempt. A node that hangs (paused, partitioned behind its
 /// switch) costs a call this much and no more; a node that is electing a leader gets to finish.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
+/// What one endpoint gets at least, if that leaves half of the time for the others: a survivor without a quorum waits two
+/// seconds for one before it reveals by itself.
+const ATTEMPT_MIN: Duration = Duration::from_secs(3);
 /// The first wait after a round in which no endpoint answered.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 /// The longest wait between two rounds.
@@ -46,6 +50,8 @@ enum Outcome<T> {
     Answered(T),
     /// Another answer is not to be had anywhere.
     Definite(ClientError),
+    /// No, as far as a node without a quorum knows: another one may know better.
+    Provisional(ClientError),
     /// Not now, or not here: the next endpoint may answer.
     Next { what: String, reached: bool },
     /// Nothing was heard: the next endpoint may answer.
@@ -136,12 +142,13 @@ impl Pool {
         Answering: Future<Output = Result<Response<T>, Status>>,
     {
         tried.rounds += 1;
-        let mut refused = None;
+        let (mut refused, mut provisional) = (None, None);
         let ranked = self.ranked();
         for (endpoint, left) in ranked.iter().zip((1..=ranked.len()).rev()) {
             // A share of what is left for each endpoint: one that hangs leaves time to ask the others.
             let remaining = deadline.saturating_duration_since(Instant::now());
-            let budget = (remaining / u32::try_from(left).unwrap_or(u32::MAX)).min(ATTEMPT_TIMEOUT);
+            let share = remaining / u32::try_from(left).unwrap_or(u32::MAX);
+            let budget = share.max(ATTEMPT_MIN.min(remaining / 2)).min(ATTEMPT_TIMEOUT);
             if budget.is_zero() {
                 break;
             }
@@ -151,6 +158,11 @@ impl Pool {
                     return Ok(answer);
                 }
                 Outcome::Definite(error) => return Err(RoundEnd::Definite(error)),
+                Outcome::Provisional(error) => {
+                    endpoint.answered();
+                    provisional.get_or_insert(error);
+                    continue;
+                }
                 Outcome::Next { what, reached } => {
                     tried.reached |= reached;
                     what
@@ -174,7 +186,10 @@ impl Pool {
             endpoint.failed(Instant::now());
             tried.note(endpoint.address(), what);
         }
-        Err(RoundEnd::Tried { refused })
+        match provisional {
+            Some(error) => Err(RoundEnd::Definite(error)),
+            None => Err(RoundEnd::Tried { refused }),
+        }
     }
 
     /// Asks one endpoint, for at most `budget`.
@@ -328,6 +343,9 @@ impl<T> Outcome<T> {
             },
             None if is_temporary(status.code()) => {
                 Self::Next { what: status.message().to_owned(), reached: true }
+            }
+            None if status.metadata().contains_key(DEGRADED_KEY) => {
+                Self::Provisional(ClientError::from_status(status, endpoint))
             }
             None => Self::Definite(ClientError::from_status(status, endpoint)),
         }

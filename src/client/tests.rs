@@ -274,6 +274,23 @@ async fn a_definite_answer_is_never_asked_for_twice() {
 }
 
 #[tokio::test]
+async fn a_no_without_a_quorum_is_taken_only_if_nobody_has_another_answer() {
+    let ca = Ca::new();
+    let mut degraded = Status::not_found("x");
+    degraded.metadata_mut().insert(crate::rpc::status::DEGRADED_KEY, "true".parse().unwrap());
+    let alone = Node::start(ca.tls(Role::Node, "1"), vec![degraded.clone(), degraded]).await;
+    let good = Node::start(ca.tls(Role::Node, "2"), vec![]).await;
+    ca.client(&[&alone, &good], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap();
+    assert_eq!(alone.seen(), good.seen(), "the same request");
+
+    let gone = Node::gone().await;
+    let client = ca.client(&[&alone, &gone], in_order(CALL_TIMEOUT));
+    let error = client.escrow(&deposit()).await.unwrap_err();
+    assert!(matches!(error, ClientError::NotFound(_)), "{error}");
+    assert_eq!(alone.seen().len(), 2, "waiting does not help");
+}
+
+#[tokio::test]
 async fn without_an_answer_a_call_ends_within_its_time() {
     let ca = Ca::new();
     let (gone, silent) = (Node::gone().await, Node::silent().await);

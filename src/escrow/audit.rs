@@ -100,6 +100,18 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         }
         AuditEvent::KeyringRotated { key_version } => canonical.number(20).number(u64::from(*key_version)),
         AuditEvent::DataKeysDropped { key_version } => canonical.number(21).number(u64::from(*key_version)),
+        AuditEvent::RevealReconciled { place, reveal } => {
+            let canonical = canonical
+                .number(12)
+                .bytes(place.journal.as_bytes())
+                .number(place.sequence)
+                .bytes(reveal.request.0.as_bytes())
+                .number(reveal.at.0)
+                .text(&reveal.by.to_string())
+                .number(reveal.source.node)
+                .text(&reveal.source.address);
+            reveal.hashed_into(canonical)
+        }
     };
     canonical.sha256()
 }

@@ -6,6 +6,7 @@ use super::features::FeatureLevel;
 use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
 };
+use super::journal::JournalEntry;
 use super::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, ResealRecord, Sealed, Source};
 use super::secrets::SecretKind;
 
@@ -45,6 +46,8 @@ pub enum Action {
     SetPolicy(SetPolicy),
     /// Grant or reject a reveal that another person asked for.
     DecideApproval(DecideApproval),
+    /// Put on record what a node decided without a quorum.
+    Reconcile(Reconcile),
     /// Replace the keyring by one with a new data key, sealed to the same members.
     RotateKeyring(RotateKeyring),
     /// Seal some of the kept keys under the current data key.
@@ -66,6 +69,7 @@ impl Action {
             Self::RemoveNode(_) => "remove-node",
             Self::SetPolicy(_) => "set-policy",
             Self::DecideApproval(_) => "decide-approval",
+            Self::Reconcile(_) => "reconcile",
             Self::RotateKeyring(_) => "rotate-keyring",
             Self::Reseal(_) => "reseal",
             Self::DropDataKeys(_) => "drop-data-keys",
@@ -183,6 +187,13 @@ pub struct DecideApproval {
     pub granted: bool,
 }
 
+/// What a node decided without a quorum, to be put on record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconcile {
+    /// The entry of its journal.
+    pub entry: JournalEntry,
+}
+
 /// A new data key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RotateKeyring {
@@ -254,6 +265,11 @@ pub enum Reply {
     ApprovalAsked(ApprovalAsked),
     /// The decision is on record.
     ApprovalDecided,
+    /// The entry of the journal is on record, now or since an earlier entry.
+    Reconciled {
+        /// The audit record of it; `None` if that was the denial of the same request, which had been committed.
+        audit_sequence: Option<u64>,
+    },
     /// Nothing was kept: the secret is sealed with an older data key than the current one, which a node that was
     /// removed has. Seal it again with the keyring as this entry found it.
     OldDataKey {

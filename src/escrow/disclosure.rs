@@ -181,10 +181,18 @@ impl RevealTally {
         Self { person, slots: Vec::new() }
     }
 
-    /// Counts one more, and forgets what is older than a day.
-    pub fn count(&mut self, at: Timestamp) {
-        let slot = at.0 / TALLY_SLOT_MS;
-        self.slots.retain(|(old, _)| is_within(*old, DAY_MS, at));
+    /// Counts one more at `now`, and forgets what is older than a day.
+    pub fn count(&mut self, now: Timestamp) {
+        self.count_late(now, now);
+    }
+
+    /// Counts one more that was at `at`, no later than `now`. Nothing that is older than a day is kept or counted.
+    pub fn count_late(&mut self, at: Timestamp, now: Timestamp) {
+        let slot = at.min(now).0 / TALLY_SLOT_MS;
+        self.slots.retain(|(old, _)| is_within(*old, DAY_MS, now));
+        if !is_within(slot, DAY_MS, now) {
+            return;
+        }
         match self.slots.iter_mut().find(|(known, _)| *known == slot) {
             Some((_, count)) => *count = count.saturating_add(1),
             None => {

@@ -13,6 +13,7 @@
 //! | `remove node= [generation=] [version=] [by=]` | removes a node |
 //! | `policy [replaces=] [policy=JSON] [by=]` | sets the policy |
 //! | `decide key=HEX person= approval=HEX [granted=] [by=]` | decides about a reveal |
+//! | `reconcile key=HEX [journal=HEX] [sequence=] [of=HEX] [shown=SECONDS] [asked-by=] [denied=] [approval=HEX] [by=]` | puts a reveal without a quorum on record |
 //! | `rotate [generation=] [version=] [by=]` | rotates the data key |
 //! | `reseal version= [after=HEX] [rows=] [keys=HEX/…] [was=VERSION] [size=BYTES] [todo=] [by=]` | seals keys anew that were escrowed under version `was` |
 //! | `drop-keys [generation=] [version=] [by=]` | drops older data keys |
@@ -37,10 +38,12 @@ use super::apply::{apply, sealed_digest};
 use super::audit::{ChainHead, verify};
 use super::command::{
     Action, AdmitNode, Command, DecideApproval, DropDataKeys, Escrow, Initialize, RaiseFeatureLevel,
-    RecoverCluster, RemoveNode, Reply, Reseal, ResealedKey, Reveal, RotateKeyring, SetPolicy,
+    Reconcile, RecoverCluster, Refusal, RemoveNode, Reply, Reseal, ResealedKey, Reveal, RotateKeyring,
+    SetPolicy,
 };
 use super::features::FeatureLevel;
 use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
+use super::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge};
 use super::lookup;
 use super::memory::Memory;
 use super::records::{AuditEvent, Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
@@ -73,6 +76,7 @@ scripts!(
     limits,
     old_data_key,
     policy,
+    reconcile,
     recover_cluster,
     remove,
     replay,
@@ -108,6 +112,7 @@ impl goldenscript::Runner for Script {
             "level" => self.apply(&mut args, "node/1", raise)?,
             "init" => self.apply(&mut args, "node/1", initialize)?,
             "policy" => self.apply(&mut args, "officer/olga", set_policy)?,
+            "reconcile" => self.apply(&mut args, "node/2", reconcile)?,
             "recover-cluster" => self.apply(&mut args, "node/1", recover_cluster)?,
             "remove" => self.apply(&mut args, "operator/ops1", remove)?,
             "rotate" => self.apply(&mut args, "operator/ops1", rotate)?,
@@ -201,6 +206,18 @@ impl Script {
                 AuditEvent::ApprovalUsed { approval, granted_by } => {
                     writeln!(text, "approval-used {approval} granted-by={granted_by}")?;
                 }
+                AuditEvent::RevealReconciled { place, reveal } => writeln!(
+                    text,
+                    "reconciled entry={place} at={} by={} node={} key={} machine={} user={} reason={:?} denied={}",
+                    reveal.at,
+                    reveal.by,
+                    reveal.source.node,
+                    reveal.key_id,
+                    or_none(reveal.machine),
+                    or_none(reveal.user),
+                    reveal.reason,
+                    or_none(reveal.denied),
+                )?,
                 AuditEvent::KeyringRotated { key_version } => {
                     writeln!(text, "rotated key-version={key_version}")?
                 }
@@ -310,6 +327,36 @@ fn set_policy(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
     }))
 }
 
+fn reconcile(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
+    let seconds: u64 = optional(args, "shown")?.unwrap_or(1);
+    Ok(Action::Reconcile(Reconcile {
+        entry: JournalEntry {
+            place: JournalPlace {
+                journal: id(args, "journal")?.unwrap_or(Uuid::from_u128(0x10)),
+                sequence: optional(args, "sequence")?.unwrap_or(1),
+            },
+            previous: [0; 32],
+            reveal: DegradedReveal {
+                request: RequestId(id(args, "of")?.unwrap_or(Uuid::from_u128(drawn << 32))),
+                at: Timestamp(BEGINNING_MS + 1_000 * seconds),
+                by: identity(args.take_key("asked-by").unwrap_or("helpdesk-advanced/desk2"))?,
+                source: Source { node: 3, address: "192.0.2.9".to_owned() },
+                key_id: KeyId(id(args, "key")?.ok_or("key= is missing")?),
+                machine: optional(args, "machine")?,
+                user: optional(args, "user")?,
+                reason: args.take_key("reason").unwrap_or("lost PIN").to_owned(),
+                denied: args.take_key("denied").map(|why| Refusal::Denied(why.to_owned())),
+                approval: id(args, "approval")?.map(RequestId),
+                knowledge: Knowledge {
+                    position: LogPosition { term: 1, index: 2 },
+                    quorum_age_ms: Some(5_000),
+                    policy_version: 0,
+                },
+            },
+        },
+    }))
+}
+
 fn decide(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
     Ok(Action::DecideApproval(DecideApproval {
         key_id: KeyId(id(args, "key")?.ok_or("key= is missing")?),
@@ -396,6 +443,7 @@ fn describe(reply: &Reply) -> String {
             format!("needs approval {} until {}", asked.approval, asked.expires_at)
         }
         Reply::ApprovalDecided => "decided".to_owned(),
+        Reply::Reconciled { audit_sequence } => format!("reconciled audit={}", or_none(*audit_sequence)),
         Reply::KeyringRotated { key_version } => format!("rotated to data key {key_version}"),
         Reply::DataKeysDropped => "dropped".to_owned(),
         Reply::Resealed(pass) => format!(

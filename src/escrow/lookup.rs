@@ -6,10 +6,11 @@ use std::str::FromStr;
 
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
+use super::journal::JournalPlace;
 use super::policy::document::Policy;
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyringRecord,
-    MachineRecord, NodeRecord, PolicyRecord, ResealRecord,
+    MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
 };
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
 use super::state::{Row, Rows, StateError};
@@ -287,6 +288,11 @@ pub fn approvals<S: Rows>(rows: &S, now: Timestamp) -> Result<Vec<Approval>, Sta
     let mut approvals: Vec<Approval> = rows.rows(&[], None, super::apply::APPROVALS_MAX)?;
     approvals.retain(|approval| approval.expires_at > now);
     Ok(approvals)
+}
+
+/// What became of the entry of a journal, once it is on record.
+pub fn reconciled<S: Rows>(rows: &S, place: &JournalPlace) -> Result<Option<ReconciledEntry>, StateError> {
+    rows.row(&place.row_key())
 }
 
 /// How far sealing anew has come, unless it never began.

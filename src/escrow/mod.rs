@@ -14,6 +14,7 @@
 //! | [`features`] | which commands every member can apply |
 //! | [`policy`] | which role may ask for what, and the policy of reveals |
 //! | [`disclosure`] | who may see a key: the rules of a reveal |
+//! | [`journal`] | what a node decides without a quorum, and writes down |
 //! | [`state`] | the tables, as apply and lookups see them |
 //! | [`rows`] | in which table and under which key each record lives |
 //! | [`apply`] | what a command does to the state |
@@ -30,6 +31,7 @@ mod digest;
 pub mod disclosure;
 pub mod features;
 pub mod ids;
+pub mod journal;
 pub mod lookup;
 pub mod memory;
 pub mod policy;

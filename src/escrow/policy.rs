@@ -22,6 +22,8 @@ pub enum Operation {
     Initialize,
     /// Allow the commands of a newer release. Not a service: the leader does it once every member can apply them.
     RaiseFeatureLevel,
+    /// Put on record what a node decided without a quorum. Not a service: nodes do it by themselves.
+    Reconcile,
     /// Read the audit trail, and where every member says it ends.
     ReadAudit,
     /// Reveal a recovery key; see [`must_name_user`] for to whom.
@@ -42,7 +44,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Approve,
         Self::ChangeMembership,
         Self::Custody,
@@ -51,6 +53,7 @@ impl Operation {
         Self::Initialize,
         Self::RaiseFeatureLevel,
         Self::ReadAudit,
+        Self::Reconcile,
         Self::Recover,
         Self::RecoverCluster,
         Self::Reseal,
@@ -73,6 +76,7 @@ impl std::fmt::Display for Operation {
             Self::Initialize => "initialise a cluster",
             Self::RaiseFeatureLevel => "raise the feature level",
             Self::ReadAudit => "read the audit trail",
+            Self::Reconcile => "reconcile journals",
             Self::Recover => "recover keys",
             Self::RecoverCluster => "recover a cluster",
             Self::SetPolicy => "set the policy",
@@ -87,8 +91,8 @@ impl std::fmt::Display for Operation {
 /// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
-        Approve, ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, ReadAudit, Recover,
-        RecoverCluster, Reseal, RotateKeyring, SetPolicy, ShowPolicy, Status,
+        Approve, ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, ReadAudit,
+        Reconcile, Recover, RecoverCluster, Reseal, RotateKeyring, SetPolicy, ShowPolicy, Status,
     };
     match role {
         Role::Agent | Role::Importer => matches!(operation, Escrow | Status),
@@ -97,7 +101,9 @@ pub fn allows(role: Role, operation: Operation) -> bool {
         Role::HelpdeskAdvanced => {
             matches!(operation, Approve | Custody | Find | Recover | ShowPolicy | Status)
         }
-        Role::Node => matches!(operation, Initialize | RaiseFeatureLevel | RecoverCluster | Reseal),
+        Role::Node => {
+            matches!(operation, Initialize | RaiseFeatureLevel | Reconcile | RecoverCluster | Reseal)
+        }
         Role::Officer => {
             matches!(operation, Approve | Custody | Find | RotateKeyring | SetPolicy | ShowPolicy | Status)
         }
@@ -129,16 +135,16 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // approve change custody escrow find init raise read-audit recover recover-cluster reseal rotate set-policy show-policy status
-            (Role::Agent, "...x..........x"),
-            (Role::Auditor, "..x.x..x.....xx"),
-            (Role::Helpdesk, "..x.x...x....xx"),
-            (Role::HelpdeskAdvanced, "x.x.x...x....xx"),
-            (Role::Importer, "...x..........x"),
-            (Role::Node, ".....xx..xx...."),
-            (Role::Officer, "x.x.x......xxxx"),
-            (Role::Operator, ".xx.xx.....x.xx"),
-            (Role::SelfService, "....x...x.....x"),
+            // approve change custody escrow find init raise read-audit reconcile recover recover-cluster reseal rotate set-policy show-policy status
+            (Role::Agent, "...x...........x"),
+            (Role::Auditor, "..x.x..x......xx"),
+            (Role::Helpdesk, "..x.x....x....xx"),
+            (Role::HelpdeskAdvanced, "x.x.x....x....xx"),
+            (Role::Importer, "...x...........x"),
+            (Role::Node, ".....xx.x.xx...."),
+            (Role::Officer, "x.x.x.......xxxx"),
+            (Role::Operator, ".xx.xx......x.xx"),
+            (Role::SelfService, "....x....x.....x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {

@@ -14,13 +14,14 @@ use super::memory::Memory;
 use super::policy::{self, Operation};
 use super::records::{
     Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyState,
-    KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, ResealRecord, RevealTally,
+    KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
+    RevealTally,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 17] = [
+const TABLES: [Table; 18] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -37,6 +38,7 @@ const TABLES: [Table; 17] = [
     Table::Policy,
     Table::RevealTally,
     Table::Approval,
+    Table::Reconciled,
     Table::Reseal,
 ];
 
@@ -116,7 +118,11 @@ proptest! {
             let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
             for old in before {
                 let new = lookup::key(&state, old.id).unwrap().unwrap();
-                let disclosed = matches!(&reply, Reply::Revealed(shown) if shown.key_id == old.id);
+                let disclosed = matches!(&reply, Reply::Revealed(shown) if shown.key_id == old.id)
+                    || matches!(&command.action, Action::Reconcile(reconcile)
+                        if matches!(reply, Reply::Reconciled { .. })
+                            && reconcile.entry.reveal.was_shown()
+                            && reconcile.entry.reveal.key_id == old.id);
                 let expected = if disclosed { KeyState::Disclosed } else { old.state };
                 let KeyRecord { sealed, sealed_package, .. } = new.clone();
                 if sealed != old.sealed || sealed_package != old.sealed_package {
@@ -282,6 +288,7 @@ proptest! {
         prop_assert!(survive_encoding::<RequestSlot>(&state) && survive_encoding::<DepartedNode>(&state));
         prop_assert!(survive_encoding::<PolicyRecord>(&state) && survive_encoding::<RevealTally>(&state));
         prop_assert!(survive_encoding::<Approval>(&state) && survive_encoding::<ResealRecord>(&state));
+        prop_assert!(survive_encoding::<ReconciledEntry>(&state));
         prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
     }
 }

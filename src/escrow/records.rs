@@ -11,6 +11,7 @@ use super::features::FeatureLevel;
 use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
 };
+use super::journal::{DegradedReveal, JournalPlace};
 use super::secrets::SecretKind;
 
 /// Where in the Raft log an entry stands.
@@ -273,6 +274,18 @@ pub struct Approval {
     pub granted_by: Option<Identity>,
 }
 
+/// An entry of a node's journal that is on record. One for each reveal without a quorum, for ever, as the audit records
+/// are: without it an entry that comes late would be recorded a second time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReconciledEntry {
+    /// Where it stands.
+    pub place: JournalPlace,
+    /// Its hash: another entry in its place is refused.
+    pub hash: [u8; 32],
+    /// The audit record of it; `None` if that was the denial of the same request, which had been committed.
+    pub audit_sequence: Option<u64>,
+}
+
 impl KeyRecord {
     /// Whether every part of it is sealed under this data key.
     pub fn is_sealed_under(&self, key_version: u32) -> bool {
@@ -370,6 +383,14 @@ pub enum AuditEvent {
         approval: RequestId,
         /// Who had approved it.
         granted_by: Identity,
+    },
+    /// A key was asked for where there was no quorum, earlier than this was put on record. Who did that is the node
+    /// that proposed it; who asked, and when, the reveal says.
+    RevealReconciled {
+        /// The entry of the journal.
+        place: JournalPlace,
+        /// What it says.
+        reveal: Box<DegradedReveal>,
     },
     /// The data key was rotated by itself. A removal rotates it too, under its own record.
     KeyringRotated {

@@ -107,6 +107,8 @@ label! {
     RevealOutcome, "outcome" {
         /// The key was shown.
         Granted = "granted",
+        /// The key was shown without a quorum, and is in the journal.
+        Degraded = "degraded",
         /// The caller may not.
         Denied = "denied",
         /// There is no such key.

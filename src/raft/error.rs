@@ -9,6 +9,7 @@ use crate::escrow::lookup::LookupError;
 use crate::escrow::state::StateError;
 use crate::seal::SealError;
 use crate::store::StoreError;
+use crate::store::journal::JournalError;
 use crate::store::quarantine::Quarantine;
 
 use super::membership::Refused;
@@ -53,6 +54,9 @@ pub enum NodeError {
         /// Whom it names.
         named: NodeId,
     },
+    /// The journal of reveals does not take one.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The keyring cannot be opened or used.
     #[error("keyring: {0}")]
     Keyring(#[from] SealError),

@@ -138,22 +138,31 @@ impl Node {
     ///
     /// Of the register and not of the membership: just after a start, the consensus core has not told it yet.
     fn others(&self) -> Result<Option<Vec<PeerClient>>, NodeError> {
+        let others = self.registered_others()?;
+        if lookup::has_departed(&self.view()?, self.options().id)? {
+            return Ok(None);
+        }
+        Ok(Some(others.into_iter().map(|(_, client)| client).collect()))
+    }
+
+    /// The other nodes of this replica's register that have not left.
+    ///
+    /// # Errors
+    /// [`NodeError::State`] if the replica cannot be read.
+    pub(super) fn registered_others(&self) -> Result<Vec<(NodeId, PeerClient)>, NodeError> {
         // Fills in the cluster that calls are addressed to.
         if self.cluster()?.is_none() {
-            return Ok(Some(Vec::new()));
+            return Ok(Vec::new());
         }
         let (view, this) = (self.view()?, self.options().id);
         let departed: BTreeSet<NodeId> = lookup::departed(&view)?.iter().map(|node| node.id).collect();
-        if departed.contains(&this) {
-            return Ok(None);
-        }
         let others =
             lookup::nodes(&view)?.into_iter().filter(|node| node.id != this && !departed.contains(&node.id));
         let client = |node: NodeRecord| {
             let NodeRecord { id, peer_address, api_address, zone, storage, .. } = node;
-            self.inner.peers.control(id, &Member { peer_address, api_address, zone, storage })
+            (id, self.inner.peers.control(id, &Member { peer_address, api_address, zone, storage }))
         };
-        Ok(Some(others.map(client).collect()))
+        Ok(others.map(client).collect())
     }
 
     /// Asks now and then, for as long as no quorum is in contact.

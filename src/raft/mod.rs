@@ -7,6 +7,8 @@
 //! members support decides in [`features`] which commands are allowed. `resealing` rotates the data key and seals what is
 //! kept under the newest one.
 //!
+//! What is revealed without a quorum is decided and brought on record in [`journal`].
+//!
 //! A replica is compared with the others in `healing`, by the verdict in [`agreement`], and mended by `repair`; `fetch`
 //! brings a snapshot from a peer, and `rescue` does that for a node that starts without a state.
 
@@ -18,6 +20,7 @@ pub mod expelled;
 pub mod features;
 mod fetch;
 mod healing;
+pub mod journal;
 mod keyring;
 pub mod leader;
 pub mod link;

@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::digest::Digest;
 use crate::store::directory::DataDir;
+use crate::store::journal::Journal;
 use crate::store::quarantine::Quarantine;
 use crate::store::view::View;
 use crate::tls::Tls;
@@ -34,6 +35,7 @@ use super::error::NodeError;
 use super::expelled::Expulsion;
 use super::features::{self, HeldBack};
 use super::fetch::OFFERS_MAX;
+use super::journal;
 use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
 use super::membership::{Turns, failure_tolerance, spawn_settling};
@@ -140,6 +142,7 @@ pub(super) struct Inner {
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) turns: Turns,
     pub(super) expulsion: Expulsion,
+    pub(super) journal: Journal,
     /// Who keeps this leader from raising the feature level.
     pub(super) held_back: std::sync::Mutex<Vec<HeldBack>>,
     pub(super) contacts: Contacts,
@@ -186,6 +189,7 @@ impl Node {
         };
         let config = config.validate().map_err(|error| NodeError::Fatal(error.to_string()))?;
         let expulsion = Expulsion::load(directory.removal_mark())?;
+        let journal = journal::open(&directory)?;
         let quorum = QuorumClock::default();
         let cluster = Arc::new(OnceLock::new());
         let peers = Peers::new(tls, cluster.clone());
@@ -221,6 +225,7 @@ impl Node {
                 leader_reads: OnceLock::new(),
                 turns: Turns::default(),
                 expulsion,
+                journal,
                 held_back: std::sync::Mutex::default(),
                 contacts: Contacts::default(),
                 usage,
@@ -237,6 +242,7 @@ impl Node {
         spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());
         node.watch_features();
         node.watch_resealing();
+        node.watch_journal();
         Ok(node)
     }
 
@@ -264,6 +270,11 @@ impl Node {
     /// Index this replica has applied; 0 before the first.
     pub fn applied(&self) -> u64 {
         self.inner.storage.machine.applied_index()
+    }
+
+    /// The entry of the log this replica has applied last.
+    pub fn applied_position(&self) -> LogPosition {
+        self.inner.storage.machine.applied().position.unwrap_or_default()
     }
 
     /// How fresh this replica is. What is read after this was asked is at least as fresh.

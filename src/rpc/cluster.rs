@@ -222,6 +222,7 @@ impl Context {
         // Zeros if it is not known: the node has just started, or its disk does not answer.
         let usage = self.node.usage();
         let machine = usage.map(|usage| usage.machine);
+        let journal = self.node.journal_stats();
         let status = NodeStatus {
             id: options.id,
             role: vitals.role.to_owned(),
@@ -247,6 +248,10 @@ impl Context {
             disk_used_bytes: usage.map_or(0, |usage| usage.disk_bytes()),
             overlay_bytes: machine.map_or(0, |machine| machine.overlay_bytes as u64),
             overlay_max_bytes: machine.map_or(0, |machine| machine.overlay_max_bytes as u64),
+            journal_own: journal.own as u64,
+            journal_told: journal.told as u64,
+            journal_oldest_age_ms: journal.oldest.map(|at| now().0.saturating_sub(at.0)),
+            journal_fault: journal.fault,
             ..NodeStatus::default()
         };
         Ok(DescribeResponse {

@@ -178,6 +178,26 @@ impl Context {
         Err(status)
     }
 
+    /// The caller of `request`, if it is a node and means this one, also if it was removed or left behind: what it
+    /// showed before it knew that is to come on record. Nothing is told to it.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` for anyone but a node; `FAILED_PRECONDITION` if it does not name this data directory.
+    pub fn admit_teller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        let certificate = self.certificate(request)?;
+        let Some(id) = certificate.identity.node_id() else {
+            tracing::warn!(by = %certificate.identity, "denied on the peer port");
+            return Err(Status::permission_denied("only nodes may use the peer service"));
+        };
+        // Who knows this very directory was a member beside it.
+        let storage = request.metadata().get(STORAGE_HEADER).and_then(|value| value.to_str().ok());
+        let named = storage.ok_or_else(|| "the call names no data directory".to_owned());
+        named
+            .and_then(|storage| self.node.check_addressee(None, Some(storage)))
+            .map_err(Status::failed_precondition)?;
+        Ok(id)
+    }
+
     /// As [`Context::admit_peer`], if the node is also a member as this one knows it: what only the leader answers
     /// is judged by the membership that counts.
     ///

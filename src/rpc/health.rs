@@ -110,6 +110,17 @@ fn about(node: &NodeStatus, version: Option<&str>, committed: u64, now: u64, war
     {
         warnings.push(format!("the disk of node {id} does not keep up: its overlay is nearly full"));
     }
+    if !node.journal_fault.is_empty() {
+        let fault = &node.journal_fault;
+        warnings.push(format!("without a quorum node {id} shows no keys, its journal is damaged: {fault}"));
+    }
+    let waiting = node.journal_own + node.journal_told;
+    if waiting > 0 {
+        let seconds = node.journal_oldest_age_ms.unwrap_or(0) / 1_000;
+        warnings.push(format!(
+            "{waiting} reveals in the journal of node {id} are not on record, the oldest is {seconds} s old"
+        ));
+    }
     warnings.extend(certificate_of(node, now));
     if let Some(version) = version.filter(|version| *version != node.version) {
         warnings.push(format!("node {id} runs version {}, the node asked runs {version}", node.version));
@@ -210,13 +221,18 @@ mod tests {
     #[test]
     fn each_fault_of_a_node_has_a_sentence_that_names_it() {
         type Fault = fn(&mut NodeStatus);
-        let faults: [(Fault, &str); 14] = [
+        let faults: [(Fault, &str); 16] = [
             (
                 |node| node.quarantine = "scrub found damage".into(),
                 "node 2 is quarantined and serves no reads: scrub",
             ),
             (|node| node.agreement = "differs".into(), "the state of node 2 differs"),
             (|node| node.draining = true, "node 2 is stopping"),
+            (|node| node.journal_fault = "cut short".into(), "without a quorum node 2 shows no keys"),
+            (
+                |node| (node.journal_own, node.journal_oldest_age_ms) = (3, Some(61_000)),
+                "3 reveals in the journal of node 2 are not on record, the oldest is 61 s old",
+            ),
             (|node| node.applied = 10_000 - LAG_WARNING_ENTRIES, "node 2 lags by 4096 entries"),
             (|node| node.disk_free_bytes = 9 << 30, "the disk of node 2 has 9216 MiB free, 9 %"),
             (

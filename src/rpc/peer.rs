@@ -11,8 +11,9 @@ use crate::proto::MemberProgress;
 use crate::proto::peer::peer_service_server::PeerService;
 use crate::proto::peer::{
     AuditCheckpointRequest, AuditCheckpointResponse, DescribeRequest, DescribeResponse, DigestsRequest,
-    DigestsResponse, Envelope, FetchSnapshotRequest, ForwardedChange, ProveCustodyRequest,
-    ProveCustodyResponse, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
+    DigestsResponse, Envelope, FetchSnapshotRequest, ForwardedChange, KeepJournalRequest,
+    KeepJournalResponse, ProveCustodyRequest, ProveCustodyResponse, ReadIndexRequest, ReadIndexResponse,
+    SnapshotChunk,
 };
 use crate::raft::NodeError;
 use crate::raft::leader::Forwarded;
@@ -127,6 +128,14 @@ impl PeerService for Context {
         let caller = self.admit_member(&request)?.id;
         let chunks = self.node.offer_snapshot(caller, request.into_inner().min_index).await?;
         Ok(Response::new(chunks.map(Ok).boxed()))
+    }
+
+    async fn keep_journal(
+        &self,
+        request: Request<KeepJournalRequest>,
+    ) -> Result<Response<KeepJournalResponse>, Status> {
+        let caller = self.admit_teller(&request)?;
+        Ok(Response::new(self.node.keep_journal(caller, &request.into_inner()).await?))
     }
 
     async fn prove_custody(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tonic::{Code, Request, Response, Status};
 
-use crate::escrow::command::{Action, Command, Reply, Reveal, Revealed};
+use crate::escrow::command::{Action, Command, Reply, Reveal};
 use crate::escrow::ids::{KeyId, NodeId};
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
@@ -14,10 +14,11 @@ use crate::escrow::records::KeyRecord;
 use crate::metrics::RevealOutcome;
 use crate::proto::recovery_service_server::RecoveryService;
 use crate::proto::{
-    CustodyAnswer, CustodyRequest, CustodyResponse, FindRequest, FindResponse, RecoverRequest,
+    CustodyAnswer, CustodyRequest, CustodyResponse, FindRequest, FindResponse, Freshness, RecoverRequest,
     RecoverResponse,
 };
 use crate::raft::NodeError;
+use crate::raft::journal::Alone;
 use crate::seal::{Keyring, Part, context_of};
 use crate::secret::Secret;
 
@@ -75,7 +76,11 @@ struct Opened {
 
 /// What the caller is told, as it is counted.
 fn outcome(answer: &Result<RecoverResponse, Status>) -> RevealOutcome {
-    let Err(status) = answer else { return RevealOutcome::Granted };
+    let status = match answer {
+        Ok(shown) if shown.audit_sequence == 0 => return RevealOutcome::Degraded,
+        Ok(_) => return RevealOutcome::Granted,
+        Err(status) => status,
+    };
     match status.code() {
         Code::InvalidArgument => RevealOutcome::Invalid,
         Code::NotFound => RevealOutcome::NotFound,
@@ -121,23 +126,57 @@ impl Context {
             source: caller.source,
             action: Action::Reveal(Reveal { key_id, user, reason }),
         };
-        let revealed = match self.node.propose_within(&command, self.reveal_timeout).await?.reply {
+        let committed = match self.node.propose_within(&command, self.reveal_timeout).await {
+            Err(error @ (NodeError::NoQuorum(_) | NodeError::Unconfirmed(_))) => {
+                return self.reveal_without_quorum(&command, error).await;
+            }
+            committed => committed?,
+        };
+        let revealed = match committed.reply {
             Reply::Revealed(revealed) => revealed,
             Reply::ApprovalAsked(asked) => return Err(status::needs_approval(&asked)),
             Reply::Refused(refusal) => return Err(refusal.into()),
             other => return Err(unexpected(&other)),
         };
-        let shown = self.show(&revealed).await?;
+        self.node.wait_applied(revealed.position.index).await?;
+        let freshness = wire::freshness(&self.node, "quorum");
+        let mut shown = self.show(revealed.key_id, freshness).await?;
+        shown.audit_sequence = revealed.audit_sequence;
         tracing::info!(key_id = %revealed.key_id, audit_sequence = revealed.audit_sequence, "revealed");
         Ok(shown)
     }
 
-    /// Opens a key whose reveal is on record, from this replica.
-    async fn show(&self, revealed: &Revealed) -> Result<RecoverResponse, Status> {
-        self.node.wait_applied(revealed.position.index).await?;
-        let freshness = wire::freshness(&self.node, "quorum");
+    /// Puts a reveal in the journal of this node, as `no_quorum` keeps it from being put on record, and shows the key.
+    async fn reveal_without_quorum(
+        &self,
+        command: &Command,
+        no_quorum: NodeError,
+    ) -> Result<RecoverResponse, Status> {
+        // All may have changed while a quorum was waited for.
+        if let Some(why) = self.node.expelled() {
+            return Err(NodeError::Excluded(why.to_string()).into());
+        }
+        self.refuse_in_quarantine()?;
+        self.node.cluster()?.ok_or(NodeError::NoCluster)?;
+        let freshness = wire::freshness(&self.node, "degraded");
+        let entry = match self.node.reveal_alone(command).await? {
+            Alone::Closed => return Err(no_quorum.into()),
+            Alone::Refused(refusal) => return Err(refusal.into()),
+            Alone::Journalled(entry) => *entry,
+        };
+        if let Some(refusal) = entry.reveal.denied {
+            return Err(status::degraded(refusal));
+        }
+        let mut shown = self.show(entry.reveal.key_id, freshness).await?;
+        shown.journal = entry.place.journal.to_string();
+        shown.journal_sequence = entry.place.sequence;
+        Ok(shown)
+    }
+
+    /// Opens a key whose reveal is on record or in the journal, from this replica.
+    async fn show(&self, key_id: KeyId, freshness: Freshness) -> Result<RecoverResponse, Status> {
         let Opened { key, secret, .. } = self
-            .open(revealed.key_id)
+            .open(key_id)
             .await?
             .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
         Ok(RecoverResponse {
@@ -148,8 +187,8 @@ impl Context {
             kind: key.kind.to_string(),
             state: key.state.to_string(),
             escrowed_at_ms: key.escrowed_at.0,
-            audit_sequence: revealed.audit_sequence,
             freshness: Some(freshness),
+            ..RecoverResponse::default()
         })
     }
 

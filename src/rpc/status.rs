@@ -15,6 +15,8 @@ use crate::raft::membership::Obstacle;
 
 /// Metadata key of the field at fault.
 pub const FIELD_KEY: &str = "strongroom-field";
+/// Metadata key of an answer that was given without a quorum: a node that has one may answer otherwise.
+pub const DEGRADED_KEY: &str = "strongroom-degraded";
 /// Metadata key of what the caller may do about it.
 pub const HINT_KEY: &str = "strongroom-hint";
 
@@ -34,6 +36,7 @@ impl From<NodeError> for Status {
             | NodeError::Excluded(_)
             | NodeError::FeatureLevel { .. }
             | NodeError::Inapplicable { .. }
+            | NodeError::Journal(_)
             | NodeError::NoCluster
             | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)
@@ -47,6 +50,9 @@ impl From<NodeError> for Status {
         };
         if code == Code::Internal {
             tracing::error!(error = chain(&error), "a request failed");
+        }
+        if let NodeError::Journal(error) = &error {
+            tracing::error!(error = chain(error), "no key is shown without a quorum");
         }
         let status = Self::new(code, chain(&error));
         match &error {
@@ -64,6 +70,11 @@ impl From<NodeError> for Status {
             _ => status,
         }
     }
+}
+
+/// A refusal that was decided without a quorum.
+pub fn degraded(refusal: Refusal) -> Status {
+    with(refusal.into(), DEGRADED_KEY, "true")
 }
 
 /// A failure that several readers share.

@@ -1,14 +1,16 @@
 //! What the admin port shows of a node.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::escrow::features::FeatureLevel;
+use crate::escrow::ids::Timestamp;
 use crate::escrow::lookup;
 use crate::http::Admin;
 use crate::metrics::{Metric, Sample, Values};
 use crate::raft::{Agreement, Usage, Vitals};
 use crate::rpc::health::DISK_FULL_BYTES;
-use crate::rpc::{Context, wire};
+use crate::rpc::{Context, now, wire};
+use crate::store::journal::{JournalStats, OWN_ENTRIES_MAX};
 use crate::tls::CertificateKind;
 
 /// What a node can be, as metrics say it.
@@ -72,6 +74,7 @@ impl Admin for AdminView {
         all.extend(self.peers());
         all.extend(node.usage().as_ref().map(usage).unwrap_or_default());
         all.extend(self.certificates());
+        all.extend(journal(&node.journal_stats()));
         all.extend(self.state());
         all.extend(node.options().metrics.collect());
         all
@@ -151,6 +154,35 @@ fn usage(usage: &Usage) -> Vec<Metric> {
             "strongroom_state_bytes",
             "Bytes of the keys and values of the state.",
             usage.machine.row_bytes,
+        ),
+    ]
+}
+
+fn journal(stats: &JournalStats) -> Vec<Metric> {
+    let age = |at: Timestamp| Duration::from_millis(now().0.saturating_sub(at.0)).as_secs_f64();
+    let entries = [("own", stats.own as f64), ("told", stats.told as f64)];
+    vec![
+        gauges(
+            "strongroom_journal_entries",
+            "Reveals without a quorum that are not on record yet: of this node, and told by others.",
+            "origin",
+            entries,
+        ),
+        number(
+            "strongroom_journal_entries_max",
+            "Reveals without a quorum that this node may have waiting; past it none is shown.",
+            OWN_ENTRIES_MAX as u64,
+        ),
+        number("strongroom_journal_bytes", "Bytes the journal of reveals takes.", stats.bytes as u64),
+        Metric::gauge(
+            "strongroom_journal_oldest_age_seconds",
+            "Since the oldest reveal that is not on record was decided; 0 if there is none.",
+            stats.oldest.map_or(0.0, age),
+        ),
+        Metric::gauge(
+            "strongroom_journal_damaged",
+            "1 if the journal of reveals is damaged and takes nothing.",
+            flag(!stats.fault.is_empty()),
         ),
     ]
 }

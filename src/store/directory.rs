@@ -8,6 +8,7 @@
 //! <data>/log/           the Raft log (see `log`)
 //! <data>/base/          the rebuildable base of the state (see `base`)
 //! <data>/snapshots/     the newest snapshot (see `snapshot`)
+//! <data>/journal/       reveals that were decided without a quorum (see `journal`)
 //! <data>/members.json   who the members are, for a node that lost its state
 //! <data>/quarantine.json  why the node has put itself aside, if it has (see `quarantine`)
 //! <data>/recovery.json  a new history was begun here and is not complete (see `recovery`)
@@ -163,6 +164,11 @@ impl DataDir {
     /// Where snapshots are.
     pub fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
+    }
+
+    /// Where the journal of reveals is.
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("journal")
     }
 
     /// Where it says who the members are.

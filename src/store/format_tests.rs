@@ -12,6 +12,7 @@ use crate::escrow::command::{
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, KeyId, RequestId, Timestamp};
+use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge};
 use crate::escrow::records::*;
 use crate::escrow::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use crate::escrow::secrets::SecretKind;
@@ -214,6 +215,27 @@ fn audit_records_keep_decoding() {
     check("row audit rotated", &audit(AuditEvent::KeyringRotated { key_version: 2 }));
     check("row audit data-keys-dropped", &audit(AuditEvent::DataKeysDropped { key_version: 2 }));
     check("row audit removed", &audit(AuditEvent::NodeRemoved { node: 2 }));
+}
+
+#[test]
+fn entries_of_journals_keep_decoding() {
+    let reveal = DegradedReveal {
+        request: RequestId(Uuid::from_u128(0x11)),
+        at: Timestamp(1_700_000_000_000),
+        by: "spiffe://acme/helpdesk/d01".parse().unwrap(),
+        source: Source { node: 2, address: "192.0.2.7".to_owned() },
+        key_id: KeyId(Uuid::from_u128(0x22)),
+        machine: Some("PC-0001".parse().unwrap()),
+        user: Some(r"CORP\d01".parse().unwrap()),
+        reason: "lost PIN".to_owned(),
+        denied: Some(Refusal::Denied("no".to_owned())),
+        approval: Some(RequestId(Uuid::from_u128(0x12))),
+        knowledge: Knowledge { position: position(), quorum_age_ms: Some(9), policy_version: 3 },
+    };
+    let place = JournalPlace { journal: Uuid::from_u128(0x33), sequence: 4 };
+    check("journal entry", &JournalEntry { place, previous: [5; 32], reveal });
+    let on_record = ReconciledEntry { place, hash: [6; 32], audit_sequence: Some(13) };
+    check("row reconciled", &on_record);
 }
 
 #[test]

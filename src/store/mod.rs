@@ -48,6 +48,7 @@
 //! | [`snapshot`] | snapshot files: write, read, receive |
 //! | [`policy`] | when to take one |
 //! | [`quarantine`] | that this node has put itself aside, durably |
+//! | [`journal`] | reveals that were decided without a quorum, until they are on record |
 //! | [`recovery`] | the note of a new history that was begun on this node's data |
 
 pub mod applied;
@@ -55,6 +56,7 @@ mod base;
 pub mod digest;
 pub mod directory;
 pub mod format;
+pub mod journal;
 mod keeper;
 pub mod log;
 pub mod machine;

@@ -14,6 +14,7 @@ mod escrow;
 mod feature_level;
 mod initialize;
 mod policy;
+mod reconcile;
 mod recover_cluster;
 mod remove;
 mod requests;
@@ -107,6 +108,7 @@ impl<'a, S: State> Turn<'a, S> {
             Action::RemoveNode(remove) => remove::apply(self, remove),
             Action::SetPolicy(set) => policy::apply(self, set),
             Action::DecideApproval(decide) => approval::apply(self, decide),
+            Action::Reconcile(reconcile) => reconcile::apply(self, reconcile),
             Action::RotateKeyring(rotate) => rotate::apply(self, rotate),
             Action::Reseal(step) => reseal::apply(self, step),
             Action::DropDataKeys(drop) => reseal::apply_drop(self, drop),

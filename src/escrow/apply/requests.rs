@@ -7,7 +7,7 @@ use super::{Halt, Turn};
 use crate::escrow::command::{Action, Command, Refusal, Reply};
 use crate::escrow::digest::Canonical;
 use crate::escrow::rows::{REQUESTS_MAX, RequestRow, RequestSlot, number_key};
-use crate::escrow::state::State;
+use crate::escrow::state::{State, StateError};
 
 /// Names what is hashed and the version of its layout. Rows of an older version stay in the ring for a while, and
 /// a retry across an upgrade would be refused: nothing else rests on it.
@@ -28,17 +28,44 @@ pub(super) fn answered<S: State>(turn: &Turn<'_, S>) -> Result<Option<Reply>, Ha
     Ok(Some(row.reply))
 }
 
+/// What was answered to `command`, which is not the one that is applied, if it is remembered.
+pub(super) fn remembered<S: State>(
+    turn: &Turn<'_, S>,
+    command: &Command,
+) -> Result<Option<Reply>, StateError> {
+    let row = turn.state.row::<RequestRow>(&command.request.row_key())?;
+    Ok(row.filter(|row| row.digest == digest(command)).map(|row| row.reply))
+}
+
 /// Remembers the answer to this request; the one remembered longest is forgotten if there are too many.
 pub(super) fn remember<S: State>(turn: &mut Turn<'_, S>, reply: Reply) -> Result<Reply, Halt> {
-    let request = turn.command.request;
+    let command = turn.command;
+    put(turn, command, &reply)?;
+    Ok(reply)
+}
+
+/// Remembers an answer to `command`, which is not the one that is applied, unless its id has got one.
+pub(super) fn remember_as<S: State>(
+    turn: &mut Turn<'_, S>,
+    command: &Command,
+    reply: Reply,
+) -> Result<(), StateError> {
+    if turn.state.row::<RequestRow>(&command.request.row_key())?.is_some() {
+        return Ok(());
+    }
+    put(turn, command, &reply)
+}
+
+fn put<S: State>(turn: &mut Turn<'_, S>, command: &Command, reply: &Reply) -> Result<(), StateError> {
+    let request = command.request;
     let slot = turn.heads.requests % REQUESTS_MAX;
     if let Some(old) = turn.state.row::<RequestSlot>(&number_key(slot))? {
         turn.state.delete::<RequestRow>(&old.request.row_key());
     }
     turn.state.put(&RequestSlot { slot, request });
-    turn.state.put(&RequestRow { request, digest: digest(turn.command), reply: reply.clone() });
+    turn.state.put(&RequestRow { request, digest: digest(command), reply: reply.clone() });
     turn.heads.requests += 1;
-    Ok(reply)
+    Ok(())
 }
 
 /// Who asks for what. Left out is what differs between two attempts of one request: the time, the node that took
@@ -89,6 +116,7 @@ fn digest(command: &Command) -> [u8; 32] {
         // Not remembered: they are the leader's, and name what they found.
         Action::Reseal(_) => canonical.number(21),
         Action::DropDataKeys(_) => canonical.number(22),
+        Action::Reconcile(reconcile) => canonical.number(10).bytes(&reconcile.entry.hash()),
     };
     canonical.sha256()
 }

@@ -7,7 +7,7 @@ use super::{Halt, Turn, approval, requests};
 use crate::escrow::command::{ApprovalAsked, Reply, Reveal, Revealed};
 use crate::escrow::disclosure::{self, Asked, Decision, Granted, Grounds};
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::{Invalid, MachineId};
+use crate::escrow::ids::{Identity, Invalid, MachineId, Timestamp};
 use crate::escrow::lookup;
 use crate::escrow::policy::document::Policy;
 use crate::escrow::records::{AuditEvent, KeyRecord, KeyState, MachineRecord, RevealTally};
@@ -40,13 +40,12 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result
                 approval::use_up(turn, &approval);
             }
             if desk {
-                for mut tally in [grounds.person, grounds.cluster] {
-                    tally.count(turn.at);
-                    turn.state.put(&tally);
-                }
+                count(turn, turn.by(), turn.at)?;
             }
             let audit_sequence = record(turn, reveal, reason, Some(key.machine.clone()), None);
-            disclose(turn, key, machine, audit_sequence)
+            let key_id = key.id;
+            disclose(turn, key, machine, turn.at);
+            Reply::Revealed(Revealed { key_id, audit_sequence, at: turn.at, position: turn.position })
         }
         Decision::NeedsApproval { waiting: Some(waiting), .. } => {
             Reply::ApprovalAsked(ApprovalAsked { approval: waiting.id, expires_at: waiting.expires_at })
@@ -66,6 +65,20 @@ fn tally<S: State>(turn: &Turn<'_, S>, person: Option<String>) -> Result<RevealT
     Ok(row.unwrap_or_else(|| RevealTally::none(person)))
 }
 
+/// Counts a reveal to `by` at `shown_at` towards the limits.
+pub(super) fn count<S: State>(
+    turn: &mut Turn<'_, S>,
+    by: &Identity,
+    shown_at: Timestamp,
+) -> Result<(), StateError> {
+    for person in [Some(by.person()), None] {
+        let mut tally = tally(turn, person)?;
+        tally.count_late(shown_at, turn.at);
+        turn.state.put(&tally);
+    }
+    Ok(())
+}
+
 /// Puts a reveal, or its denial, on record.
 fn record<S: State>(
     turn: &mut Turn<'_, S>,
@@ -83,22 +96,21 @@ fn record<S: State>(
     })
 }
 
-/// Notes that the key was seen by a person. Its device must replace it.
-fn disclose<S: State>(
+/// Notes that the key was seen by a person at `shown_at`. Its device must replace it.
+pub(super) fn disclose<S: State>(
     turn: &mut Turn<'_, S>,
     mut key: KeyRecord,
     mut machine: MachineRecord,
-    audit_sequence: u64,
-) -> Reply {
+    shown_at: Timestamp,
+) {
     if key.state == KeyState::Active {
         key.state = KeyState::Disclosed;
         turn.state.put(&key);
     }
     if machine.rotation_owed_since.is_none() {
-        machine.rotation_owed_since = Some(turn.at);
+        machine.rotation_owed_since = Some(shown_at);
         turn.state.put(&machine);
     }
-    Reply::Revealed(Revealed { key_id: key.id, audit_sequence, at: turn.at, position: turn.position })
 }
 
 /// The reason as it goes on record: without white space around it.

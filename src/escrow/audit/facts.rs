@@ -89,6 +89,13 @@ impl<'a> Facts<'a> {
                 key_id: Some(*key_id),
                 ..Self::NONE
             },
+            AuditEvent::RevealReconciled { reveal, .. } => Self {
+                outcome: if reveal.denied.is_some() { Outcome::Denied } else { Outcome::Allowed },
+                source: Decided::Degraded,
+                machine: reveal.machine.as_ref(),
+                key_id: Some(reveal.key_id),
+                user: reveal.user.as_ref(),
+            },
             AuditEvent::ApprovalUsed { .. }
             | AuditEvent::ClusterInitialized
             | AuditEvent::ClusterRecovered { .. }

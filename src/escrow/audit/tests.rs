@@ -2,8 +2,10 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::escrow::command::Refusal;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, KeyId, RequestId, Role, Timestamp};
+use crate::escrow::journal::{DegradedReveal, JournalPlace, Knowledge};
 use crate::escrow::records::{LogPosition, Source};
 
 fn officer() -> Identity {
@@ -13,6 +15,26 @@ fn officer() -> Identity {
 fn event(choice: u8, text: &str) -> AuditEvent {
     let key_id = KeyId(Uuid::from_u128(u128::from(choice)));
     match choice % 4 + 4 * (choice / 128) {
+        4.. if choice >= 224 => AuditEvent::RevealReconciled {
+            place: JournalPlace { journal: Uuid::from_u128(7), sequence: u64::from(choice) },
+            reveal: Box::new(DegradedReveal {
+                request: RequestId(key_id.0),
+                at: Timestamp(7),
+                by: officer(),
+                source: Source { node: 3, address: "192.0.2.9:4000".to_owned() },
+                key_id,
+                machine: (choice & 4 > 0).then(|| "PC-0001".parse().unwrap()),
+                user: (choice & 8 > 0).then(|| r"CORP\user1".parse().unwrap()),
+                reason: text.to_owned(),
+                denied: (choice & 16 > 0).then(|| Refusal::Denied(text.to_owned())),
+                approval: None,
+                knowledge: Knowledge {
+                    position: LogPosition { term: 2, index: 9 },
+                    quorum_age_ms: (choice & 1 > 0).then_some(5),
+                    policy_version: 1,
+                },
+            }),
+        },
         0 => AuditEvent::ClusterInitialized,
         1 => AuditEvent::EscrowConflict { key_id, machine: "PC-0001".parse().unwrap() },
         2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
@@ -107,6 +129,26 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             granted: true,
         },
         AuditEvent::ApprovalUsed { approval: RequestId(key_id.0), granted_by: officer() },
+        AuditEvent::RevealReconciled {
+            place: crate::escrow::journal::JournalPlace { journal: Uuid::from_u128(3), sequence: 4 },
+            reveal: Box::new(crate::escrow::journal::DegradedReveal {
+                request: RequestId(key_id.0),
+                at: Timestamp(5),
+                by: officer(),
+                source: Source { node: 3, address: "192.0.2.7:4000".to_owned() },
+                key_id,
+                machine: Some(machine()),
+                user: None,
+                reason: "lost PIN".to_owned(),
+                denied: None,
+                approval: None,
+                knowledge: crate::escrow::journal::Knowledge {
+                    position: LogPosition { term: 1, index: 2 },
+                    quorum_age_ms: Some(7),
+                    policy_version: 1,
+                },
+            }),
+        },
         AuditEvent::KeyringRotated { key_version: 2 },
         AuditEvent::DataKeysDropped { key_version: 2 },
     ]
@@ -165,6 +207,13 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                 AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted } => {
                     AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted: !granted }
                 }
+                AuditEvent::RevealReconciled { place, mut reveal } => {
+                    reveal.denied = match reveal.denied {
+                        None => Some(Refusal::Denied(String::new())),
+                        Some(_) => None,
+                    };
+                    AuditEvent::RevealReconciled { place, reveal }
+                }
                 AuditEvent::ApprovalUsed { approval, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;
                     AuditEvent::ApprovalUsed { approval, granted_by }
@@ -188,12 +237,15 @@ fn the_hash_of_a_record_never_changes() {
 
 #[test]
 fn the_hashes_of_later_events_never_change() {
-    let hashes: Vec<String> = [128_u8, 129, 130, 131]
+    let hashes: Vec<String> = [128_u8, 129, 130, 131, 255]
         .map(|choice| chain(&[(choice, "lost PIN".to_owned())]).remove(0))
         .iter()
         .map(|record| data_encoding::HEXLOWER.encode(&record_hash(record)[..8]))
         .collect();
-    assert_eq!(hashes, ["1999834509cb625b", "2d12c3c0219258a6", "a8cdab656460e721", "e0ba2d43c570c0fd"]);
+    assert_eq!(
+        hashes,
+        ["1999834509cb625b", "2d12c3c0219258a6", "a8cdab656460e721", "e0ba2d43c570c0fd", "87eaab5051a71fd1"]
+    );
 }
 
 #[test]

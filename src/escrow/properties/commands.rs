@@ -7,10 +7,11 @@ use uuid::Uuid;
 use crate::escrow::apply::{apply, sealed_digest};
 use crate::escrow::command::{
     Action, AdmitNode, Command, DecideApproval, DropDataKeys, Escrow, Initialize, RaiseFeatureLevel,
-    RecoverCluster, RemoveNode, Reseal, ResealedKey, Reveal, RotateKeyring, SetPolicy,
+    Reconcile, RecoverCluster, Refusal, RemoveNode, Reseal, ResealedKey, Reveal, RotateKeyring, SetPolicy,
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
+use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge};
 use crate::escrow::lookup;
 use crate::escrow::memory::Memory;
 use crate::escrow::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
@@ -134,6 +135,35 @@ fn decide() -> impl Strategy<Value = Action> {
     })
 }
 
+/// Of few requests, which meet those of committed reveals.
+fn reconcile() -> impl Strategy<Value = Action> {
+    let place = (1..3_u128, 1..5_u64);
+    let asked = (0..100_u128, 0..1_000_u64, identity(), 0..7_u128, "[a-c]{1,3}");
+    (place, asked, any::<bool>(), proptest::option::of(0..100_u128)).prop_map(
+        |((journal, sequence), (request, at, by, key, reason), denied, approval)| {
+            let reveal = DegradedReveal {
+                request: RequestId(Uuid::from_u128(request)),
+                at: Timestamp(at),
+                by,
+                source: Source { node: 3, address: String::new() },
+                key_id: KeyId(Uuid::from_u128(key)),
+                machine: None,
+                user: None,
+                reason,
+                denied: denied.then(|| Refusal::Denied("no".to_owned())),
+                approval: approval.map(|approval| RequestId(Uuid::from_u128(approval))),
+                knowledge: Knowledge {
+                    position: LogPosition::default(),
+                    quorum_age_ms: None,
+                    policy_version: 0,
+                },
+            };
+            let place = JournalPlace { journal: Uuid::from_u128(journal), sequence };
+            Action::Reconcile(Reconcile { entry: JournalEntry { place, previous: [0; 32], reveal } })
+        },
+    )
+}
+
 fn rotate() -> impl Strategy<Value = Action> {
     (1..6_u64, 1..5_u32).prop_map(|(generation, version)| {
         let keyring = KeyringRecord { current_key_version: version, ..keyring(generation) };
@@ -217,6 +247,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => recover_cluster(),
         3 => set_policy(),
         3 => decide(),
+        4 => reconcile(),
         1 => (1..3_u128).prop_map(initialize),
     ];
     let entitled = proptest::bool::weighted(0.75);
@@ -245,6 +276,7 @@ fn entitled_role(action: &Action, drawn: Role) -> Role {
         }
         Action::RaiseFeatureLevel(_)
         | Action::RecoverCluster(_)
+        | Action::Reconcile(_)
         | Action::Reseal(_)
         | Action::DropDataKeys(_) => Role::Node,
         Action::Escrow(_) => Role::Importer,

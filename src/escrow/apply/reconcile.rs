@@ -1,0 +1,101 @@
+//! Putting on record what a node decided without a quorum: audit record, disclosure, rotation debt and limits in one
+//! entry, once for each place in a journal, whoever proposes it and however often.
+//!
+//! The node may also have proposed the same request before it gave up waiting. If that was committed, the reveal is on
+//! record already, and this adds nothing; if it comes later, it is answered from what is remembered here.
+
+use super::{Halt, SOURCE_ADDRESS_MAX_BYTES, Turn, approval, requests, reveal};
+use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal, Revealed};
+use crate::escrow::ids::{ClusterName, Invalid, Timestamp};
+use crate::escrow::journal::{DegradedReveal, JournalEntry, REFUSAL_MAX_BYTES};
+use crate::escrow::policy::{Operation, allows};
+use crate::escrow::records::{Approval, AuditEvent, KeyRecord, MachineRecord, ReconciledEntry};
+use crate::escrow::state::State;
+
+pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reconcile: &Reconcile) -> Result<Reply, Halt> {
+    if !allows(turn.by().role, Operation::Reconcile) {
+        return Err(Refusal::Denied(format!("role {} does not reconcile journals", turn.by().role)).into());
+    }
+    let entry = &reconcile.entry;
+    check(entry, &turn.by().cluster)?;
+    let (place, hash) = (entry.place, entry.hash());
+    if let Some(known) = turn.state.row::<ReconciledEntry>(&place.row_key())? {
+        if known.hash == hash {
+            return Ok(Reply::Reconciled { audit_sequence: known.audit_sequence });
+        }
+        return Err(Refusal::Conflict(format!("another entry is on record as {place}")).into());
+    }
+    let same = equivalent(&entry.reveal);
+    let remembered = requests::remembered(turn, &same)?;
+    let audit_sequence = match &remembered {
+        Some(Reply::Revealed(shown)) if entry.reveal.was_shown() => Some(shown.audit_sequence),
+        Some(Reply::Refused(_)) if !entry.reveal.was_shown() => None,
+        _ => Some(record(turn, entry, &same)?),
+    };
+    turn.state.put(&ReconciledEntry { place, hash, audit_sequence });
+    Ok(Reply::Reconciled { audit_sequence })
+}
+
+/// The command that would have been committed, had there been a quorum.
+fn equivalent(reveal: &DegradedReveal) -> Command {
+    let DegradedReveal { request, at, by, source, key_id, user, reason, .. } = reveal.clone();
+    Command { request, at, by, source, action: Action::Reveal(Reveal { key_id, user, reason }) }
+}
+
+fn record<S: State>(turn: &mut Turn<'_, S>, entry: &JournalEntry, same: &Command) -> Result<u64, Halt> {
+    let reveal = &entry.reveal;
+    // Clocks differ; nothing here was seen after it was put on record.
+    let shown_at = reveal.at.min(turn.at);
+    if let Some(id) = reveal.approval {
+        let row: Option<Approval> = turn.state.row(&Approval::row_key(reveal.key_id, &reveal.by.person()))?;
+        // It is gone if it expired since, or if it was used on both sides of a partition.
+        if let Some(row) = row.filter(|row| row.id == id) {
+            approval::use_up(turn, &row);
+        }
+    }
+    let event = AuditEvent::RevealReconciled { place: entry.place, reveal: Box::new(reveal.clone()) };
+    let audit_sequence = turn.audit(event);
+    if !reveal.was_shown() {
+        return Ok(audit_sequence);
+    }
+    disclose(turn, reveal, shown_at)?;
+    reveal::count(turn, &reveal.by, shown_at)?;
+    let shown = Revealed { key_id: reveal.key_id, audit_sequence, at: turn.at, position: turn.position };
+    requests::remember_as(turn, same, Reply::Revealed(shown))?;
+    Ok(audit_sequence)
+}
+
+/// The key may be none that this history knows: it was recovered on a node that had less.
+fn disclose<S: State>(
+    turn: &mut Turn<'_, S>,
+    reveal: &DegradedReveal,
+    shown_at: Timestamp,
+) -> Result<(), Halt> {
+    if let Some(key) = turn.state.row::<KeyRecord>(&reveal.key_id.row_key())? {
+        let machine: MachineRecord = turn.required(&key.machine.row_key())?;
+        reveal::disclose(turn, key, machine, shown_at);
+    }
+    Ok(())
+}
+
+/// An entry comes from a node that decided alone: what every replica keeps of it is bounded here.
+fn check(entry: &JournalEntry, cluster: &ClusterName) -> Result<(), Invalid> {
+    let invalid = |field: &str, expected: &str| Err(Invalid::new(format!("entry.{field}"), expected));
+    let reveal = &entry.reveal;
+    if entry.place.sequence == 0 {
+        return invalid("sequence", "from 1");
+    }
+    if reveal.by.cluster != *cluster {
+        return invalid("by", "an identity of this cluster");
+    }
+    if reveal.source.address.len() > SOURCE_ADDRESS_MAX_BYTES {
+        return Err(Invalid::new("entry.source", format!("at most {SOURCE_ADDRESS_MAX_BYTES} bytes")));
+    }
+    if reveal::check_reason(&reveal.reason)? != reveal.reason {
+        return invalid("reason", "without white space around it");
+    }
+    if reveal.denied.as_ref().is_some_and(|refusal| refusal.to_string().len() > REFUSAL_MAX_BYTES) {
+        return Err(Invalid::new("entry.denied", format!("at most {REFUSAL_MAX_BYTES} bytes")));
+    }
+    Ok(())
+}

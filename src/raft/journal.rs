@@ -1,0 +1,318 @@
+//! Reveals without a quorum: decided here alone, put in the journal, told to whoever can be reached, and brought on
+//! record once there is a leader again (P5).
+//!
+//! # What a crash leaves
+//!
+//! | behind which step | what becomes of the reveal |
+//! |---|---|
+//! | the entry is in the journal | it is put on record, though its key may not have been shown: the caller's retry finds it |
+//! | a peer keeps it too | the same, by the peer if this node never comes back |
+//! | it was proposed | it is proposed again, and changes nothing the second time: apply knows its place |
+//! | it is applied here | it is dropped from the journal, or will be |
+//!
+//! An entry is never dropped but for its own record in this node's replica. A node that was removed can neither propose
+//! nor apply: it tells the members what it has, as often as it is started, and they put it on record.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use uuid::Uuid;
+
+use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply};
+use crate::escrow::disclosure::Asked;
+use crate::escrow::ids::{Invalid, NodeId, RequestId};
+use crate::escrow::journal::{self, JournalEntry, JournalPlace, Verdict};
+use crate::escrow::lookup;
+use crate::escrow::records::Source;
+use crate::proto::peer::{KeepJournalRequest, KeepJournalResponse};
+use crate::store::format;
+use crate::store::journal::{Appended, Decided, Journal, JournalStats};
+
+use super::error::NodeError;
+use super::node::Node;
+use super::now;
+
+/// Longest a reveal waits for peers to keep it too. A client gives a node a third of its ten seconds, and most of that
+/// has gone into waiting for a quorum.
+const TELL_TIMEOUT: Duration = Duration::from_millis(500);
+/// Between two looks at what waits in the journal.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Most entries told in one call, or proposed in one look.
+const BATCH_MAX: usize = 256;
+/// How long a leader must have been there before a node proposes what another member told it, and could propose itself.
+const TOLD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a node without a quorum answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Alone {
+    /// The policy shows nobody a key while no quorum answers.
+    Closed,
+    /// It is in the journal: shown, or denied.
+    Journalled(Box<JournalEntry>),
+    /// Not well formed; nothing is in the journal.
+    Refused(Refusal),
+}
+
+impl Node {
+    /// How full the journal is.
+    pub fn journal_stats(&self) -> JournalStats {
+        self.inner.journal.stats()
+    }
+
+    /// Decides about the reveal that `command` asks for on what this node has, and puts that in the journal. When this
+    /// returns it is on the disk here, and at every peer that could be reached.
+    ///
+    /// # Errors
+    /// [`NodeError::Journal`] if the journal does not take it: then nothing may be shown. [`NodeError::Store`],
+    /// [`NodeError::State`] if the replica cannot be read.
+    pub async fn reveal_alone(&self, command: &Command) -> Result<Alone, NodeError> {
+        let (node, command) = (self.clone(), command.clone());
+        // On a thread of its own, so that it ends also if the caller goes away.
+        let decided = spawn_blocking(move || node.decide_alone(&command));
+        let alone = decided.await.map_err(|_| stopping())??;
+        if let Alone::Journalled(entry) = &alone {
+            self.tell_all(std::slice::from_ref(entry), &mut BTreeMap::new()).await;
+        }
+        Ok(alone)
+    }
+
+    fn decide_alone(&self, command: &Command) -> Result<Alone, NodeError> {
+        let Command { request, at, by, source, action: Action::Reveal(reveal) } = command else {
+            return Err(NodeError::Fatal("only a reveal is decided without a quorum".to_owned()));
+        };
+        let quorum_age = self.freshness().quorum_age;
+        let quorum_age_ms = quorum_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        let appended = self.inner.journal.append::<Alone, NodeError>(|waiting| {
+            let (user, reason, key_id) = (reveal.user.as_ref(), reveal.reason.as_str(), reveal.key_id);
+            let asked = Asked { by, key_id, user, reason, at: *at };
+            // Read under the journal's lock: what was dropped from it before is in this view.
+            let (position, view) = (self.applied_position(), self.view()?);
+            Ok(match journal::decide(&view, waiting, *request, &asked, source, quorum_age_ms, position)? {
+                Verdict::Again(entry) => Decided::Nothing(Alone::Journalled(entry)),
+                Verdict::Closed => Decided::Nothing(Alone::Closed),
+                Verdict::Refused(refusal) => Decided::Nothing(Alone::Refused(refusal)),
+                Verdict::Decided(reveal) => Decided::Reveal(reveal),
+            })
+        })?;
+        Ok(match appended {
+            Appended::Nothing(alone) => alone,
+            Appended::Entry(entry) => {
+                tracing::warn!(
+                    key_id = %entry.reveal.key_id,
+                    by = %entry.reveal.by,
+                    shown = entry.reveal.was_shown(),
+                    sequence = entry.place.sequence,
+                    "no quorum: a reveal was decided here and is in the journal"
+                );
+                Alone::Journalled(entry)
+            }
+        })
+    }
+
+    /// Keeps what `teller` decided without a quorum, durably, and says of each entry whether it is on record.
+    ///
+    /// # Errors
+    /// [`NodeError::Invalid`] for what is not the teller's own or too much; [`NodeError::Decode`];
+    /// [`NodeError::Journal`].
+    pub async fn keep_journal(
+        &self,
+        teller: NodeId,
+        request: &KeepJournalRequest,
+    ) -> Result<KeepJournalResponse, NodeError> {
+        if request.entries.len() > BATCH_MAX {
+            return Err(Invalid::new("entries", format!("at most {BATCH_MAX}")).into());
+        }
+        let entries: Vec<JournalEntry> =
+            request.entries.iter().map(|entry| format::decode(entry)).collect::<Result<_, _>>()?;
+        if entries.iter().any(|entry| entry.reveal.source.node != teller) {
+            return Err(Invalid::new("entries", format!("what node {teller} decided itself")).into());
+        }
+        let node = self.clone();
+        let keep = move || {
+            let view = node.view()?;
+            if lookup::node(&view, teller)?.is_none() {
+                return Err(Invalid::new("entries", "of a node that is or was a member").into());
+            }
+            let mut on_record = Vec::with_capacity(entries.len());
+            for entry in &entries {
+                // A state that is wrong bears no witness.
+                let known = node.quarantine().is_none() && lookup::reconciled(&view, &entry.place)?.is_some();
+                on_record.push(known);
+            }
+            let waiting = entries.into_iter().zip(&on_record).filter(|(_, known)| !**known);
+            node.inner.journal.keep(waiting.map(|(entry, _)| entry).collect())?;
+            Ok(KeepJournalResponse { on_record })
+        };
+        spawn_blocking(keep).await.map_err(|_| stopping())?
+    }
+
+    /// Brings what waits on record, or to others, until the node stops.
+    pub(super) fn watch_journal(&self) {
+        let (weak, stop) = (Arc::downgrade(&self.inner), self.inner.stop.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            let mut watch = Watch::default();
+            let mut ticks = tokio::time::interval(LOOK_EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(inner) = weak.upgrade() else { return };
+                watch.look(&Self { inner }).await;
+            }
+        }));
+    }
+
+    /// Tells every other node that is registered and has not left, those that do not have it; says who keeps what in
+    /// `kept`.
+    async fn tell_all<E: std::borrow::Borrow<JournalEntry>>(
+        &self,
+        entries: &[E],
+        kept: &mut BTreeMap<NodeId, BTreeSet<JournalPlace>>,
+    ) {
+        let others = match self.registered_others() {
+            Ok(others) => others,
+            Err(error) => return tracing::warn!(%error, "looking for the other nodes in the replica"),
+        };
+        let told = join_all(others.into_iter().map(|(id, mut other)| {
+            let has = kept.get(&id);
+            let lacks = |place: &JournalPlace| has.is_none_or(|has| !has.contains(place));
+            let lacking = entries.iter().map(std::borrow::Borrow::borrow);
+            let lacking = lacking.filter(|entry: &&JournalEntry| lacks(&entry.place)).take(BATCH_MAX);
+            let (places, entries): (Vec<_>, Vec<_>) =
+                lacking.map(|entry| (entry.place, format::encode(entry).into())).unzip();
+            async move {
+                if places.is_empty() {
+                    return None;
+                }
+                match timeout(TELL_TIMEOUT, other.keep_journal(KeepJournalRequest { entries })).await {
+                    Ok(Ok(_)) => Some((id, places)),
+                    Ok(Err(status)) => {
+                        self.heed(&status);
+                        tracing::debug!(node = id, %status, "telling a reveal");
+                        None
+                    }
+                    Err(_) => None,
+                }
+            }
+        }))
+        .await;
+        for (id, places) in told.into_iter().flatten() {
+            kept.entry(id).or_default().extend(places);
+        }
+    }
+
+    /// Puts one entry on record.
+    async fn reconcile(&self, entry: JournalEntry) -> Result<(), NodeError> {
+        let place = entry.place;
+        let command = Command {
+            request: RequestId(Uuid::new_v4()),
+            at: now(),
+            by: self.inner.peers.identity(),
+            source: Source { node: self.options().id, address: String::new() },
+            action: Action::Reconcile(Reconcile { entry }),
+        };
+        match self.propose(&command).await?.reply {
+            Reply::Reconciled { audit_sequence } => {
+                tracing::info!(entry = %place, audit_sequence, "a reveal without a quorum is on record");
+                Ok(())
+            }
+            Reply::Refused(refusal) => Err(refusal.into()),
+            other => Err(NodeError::Fatal(format!("unexpected answer {other:?}"))),
+        }
+    }
+}
+
+/// What the task remembers between two looks.
+#[derive(Default)]
+struct Watch {
+    /// Since when there has been a leader.
+    led: Option<Instant>,
+    /// Which entries of this node each other one keeps.
+    kept: BTreeMap<NodeId, BTreeSet<JournalPlace>>,
+    /// What was last complained about.
+    trouble: String,
+}
+
+impl Watch {
+    async fn look(&mut self, node: &Node) {
+        let led = node.leader_in_contact().is_some();
+        self.led = if led { self.led.or_else(|| Some(Instant::now())) } else { None };
+        let journal = &node.inner.journal;
+        if journal.is_empty() {
+            self.kept.clear();
+            return;
+        }
+        // What is on record is judged by the state, which is wrong then.
+        if node.quarantine().is_some() {
+            return;
+        }
+        let outcome = match self.led {
+            _ if node.expelled().is_some() => {
+                node.tell_all(&journal.own(), &mut self.kept).await;
+                Ok(())
+            }
+            None => {
+                node.tell_all(&journal.own(), &mut self.kept).await;
+                Ok(())
+            }
+            Some(since) => self.bring_on_record(node, since).await,
+        };
+        if let Err(error) = outcome {
+            let trouble = crate::error::chain(&error);
+            if trouble != self.trouble {
+                tracing::warn!(error = trouble, "reveals in the journal cannot be put on record yet");
+                self.trouble = trouble;
+            }
+        }
+    }
+
+    async fn bring_on_record(&mut self, node: &Node, since: Instant) -> Result<(), NodeError> {
+        forget(node).await?;
+        let journal = &node.inner.journal;
+        let mut waiting = journal.own();
+        let patient = since.elapsed() < TOLD_PATIENCE;
+        let told = journal.told().into_iter();
+        waiting.extend(told.filter(|entry| !patient || !node.is_member(entry.reveal.source.node)));
+        waiting.truncate(BATCH_MAX);
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        for entry in waiting {
+            match node.reconcile(entry).await {
+                Ok(()) => self.trouble.clear(),
+                // This one only; the others need not wait for it.
+                Err(error @ NodeError::Refused(_)) => outcome = Err(error),
+                Err(error) => return Err(error),
+            }
+        }
+        forget(node).await?;
+        outcome
+    }
+}
+
+/// Drops what is on record in this node's own replica.
+async fn forget(node: &Node) -> Result<(), NodeError> {
+    let (view, journal) = (node.view()?, node.inner.journal.clone());
+    let drop_recorded = move || {
+        // What cannot be read is not known to be on record.
+        let is_on_record = |place: &JournalPlace| matches!(lookup::reconciled(&view, place), Ok(Some(_)));
+        journal.forget(is_on_record)
+    };
+    Ok(spawn_blocking(drop_recorded).await.map_err(|_| stopping())??)
+}
+
+fn stopping() -> NodeError {
+    NodeError::Fatal("the node is stopping".to_owned())
+}
+
+/// Opens the journal of a data directory.
+///
+/// # Errors
+/// As [`Journal::open`].
+pub(super) fn open(directory: &crate::store::directory::DataDir) -> Result<Journal, NodeError> {
+    Ok(Journal::open(&directory.journal())?)
+}

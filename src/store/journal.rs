@@ -1,0 +1,382 @@
+//! The journal of reveals that were decided without a quorum: on the disk before anything is shown, until they are on
+//! record.
+//!
+//! ```text
+//! <data>/journal/own    what this node decided, chained, in order
+//! <data>/journal/told   what other nodes decided and told this one
+//! ```
+//!
+//! Each is a small file that is replaced as a whole, in one step: written under another name, fsynced, renamed, the
+//! directory fsynced. So there is no torn tail to be told from damage: after a crash at any point the file holds every
+//! entry that was ever acknowledged, and what a crash left under the other name was never acknowledged and is dropped.
+//! A file ends in the SHA-256 of what stands before it, and the entries of a node lead from hash to hash to the head that
+//! is kept with them, so that one which is altered, cut or put together of parts is found. Then the journal takes nothing
+//! until somebody has looked at it: a node that may have lost a reveal shows no further one.
+//!
+//! Writing a whole file for each entry costs some milliseconds at its bound; degraded reveals are asked for by people.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::directory::{create_dir, sync_dir, write_durably};
+use super::{StoreError, format};
+use crate::escrow::audit::ChainHead;
+use crate::escrow::ids::Timestamp;
+use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace};
+
+/// Most reveals of this node that wait to be put on record.
+pub const OWN_ENTRIES_MAX: usize = 4_096;
+/// Most of them that are denials: whoever is denied over and over keeps nobody else from a key.
+pub const OWN_DENIALS_MAX: usize = OWN_ENTRIES_MAX / 2;
+/// Most reveals of other nodes that are kept for them.
+pub const TOLD_ENTRIES_MAX: usize = 16_384;
+/// Largest file: entries of two thirds of the longest reason and names.
+pub const FILE_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of the hash at the end of a file.
+const SUM_BYTES: usize = 32;
+
+const OWN_FILE: &str = "own";
+const TOLD_FILE: &str = "told";
+
+/// Why the journal takes nothing, or not this.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// What is on the disk is not what was written there. It is left as it is.
+    #[error("the journal of reveals is damaged and takes nothing: {0}")]
+    Damaged(String),
+    /// It has reached one of its bounds.
+    #[error("the journal of reveals is full: {limit} {what} wait to be put on record, which needs a quorum")]
+    Full {
+        /// Entries, denials or bytes.
+        what: &'static str,
+        /// How many fit.
+        limit: usize,
+    },
+    /// The disk does not take it. Nothing was written that counts.
+    #[error("the journal of reveals cannot be written: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// How full the journal is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JournalStats {
+    /// Entries of this node that are not on record.
+    pub own: usize,
+    /// Entries of others that are not on record as far as this node knows.
+    pub told: usize,
+    /// Bytes of both files.
+    pub bytes: usize,
+    /// When the oldest of them was decided.
+    pub oldest: Option<Timestamp>,
+    /// Why it takes nothing, if so; empty if it does.
+    pub fault: String,
+}
+
+/// What is in the file of this node's own entries.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Own {
+    journal: Uuid,
+    /// The newest entry there ever was.
+    head: ChainHead,
+    /// In order, without gaps, up to the head.
+    entries: Vec<JournalEntry>,
+}
+
+/// What is in the file of others' entries.
+type Told = Vec<JournalEntry>;
+
+/// The journal of a node. Clones share it. What changes it blocks on the disk; what looks at it does not.
+#[derive(Debug, Clone)]
+pub struct Journal(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    directory: PathBuf,
+    /// Held by who changes it, the disk's time included.
+    writing: Mutex<()>,
+    /// As it is on the disk. Held for a moment only, so that a disk that hangs holds up nobody who looks.
+    state: Mutex<Arc<State>>,
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    own: Own,
+    told: Told,
+    /// Bytes of each file.
+    bytes: (usize, usize),
+    fault: Option<String>,
+}
+
+impl Journal {
+    /// Opens the journal in `directory`, or makes one. A damaged one opens as well, and takes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the directory cannot be made; [`StoreError::Newer`] if a newer release wrote it.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        create_dir(directory).map_err(|error| StoreError::io("creating", directory, error))?;
+        for name in [OWN_FILE, TOLD_FILE] {
+            drop_unfinished(&directory.join(name))?;
+        }
+        let new = || Own { journal: Uuid::new_v4(), head: ChainHead::default(), entries: Vec::new() };
+        let own = read::<Own>(&directory.join(OWN_FILE))?
+            .and_then(|(own, bytes)| own.as_ref().map_or(Ok(()), check_chain).map(|()| (own, bytes)));
+        let told = read::<Told>(&directory.join(TOLD_FILE))?;
+        let fault = [own.as_ref().err(), told.as_ref().err()].into_iter().flatten().next().cloned();
+        if let Some(fault) = &fault {
+            tracing::error!(
+                fault,
+                "the journal of reveals is damaged: without a quorum no key is shown here"
+            );
+        }
+        let (own, own_bytes) = own.unwrap_or_default();
+        let (told, told_bytes) = told.unwrap_or_default();
+        let state = State {
+            own: own.unwrap_or_else(new),
+            told: told.unwrap_or_default(),
+            bytes: (own_bytes, told_bytes),
+            fault,
+        };
+        let waiting = state.own.entries.len();
+        if waiting > 0 {
+            tracing::warn!(waiting, "reveals in the journal of this node are not on record yet");
+        }
+        let (directory, state) = (directory.to_owned(), Mutex::new(Arc::new(state)));
+        Ok(Self(Arc::new(Inner { directory, writing: Mutex::default(), state })))
+    }
+
+    /// Has `decide` look at all that waits, this node's entries first, and puts what it decides behind them. Durable
+    /// when this returns. Nobody else decides meanwhile, so that two requests cannot both take what is left of a limit.
+    ///
+    /// # Errors
+    /// What `decide` failed with; [`JournalError`]: then nothing may be shown.
+    pub fn append<T, E: From<JournalError>>(
+        &self,
+        decide: impl FnOnce(&[&JournalEntry]) -> Result<Decided<T>, E>,
+    ) -> Result<Appended<T>, E> {
+        let _turn = self.turn();
+        let state = self.look();
+        state.check_whole()?;
+        let waiting: Vec<_> = state.own.entries.iter().chain(&state.told).collect();
+        let reveal = match decide(&waiting)? {
+            Decided::Nothing(instead) => return Ok(Appended::Nothing(instead)),
+            Decided::Reveal(reveal) => *reveal,
+        };
+        Ok(self.put(&state, reveal).map(|entry| Appended::Entry(Box::new(entry)))?)
+    }
+
+    fn put(&self, state: &State, reveal: DegradedReveal) -> Result<JournalEntry, JournalError> {
+        if state.own.entries.len() >= OWN_ENTRIES_MAX {
+            return Err(JournalError::Full { what: "entries", limit: OWN_ENTRIES_MAX });
+        }
+        let denials = state.own.entries.iter().filter(|entry| !entry.reveal.was_shown()).count();
+        if !reveal.was_shown() && denials >= OWN_DENIALS_MAX {
+            return Err(JournalError::Full { what: "denials", limit: OWN_DENIALS_MAX });
+        }
+        let Own { journal, head, .. } = state.own;
+        let place = JournalPlace { journal, sequence: head.sequence + 1 };
+        let entry = JournalEntry { place, previous: head.hash, reveal };
+        let mut next = state.clone();
+        let own = &mut next.own;
+        own.head = ChainHead { sequence: place.sequence, hash: entry.hash() };
+        own.entries.push(entry.clone());
+        next.bytes.0 = self.write(OWN_FILE, own)?;
+        // Only now: what is not on the disk is not in the journal.
+        self.set(next);
+        Ok(entry)
+    }
+
+    /// Keeps what another node tells, but for what is here already. Durable when this returns.
+    ///
+    /// # Errors
+    /// [`JournalError`]: then nothing of it is kept that was not before.
+    pub fn keep(&self, entries: Vec<JournalEntry>) -> Result<(), JournalError> {
+        let _turn = self.turn();
+        let state = self.look();
+        state.check_whole()?;
+        let mut next = State::clone(&state);
+        let told = &mut next.told;
+        for entry in entries {
+            if !told.contains(&entry) && entry.place.journal != state.own.journal {
+                told.push(entry);
+            }
+        }
+        if told.len() > TOLD_ENTRIES_MAX {
+            return Err(JournalError::Full { what: "entries of other nodes", limit: TOLD_ENTRIES_MAX });
+        }
+        if told.len() > state.told.len() {
+            next.bytes.1 = self.write(TOLD_FILE, told)?;
+            self.set(next);
+        }
+        Ok(())
+    }
+
+    /// Drops what is on record: of this node's entries the first ones, up to the first that is not; of others' any.
+    ///
+    /// # Errors
+    /// [`JournalError`]: then they stay, and are dropped the next time.
+    pub fn forget(&self, is_on_record: impl Fn(&JournalPlace) -> bool) -> Result<(), JournalError> {
+        let _turn = self.turn();
+        let state = self.look();
+        state.check_whole()?;
+        let mut next = State::clone(&state);
+        let done = state.own.entries.iter().take_while(|entry| is_on_record(&entry.place)).count();
+        if done > 0 {
+            next.own.entries.drain(..done);
+            next.bytes.0 = self.write(OWN_FILE, &next.own)?;
+            self.set(next.clone());
+        }
+        next.told.retain(|entry| !is_on_record(&entry.place));
+        if next.told.len() < state.told.len() {
+            next.bytes.1 = self.write(TOLD_FILE, &next.told)?;
+            self.set(next);
+        }
+        Ok(())
+    }
+
+    /// This node's entries, in order.
+    pub fn own(&self) -> Vec<JournalEntry> {
+        self.look().own.entries.clone()
+    }
+
+    /// What other nodes told this one.
+    pub fn told(&self) -> Vec<JournalEntry> {
+        self.look().told.clone()
+    }
+
+    /// Whether nothing waits to be put on record.
+    pub fn is_empty(&self) -> bool {
+        let state = self.look();
+        state.own.entries.is_empty() && state.told.is_empty()
+    }
+
+    /// How full it is.
+    pub fn stats(&self) -> JournalStats {
+        let state = self.look();
+        let all = state.own.entries.iter().chain(&state.told);
+        JournalStats {
+            own: state.own.entries.len(),
+            told: state.told.len(),
+            bytes: state.bytes.0 + state.bytes.1,
+            oldest: all.map(|entry| entry.reveal.at).min(),
+            fault: state.fault.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The right to change it. Nothing but the disk is half-changed if it is lost, and that is replaced in one step.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self) -> Arc<State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, state: State) {
+        *self.0.state.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+    }
+
+    fn write<T: Serialize>(&self, name: &str, content: &T) -> Result<usize, JournalError> {
+        let mut bytes = format::encode(content);
+        bytes.extend_from_slice(digest(&SHA256, &bytes).as_ref());
+        if bytes.len() > FILE_MAX_BYTES {
+            return Err(JournalError::Full { what: "bytes", limit: FILE_MAX_BYTES });
+        }
+        let path = self.0.directory.join(name);
+        write_durably(&path, &bytes).map_err(|error| StoreError::io("writing", &path, error))?;
+        Ok(bytes.len())
+    }
+}
+
+/// What came of looking at what waits.
+#[derive(Debug)]
+pub enum Decided<T> {
+    /// Nothing to be written.
+    Nothing(T),
+    /// To be written.
+    Reveal(Box<DegradedReveal>),
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub enum Appended<T> {
+    /// Nothing was written.
+    Nothing(T),
+    /// It is in the journal, durably.
+    Entry(Box<JournalEntry>),
+}
+
+impl State {
+    fn check_whole(&self) -> Result<(), JournalError> {
+        self.fault.as_ref().map_or(Ok(()), |fault| Err(JournalError::Damaged(fault.clone())))
+    }
+}
+
+/// A file's content and size, or what is wrong with it.
+type Content<T> = Result<(Option<T>, usize), String>;
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Content<T>, StoreError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok((None, 0))),
+        Err(error) => return Ok(Err(format!("reading {}: {error}", path.display()))),
+    };
+    let wrong = |what: String| Ok(Err(format!("{} {what}", path.display())));
+    let Some((body, sum)) = bytes.split_last_chunk::<SUM_BYTES>() else {
+        return wrong("is cut short".to_owned());
+    };
+    if digest(&SHA256, body).as_ref() != sum {
+        return wrong("is not what was written there: its hash does not fit".to_owned());
+    }
+    match format::decode(body) {
+        Ok(content) => Ok(Ok((Some(content), bytes.len()))),
+        Err(format::FormatError::Newer { found }) => {
+            Err(StoreError::newer(path, "is a journal of reveals", found))
+        }
+        Err(error) => wrong(format!("cannot be understood: {error}")),
+    }
+}
+
+/// The entries must lead from one to the next, and to the head.
+fn check_chain(own: &Own) -> Result<(), String> {
+    let mut previous: Option<(JournalPlace, [u8; 32])> = None;
+    for entry in &own.entries {
+        let follows = previous
+            .is_none_or(|(place, hash)| entry.place.sequence == place.sequence + 1 && entry.previous == hash);
+        if !follows || entry.place.journal != own.journal {
+            return Err(format!("entry {} does not follow the one before it", entry.place));
+        }
+        previous = Some((entry.place, entry.hash()));
+    }
+    match previous {
+        Some((place, hash)) if (place.sequence, hash) != (own.head.sequence, own.head.hash) => {
+            Err(format!("it ends with entry {place}, and {} were written", own.head.sequence))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a crash left of a file that was being written. It was never acknowledged.
+fn drop_unfinished(path: &Path) -> Result<(), StoreError> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = Path::new(&temporary);
+    match fs::remove_file(temporary) {
+        Ok(()) => temporary
+            .parent()
+            .map_or(Ok(()), sync_dir)
+            .map_err(|error| StoreError::io("removing", temporary, error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StoreError::io("removing", temporary, error)),
+    }
+}
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

@@ -1,0 +1,427 @@
+//! Reveals where no quorum answers: shown on any survivor, never without a record, and each on record exactly once after
+//! the heal. Real processes, real kill -9.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::*;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use strongroom::client::{Client, ClientError, Recovered};
+use strongroom::escrow::audit;
+use strongroom::escrow::ids::{KeyId, NodeId};
+use strongroom::escrow::lookup;
+use strongroom::escrow::records::{AuditEvent, AuditRecord};
+use strongroom::proto::membership_change::Change;
+use strongroom::proto::replace_member::Replacement;
+use strongroom::proto::{FindRequest, MembershipChange, NodeStatus, ReplaceMember, StatusResponse};
+use strongroom::raft::storage::{Storage, StorageOptions};
+use strongroom::store::directory::DataDir;
+
+/// Longest a reveal that was told to another node may wait for it to lose its patience, and to be committed.
+const ON_RECORD: Duration = Duration::from_secs(60);
+
+fn key(n: u64) -> KeyId {
+    deposit(n).key_id.expect("given")
+}
+
+fn data(test: &TestCluster, node: NodeId) -> PathBuf {
+    test.cluster.layout().node(node).expect("a node").data_path()
+}
+
+fn signal(test: &TestCluster, node: NodeId, signal: Signal) {
+    let pid = test.cluster.pid(node).expect("the node runs");
+    kill_process(Pid::from_raw(pid.try_into().expect("a pid")).expect("not zero"), signal)
+        .expect("signalled");
+}
+
+async fn escrow(test: &TestCluster, nodes: &[NodeId], keys: std::ops::Range<u64>) {
+    let importer = test.client("importer", nodes);
+    for n in keys {
+        importer.escrow(&deposit(n)).await.expect("kept");
+    }
+}
+
+fn consistency(recovered: &Recovered) -> &str {
+    &recovered.details.freshness.as_ref().expect("said").consistency
+}
+
+fn of(status: &StatusResponse, node: NodeId) -> NodeStatus {
+    status.nodes.iter().find(|status| status.id == node).expect("a member").clone()
+}
+
+/// Waits until nothing waits in any journal of `nodes`, under a leader.
+async fn all_on_record(test: &TestCluster, nodes: &[NodeId]) {
+    let empty = test.cluster.wait_for("all on record", ON_RECORD, nodes, |status| {
+        status.leader.is_some()
+            && nodes.iter().all(|id| {
+                let node = of(status, *id);
+                node.reachable && node.journal_own + node.journal_told == 0
+            })
+    });
+    empty.await.expect("on record");
+}
+
+/// The audit trail of a stopped node; its chain holds.
+async fn audit_of(test: &TestCluster, node: NodeId) -> Vec<AuditRecord> {
+    let data = DataDir::open_or_create(data(test, node)).expect("the node is stopped");
+    let storage = Storage::open(&data, StorageOptions::default()).await.expect("its storage opens");
+    storage.replay_committed().await.expect("what is committed applies");
+    let (records, heads) = {
+        let view = storage.machine.view().expect("a view");
+        (lookup::audit(&view, 0, usize::MAX).expect("the trail"), lookup::heads(&view).expect("read"))
+    };
+    audit::verify(&records, audit::ChainHead::default(), heads.audit).expect("the chain is whole");
+    storage.close().await.expect("closed");
+    records
+}
+
+/// By its reason, how often a reveal that was shown is on record.
+fn shown(records: &[AuditRecord]) -> BTreeMap<String, usize> {
+    let mut shown = BTreeMap::new();
+    for record in records {
+        let reason = match &record.event {
+            AuditEvent::Reveal { reason, denied: None, .. } => reason,
+            AuditEvent::RevealReconciled { reveal, .. } if reveal.was_shown() => &reveal.reason,
+            _ => continue,
+        };
+        *shown.entry(reason.clone()).or_default() += 1;
+    }
+    shown
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_survivor_that_restarted_finds_and_reveals_and_each_is_on_record_once_in_the_new_cluster() {
+    let mut test = three_of(5, "").await;
+    escrow(&test, &ALL, 1..5).await;
+    let status = test.cluster.wait_settled(&ALL).await.expect("all have it");
+    for node in ALL {
+        test.cluster.kill(node).await.expect("killed");
+    }
+    // This one shows a key as well, and will be left out of what follows.
+    test.cluster.start(2).await.expect("alone");
+    let elsewhere = test.client("helpdesk-advanced", &[2]).recover(key(4), "left behind", None).await;
+    assert_eq!(consistency(&elsewhere.expect("shown")), "degraded");
+    test.cluster.kill(2).await.expect("killed");
+    test.cluster.start(1).await.expect("alone");
+
+    let request = FindRequest { key_id_prefix: key(1).to_string(), ..FindRequest::default() };
+    let found = test.client("helpdesk", &[1]).find(&request).await.expect("a local read");
+    assert_eq!(found.keys.len(), 1);
+    let id = key(1).to_string();
+    let arguments = ["recover", &id, "--reason", "roof on fire", "--user", r"CORP\user1"];
+    let output = test.strongroom("helpdesk", &[1], &arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown_first: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let freshness = &shown_first["freshness"];
+    assert_eq!((&freshness["consistency"], &freshness["node"]), (&"degraded".into(), &1.into()));
+    assert_eq!((&freshness["quorum_age_ms"], &freshness["leader_known"]), (&Value::Null, &false.into()));
+    assert_eq!(
+        (&shown_first["audit_sequence"], &shown_first["journal"]["sequence"]),
+        (&Value::Null, &1.into())
+    );
+    assert!(deposit(1).secret.expose() == shown_first["secret"].as_str().expect("a secret").as_bytes());
+
+    // The rules are those of any day, and a denial is noted too.
+    let wrong = ["recover", &id, "--reason", "curious", "--user", r"CORP\user2"];
+    let (code, error) = failure(&test.strongroom("helpdesk", &[1], &wrong));
+    assert_eq!(code, 4, "{error}");
+    test.cluster.kill(1).await.expect("killed");
+    test.cluster.start(1).await.expect("alone again");
+    let desk = test.client("helpdesk-advanced", &[1]);
+    let second = desk.recover(key(2), "flood", None).await.expect("shown");
+    assert_eq!((consistency(&second), second.details.journal_sequence), ("degraded", 3));
+    let alone = test.client("operator", &[1]).status().await.expect("status");
+    assert_eq!(of(&alone, 1).journal_own, 3);
+    assert!(alone.warnings.iter().any(|warning| warning.contains("3 reveals in the journal of node 1")));
+    let journal = std::fs::read(data(&test, 1).join("journal/own")).expect("the journal");
+    for n in [1, 2] {
+        let secret = deposit(n).secret.expose().to_vec();
+        assert!(!journal.windows(secret.len()).any(|part| part == secret), "no secret in the journal");
+    }
+
+    assert!(test.cluster.stop(1).await.expect("stopped"), "by itself");
+    let mut recover = Command::new(program());
+    recover.args(["recover-cluster", "--apply", "--confirm", &status.cluster, "--config"]);
+    recover.arg(test.cluster.layout().node(1).expect("a node").config_path());
+    let output = run(recover, "");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    test.cluster.start(1).await.expect("serves");
+    all_on_record(&test, &[1]).await;
+    for node in [4, 5] {
+        test.cluster.start(node).await.expect("a new node");
+        let address = test.cluster.layout().node(node).expect("a node").peer_address();
+        let operator = test.client("operator", &[1]);
+        let mut change = operator.add_member(&address, false).await.expect("it is added");
+        while change.next().await.expect("it becomes a voter").is_some() {}
+    }
+    let members = [1, 4, 5];
+    test.cluster.wait_settled(&members).await.expect("three again");
+    let desk = test.client("helpdesk-advanced", &members);
+    for (n, state, owes) in [(1, "disclosed", true), (2, "disclosed", true), (3, "active", false)] {
+        let request = FindRequest { key_id_prefix: key(n).to_string(), ..FindRequest::default() };
+        let found = desk.find(&request).await.expect("found").keys.remove(0);
+        assert_eq!((found.state.as_str(), found.rotation_owed_since_ms.is_some()), (state, owes), "key {n}");
+    }
+    let third = desk.recover(key(3), "back to normal", None).await.expect("shown");
+    assert_eq!(consistency(&third), "quorum");
+
+    // The one that was left out has nothing to say any more but what it showed.
+    test.cluster.start(2).await.expect("the process runs");
+    let deadline = Instant::now() + ON_RECORD;
+    let request = FindRequest { key_id_prefix: key(4).to_string(), ..FindRequest::default() };
+    while desk.find(&request).await.expect("found").keys[0].state != "disclosed" {
+        assert!(Instant::now() < deadline, "the journal of a node that was left out is not handed over");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    all_on_record(&test, &members).await;
+    test.cluster.wait_settled(&members).await.expect("settled");
+    test.cluster.kill(2).await.expect("wiped");
+
+    // On a node that was not there when it happened, and again after a start of the one that was.
+    for node in [4, 1] {
+        test.cluster.stop(node).await.expect("stopped");
+        let records = audit_of(&test, node).await;
+        if node == 4 {
+            let once = ["back to normal", "flood", "left behind", "roof on fire"]
+                .map(|reason| (reason.to_owned(), 1));
+            assert_eq!(shown(&records), BTreeMap::from(once));
+        }
+        let reconciled: Vec<_> = records
+            .iter()
+            .filter_map(|record| match &record.event {
+                AuditEvent::RevealReconciled { place, reveal } if reveal.source.node == 1 => {
+                    Some((place.sequence, reveal.clone(), record.at))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(reconciled.iter().map(|(sequence, ..)| *sequence).collect::<Vec<_>>(), [1, 2, 3]);
+        for (sequence, reveal, recorded_at) in reconciled {
+            assert_eq!(reveal.was_shown(), sequence != 2);
+            assert!(reveal.at <= recorded_at && reveal.machine.is_some());
+        }
+    }
+}
+
+/// A small generator: what is drawn is told by the seed.
+struct Seeded(u64);
+
+impl Seeded {
+    fn draw(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below
+    }
+}
+
+/// What was asked, by its reason, and whether the key was shown.
+type Asked = BTreeMap<String, bool>;
+
+async fn ask(client: &Client, n: u64, reason: String, asked: &mut Asked) -> Option<Recovered> {
+    let answer = client.recover(key(n), &reason, None).await;
+    if let Err(error) = &answer {
+        assert!(matches!(error, ClientError::Unavailable { .. }), "{reason}: {error}");
+    }
+    asked.insert(reason, answer.is_ok());
+    answer.ok()
+}
+
+/// Both sides of a partition reveal, one after the other; the node that was alone may lead when it begins, so that what
+/// it has proposed is committed after all, and may be killed before the heal or in it.
+async fn partition(test: &mut TestCluster, seed: u64, asked: &mut Asked) {
+    let mut seeded = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let leader = test.leader().await;
+    let alone = if seeded.draw(2) == 0 { leader } else { ALL[seeded.draw(3) as usize] };
+    let others: Vec<_> = ALL.into_iter().filter(|id| *id != alone).collect();
+    let (desk, desk_elsewhere) =
+        (test.client("helpdesk-advanced", &[alone]), test.client("helpdesk-advanced", &others));
+    eprintln!("seed {seed}: node {alone} alone, node {leader} leads");
+
+    for node in &others {
+        signal(test, *node, Signal::STOP);
+    }
+    for n in 0..1 + seeded.draw(2) {
+        // The first is proposed while a leader still believes in its quorum, and may be committed later.
+        let recovered = ask(&desk, 1 + seeded.draw(4), format!("seed {seed} alone {n}"), asked).await;
+        assert_eq!(consistency(&recovered.expect("a survivor shows what it has")), "degraded");
+    }
+    let crash = seeded.draw(3);
+    if crash == 0 {
+        test.cluster.kill(alone).await.expect("killed");
+    } else {
+        signal(test, alone, Signal::STOP);
+    }
+    for node in &others {
+        signal(test, *node, Signal::CONT);
+    }
+    if seeded.draw(2) == 0 {
+        let recovered =
+            ask(&desk_elsewhere, 1 + seeded.draw(4), format!("seed {seed} elsewhere"), asked).await;
+        if let Some(recovered) = recovered {
+            assert!(["quorum", "degraded"].contains(&consistency(&recovered)));
+        }
+    }
+    match crash {
+        0 => test.cluster.start(alone).await.expect("comes back"),
+        1 => {
+            signal(test, alone, Signal::CONT);
+            ask(&desk, 1 + seeded.draw(4), format!("seed {seed} healing"), asked).await;
+            test.cluster.kill(alone).await.expect("killed");
+            test.cluster.start(alone).await.expect("comes back");
+        }
+        _ => signal(test, alone, Signal::CONT),
+    }
+    all_on_record(test, &ALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_partitions_and_crashes_no_reveal_is_without_a_record_and_none_has_two() {
+    let mut test = three_nodes().await;
+    escrow(&test, &ALL, 1..5).await;
+    test.cluster.wait_settled(&ALL).await.expect("all have it");
+    let mut asked = Asked::new();
+    for seed in 1..=6 {
+        partition(&mut test, seed, &mut asked).await;
+    }
+    test.cluster.wait_settled(&ALL).await.expect("settled");
+    for node in ALL {
+        assert!(test.cluster.stop(node).await.expect("stopped"), "by itself");
+    }
+    for node in ALL {
+        let on_record = shown(&audit_of(&test, node).await);
+        for (reason, was_shown) in &asked {
+            let records = on_record.get(reason).copied().unwrap_or(0);
+            let expected = if *was_shown { 1..=1 } else { 0..=1 };
+            assert!(expected.contains(&records), "{reason}: {records} records at node {node}");
+        }
+        assert!(on_record.keys().all(|reason| asked.contains_key(reason)), "{on_record:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_takes_nothing_means_no_reveal() {
+    let mut test = three_nodes().await;
+    escrow(&test, &ALL, 1..3).await;
+    test.cluster.wait_settled(&ALL).await.expect("all have it");
+    for node in [2, 3] {
+        test.cluster.kill(node).await.expect("killed");
+    }
+    let id = key(1).to_string();
+    let arguments = ["recover", id.as_str(), "--reason", "locked out"];
+    let refused = |test: &TestCluster, why: &str| {
+        let output = test.strongroom("helpdesk-advanced", &[1], &arguments);
+        let (code, error) = failure(&output);
+        assert_eq!((code, output.stdout.len()), (75, 0), "{error}");
+        assert!(error["message"].as_str().expect("words").contains(why), "{error}");
+    };
+    // A disk that takes nothing: where the file would be written, nothing can be.
+    let blocked = data(&test, 1).join("journal/own.tmp");
+    std::fs::create_dir(&blocked).expect("blocked");
+    refused(&test, "cannot be written");
+    std::fs::remove_dir(&blocked).expect("room again");
+    let desk = test.client("helpdesk-advanced", &[1]);
+    assert_eq!(desk.recover(key(1), "locked out", None).await.expect("shown").details.journal_sequence, 1);
+
+    test.cluster.kill(1).await.expect("killed");
+    let journal = data(&test, 1).join("journal/own");
+    let whole = std::fs::read(&journal).expect("the journal");
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    std::fs::write(&journal, &damaged).expect("damaged");
+    test.cluster.start(1).await.expect("it serves what it can");
+    refused(&test, "damaged");
+    let status = test.client("operator", &[1]).status().await.expect("status");
+    assert!(of(&status, 1).journal_fault.contains("hash"), "{:?}", of(&status, 1).journal_fault);
+
+    // Whole again, it goes on where it was, and comes on record with a quorum.
+    test.cluster.kill(1).await.expect("killed");
+    std::fs::write(&journal, &whole).expect("restored");
+    test.cluster.start(1).await.expect("comes back");
+    test.cluster.start(2).await.expect("comes back");
+    all_on_record(&test, &[1, 2]).await;
+}
+
+/// Five voters, of which two are left; one of those reveals, tells the other, and is lost for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_comes_back_after_all() {
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    let five = strongroom::cli::local_cluster::ClusterPlan { nodes: 5, members: 5, ..plan("") };
+    let mut cluster =
+        strongroom::cli::local_cluster::LocalCluster::open_or_create(dir.path(), &five, program())
+            .expect("a layout");
+    cluster.form().await.expect("a cluster forms");
+    let mut test = TestCluster { cluster, dir };
+    let all = [1, 2, 3, 4, 5];
+    escrow(&test, &all, 1..3).await;
+    test.cluster.wait_settled(&all).await.expect("all have it");
+    for node in [1, 2, 3] {
+        test.cluster.kill(node).await.expect("killed");
+    }
+    let recovered =
+        test.client("helpdesk-advanced", &[4]).recover(key(1), "told", None).await.expect("shown");
+    assert_eq!(consistency(&recovered), "degraded");
+    // Told before it was shown.
+    let status = test.client("operator", &[5]).status().await.expect("status");
+    assert_eq!((of(&status, 4).journal_own, of(&status, 5).journal_told), (1, 1));
+    test.cluster.kill(4).await.expect("lost");
+    test.cluster.kill(5).await.expect("killed: it keeps it over a restart");
+    let rest = [1, 2, 5];
+    for node in rest {
+        test.cluster.start(node).await.expect("comes back");
+    }
+    all_on_record(&test, &rest).await;
+    test.cluster.start(4).await.expect("comes back after all");
+    let four = [1, 2, 4, 5];
+    all_on_record(&test, &four).await;
+    test.cluster.wait_settled(&four).await.expect("settled");
+    test.cluster.stop(4).await.expect("stopped");
+    assert_eq!(shown(&audit_of(&test, 4).await), BTreeMap::from([("told".to_owned(), 1)]));
+}
+
+/// Cut off, asked, killed, and replaced meanwhile: it belongs to nothing any more when it comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_replaced_while_it_was_cut_off_hands_its_journal_over() {
+    let mut test = three_of(4, "").await;
+    escrow(&test, &ALL, 1..3).await;
+    test.cluster.wait_settled(&ALL).await.expect("all have it");
+    for node in [2, 3] {
+        signal(&test, node, Signal::STOP);
+    }
+    let desk = test.client("helpdesk-advanced", &[1]);
+    let recovered = desk.recover(key(1), "cut off", None).await.expect("shown");
+    assert_eq!(consistency(&recovered), "degraded");
+    test.cluster.kill(1).await.expect("killed");
+    for node in [2, 3] {
+        signal(&test, node, Signal::CONT);
+    }
+    test.cluster.start(4).await.expect("a new node");
+    let address = test.cluster.layout().node(4).expect("a node").peer_address();
+    let replace = ReplaceMember { old: 1, replacement: Some(Replacement::PeerAddress(address)) };
+    let change = MembershipChange { change: Some(Change::Replace(replace)), ..Default::default() };
+    let operator = test.client("operator", &[2, 3]);
+    let mut steps = operator.change_membership(&change).await.expect("begun");
+    while steps.next().await.expect("it goes on").is_some() {}
+    let members = [2, 3, 4];
+    test.cluster.wait_settled(&members).await.expect("three again");
+
+    test.cluster.start(1).await.expect("the process runs");
+    let deadline = Instant::now() + ON_RECORD;
+    let desk = test.client("helpdesk-advanced", &members);
+    let request = FindRequest { key_id_prefix: key(1).to_string(), ..FindRequest::default() };
+    while desk.find(&request).await.expect("found").keys[0].state != "disclosed" {
+        assert!(Instant::now() < deadline, "the journal of a node that was removed is not handed over");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let refused = test.client("helpdesk-advanced", &[1]).recover(key(2), "removed", None).await;
+    assert!(refused.is_err(), "it shows nothing any more");
+    all_on_record(&test, &members).await;
+    test.cluster.wait_settled(&members).await.expect("settled");
+    test.cluster.stop(4).await.expect("stopped");
+    assert_eq!(shown(&audit_of(&test, 4).await), BTreeMap::from([("cut off".to_owned(), 1)]));
+}
