@@ -24,7 +24,7 @@ const REDACTED: &str = "redacted";
 
 impl fmt::Debug for EscrowRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { request_id, machine, volume, kind, key_id, secret: _, package: _, user } = self;
+        let Self { request_id, machine, volume, kind, key_id, secret: _, package: _, user, pending } = self;
         f.debug_struct("EscrowRequest")
             .field("request_id", request_id)
             .field("machine", machine)
@@ -34,6 +34,7 @@ impl fmt::Debug for EscrowRequest {
             .field("secret", &REDACTED)
             .field("package", &REDACTED)
             .field("user", user)
+            .field("pending", pending)
             .finish()
     }
 }

@@ -18,6 +18,7 @@ mod connection;
 mod endpoint;
 mod error;
 mod receipt;
+mod rotation;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -91,6 +92,8 @@ pub struct Deposit {
     pub package: Option<Secret>,
     /// A user of the machine.
     pub user: Option<UserName>,
+    /// The device is about to use it: kept beside the key in use until [`Client::confirm_key`].
+    pub pending: bool,
 }
 
 /// A recovery key that was shown: its secret apart from everything that may be printed or logged.
@@ -321,7 +324,7 @@ fn bounded<T>(message: T, budget: Budget) -> Request<T> {
 }
 
 fn escrow_request(request_id: &str, deposit: &Deposit) -> proto::EscrowRequest {
-    let Deposit { machine, volume, kind, key_id, secret, package, user } = deposit;
+    let Deposit { machine, volume, kind, key_id, secret, package, user, pending } = deposit;
     proto::EscrowRequest {
         request_id: request_id.to_owned(),
         machine: machine.to_string(),
@@ -331,6 +334,7 @@ fn escrow_request(request_id: &str, deposit: &Deposit) -> proto::EscrowRequest {
         secret: secret.expose().to_vec(),
         package: package.as_ref().map(|package| package.expose().to_vec()).unwrap_or_default(),
         user: user.as_ref().map(ToString::to_string).unwrap_or_default(),
+        pending: *pending,
     }
 }
 

@@ -212,6 +212,7 @@ fn deposit() -> Deposit {
         secret: Secret::from("not shown".to_owned()),
         package: None,
         user: None,
+        pending: false,
     }
 }
 

@@ -6,7 +6,7 @@ use super::features::FeatureLevel;
 use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
 };
-use super::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
+use super::records::{Fingerprint, KeyState, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
 use super::secrets::SecretKind;
 
 /// One replicated command. Everything that varies (time, ids, nonces) was drawn before it was proposed.
@@ -45,6 +45,10 @@ pub enum Action {
     SetPolicy(SetPolicy),
     /// Grant or reject a reveal that another person asked for.
     DecideApproval(DecideApproval),
+    /// Keep a recovery key that its device is about to use, beside the one in use.
+    EscrowPending(Escrow),
+    /// Note that a volume is opened by this key now, and by no older one of its kind.
+    ConfirmKey(ConfirmKey),
 }
 
 impl Action {
@@ -60,6 +64,8 @@ impl Action {
             Self::RemoveNode(_) => "remove-node",
             Self::SetPolicy(_) => "set-policy",
             Self::DecideApproval(_) => "decide-approval",
+            Self::EscrowPending(_) => "escrow-pending",
+            Self::ConfirmKey(_) => "confirm-key",
         }
     }
 }
@@ -174,6 +180,15 @@ pub struct DecideApproval {
     pub granted: bool,
 }
 
+/// A key that a device uses now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmKey {
+    /// Whose it is.
+    pub machine: MachineId,
+    /// Which.
+    pub key_id: KeyId,
+}
+
 /// What apply answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -202,6 +217,8 @@ pub enum Reply {
     ApprovalAsked(ApprovalAsked),
     /// The decision is on record.
     ApprovalDecided,
+    /// The key is the one in use, now or since an earlier entry.
+    KeyConfirmed(KeyConfirmed),
 }
 
 /// A reveal that waits for a second person.
@@ -211,6 +228,19 @@ pub struct ApprovalAsked {
     pub approval: RequestId,
     /// From then on it can neither be approved nor used.
     pub expires_at: Timestamp,
+}
+
+/// A key that is in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyConfirmed {
+    /// Which.
+    pub key_id: KeyId,
+    /// Active, or disclosed if somebody saw it before it was confirmed: then it owes a rotation itself.
+    pub state: KeyState,
+    /// The keys that this command retired, in the order of their ids.
+    pub replaced: Vec<KeyId>,
+    /// Since when its machine still owes a rotation, for this volume or another one.
+    pub rotation_owed_since: Option<Timestamp>,
 }
 
 /// A key that is kept: what a receipt certifies.

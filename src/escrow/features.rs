@@ -21,7 +21,7 @@ impl FeatureLevel {
     pub const FIRST: Self = Self(1);
     /// Brought what notes that nodes left: removal, and recovery on one survivor.
     pub const DEPARTURES: Self = Self(2);
-    /// Brought the recovery desk: the policy of reveals, limits, approvals, end users.
+    /// Brought the recovery desk: the policy of reveals, limits, approvals, end users, rotation.
     pub const DESK: Self = Self(3);
     /// The highest whose commands this release can apply.
     pub const SUPPORTED: Self = Self(3);
@@ -40,7 +40,10 @@ impl FeatureLevel {
             // What raises the level cannot need it.
             | Action::RaiseFeatureLevel(_) => Self::FIRST,
             Action::RecoverCluster(_) | Action::RemoveNode(_) => Self::DEPARTURES,
-            Action::SetPolicy(_) | Action::DecideApproval(_) => Self::DESK,
+            Action::SetPolicy(_)
+            | Action::DecideApproval(_)
+            | Action::EscrowPending(_)
+            | Action::ConfirmKey(_) => Self::DESK,
         }
     }
 }

@@ -13,7 +13,10 @@
 //! | `remove node= [generation=] [version=] [by=]` | removes a node |
 //! | `policy [replaces=] [policy=JSON] [by=]` | sets the policy |
 //! | `decide key=HEX person= approval=HEX [granted=] [by=]` | decides about a reveal |
-//! | `find [key=PREFIX] [machine=] [user=] [limit=]` | looks keys up |
+//! | `pending …` | escrows ahead of use; as `escrow` |
+//! | `confirm key=HEX machine= [by=]` | confirms a key; by default as an importer |
+//! | `standing machine=` | shows what a machine is told when it asks |
+//! | `find [key=PREFIX] [machine=] [user=] [limit=] [seen-by=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
 //! | `dump TABLE…` | shows the rows of tables |
@@ -33,14 +36,15 @@ use uuid::Uuid;
 use super::apply::apply;
 use super::audit::{ChainHead, verify};
 use super::command::{
-    Action, AdmitNode, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster,
-    RemoveNode, Reply, Reveal, SetPolicy,
+    Action, AdmitNode, Command, ConfirmKey, DecideApproval, Escrow, Initialize, RaiseFeatureLevel,
+    RecoverCluster, RemoveNode, Reply, Reveal, SetPolicy,
 };
 use super::features::FeatureLevel;
 use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
 use super::lookup;
 use super::memory::Memory;
 use super::records::{AuditEvent, Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
+use super::rotation;
 
 type Outcome<T = String> = Result<T, Box<dyn Error>>;
 
@@ -72,7 +76,9 @@ scripts!(
     recover_cluster,
     remove,
     replay,
-    reveal
+    reveal,
+    rotation,
+    self_service
 );
 
 /// 2026-01-01T00:00:00Z, where every script begins.
@@ -101,6 +107,9 @@ impl goldenscript::Runner for Script {
             "find" => self.find(&mut args)?,
             "level" => self.apply(&mut args, "node/1", raise)?,
             "init" => self.apply(&mut args, "node/1", initialize)?,
+            "pending" => self.apply(&mut args, "importer/imp", pending)?,
+            "confirm" => self.apply(&mut args, "importer/imp", confirm)?,
+            "standing" => self.standing(&mut args)?,
             "policy" => self.apply(&mut args, "officer/olga", set_policy)?,
             "recover-cluster" => self.apply(&mut args, "node/1", recover_cluster)?,
             "remove" => self.apply(&mut args, "operator/ops1", remove)?,
@@ -139,15 +148,26 @@ impl Script {
             machine: optional(args, "machine")?,
             user: optional(args, "user")?,
             limit: optional(args, "limit")?.unwrap_or(0),
+            ..Default::default()
+        };
+        let query = match optional(args, "seen-by")? {
+            Some(user) => query.seen_by(user),
+            None => query,
         };
         let found = lookup::find(&self.state, &query)?;
         let mut text = String::new();
-        for lookup::FoundKey { key, users, rotation_owed_since } in found.keys {
+        for lookup::FoundKey { key, history, owes_since, users, rotation_owed_since } in found.keys {
             write!(text, "{} {} {} {} {}", key.id, key.machine, key.volume, key.kind, key.state)?;
             let users: Vec<String> = users.iter().map(ToString::to_string).collect();
             write!(text, " users={}", users.join(","))?;
             if let Some(since) = rotation_owed_since {
                 write!(text, " rotation-owed-since={since}")?;
+            }
+            if let Some(since) = owes_since.filter(|since| Some(*since) != rotation_owed_since) {
+                write!(text, " owes-since={since}")?;
+            }
+            if let Some(at) = history.retired_at {
+                write!(text, " retired-at={at} replaced-by={}", or_none(history.replaced_by))?;
             }
             writeln!(text)?;
         }
@@ -155,6 +175,17 @@ impl Script {
             writeln!(text, "truncated")?;
         }
         Ok(if text.is_empty() { "nothing".to_owned() } else { text })
+    }
+
+    fn standing(&self, args: &mut ArgumentConsumer<'_>) -> Outcome {
+        let id = required(args, "machine")?;
+        let Some(machine) = lookup::machine(&self.state, &id)? else { return Ok("no machine".to_owned()) };
+        let standing = rotation::standing(&self.state, &machine)?;
+        let mut text = format!("owed since {}\n", or_none(standing.owed_since));
+        for (key, owes) in standing.keys {
+            writeln!(text, "{} {} {} {} owes={}", key.id, key.volume, key.kind, key.state, or_none(owes))?;
+        }
+        Ok(text)
     }
 
     fn audit(&self) -> Outcome {
@@ -188,6 +219,14 @@ impl Script {
                 }
                 AuditEvent::ApprovalUsed { approval, granted_by } => {
                     writeln!(text, "approval-used {approval} granted-by={granted_by}")?;
+                }
+                AuditEvent::KeyConfirmed { key_id, machine, replaced, rotation_owed_since } => {
+                    writeln!(
+                        text,
+                        "key-confirmed key={key_id} machine={machine} replaced={} owed-since={}",
+                        ids(&replaced),
+                        or_none(rotation_owed_since),
+                    )?;
                 }
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
@@ -252,6 +291,20 @@ fn escrow(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
         sealed_package: optional(args, "package")?.map(sealed),
         fingerprint: Fingerprint(fingerprint),
         user: optional(args, "user")?,
+    }))
+}
+
+fn pending(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
+    match escrow(args, drawn)? {
+        Action::Escrow(escrow) => Ok(Action::EscrowPending(escrow)),
+        other => Ok(other),
+    }
+}
+
+fn confirm(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::ConfirmKey(ConfirmKey {
+        machine: required(args, "machine")?,
+        key_id: KeyId(id(args, "key")?.ok_or("key= is missing")?),
     }))
 }
 
@@ -340,6 +393,13 @@ fn describe(reply: &Reply) -> String {
             format!("needs approval {} until {}", asked.approval, asked.expires_at)
         }
         Reply::ApprovalDecided => "decided".to_owned(),
+        Reply::KeyConfirmed(confirmed) => format!(
+            "confirmed key={} {} replaced={} owed-since={}",
+            confirmed.key_id,
+            confirmed.state,
+            ids(&confirmed.replaced),
+            or_none(confirmed.rotation_owed_since)
+        ),
         Reply::Refused(refusal) => {
             let kind = format!("{refusal:?}");
             format!("refused, {}: {refusal}", kind.split('(').next().unwrap())
@@ -372,6 +432,11 @@ fn id(args: &mut ArgumentConsumer<'_>, key: &str) -> Outcome<Option<Uuid>> {
     let Some(digits) = args.take_key(key) else { return Ok(None) };
     let digits: String = digits.chars().filter(|c| *c != '-').cycle().take(32).collect();
     Ok(Some(digits.parse()?))
+}
+
+fn ids(ids: &[KeyId]) -> String {
+    let ids: Vec<String> = ids.iter().map(|id| id.to_string()[..8].to_owned()).collect();
+    if ids.is_empty() { "none".to_owned() } else { ids.join(",") }
 }
 
 fn or_none(value: Option<impl Display>) -> String {

@@ -14,6 +14,7 @@
 //! | [`features`] | which commands every member can apply |
 //! | [`policy`] | which role may ask for what, and the policy of reveals |
 //! | [`disclosure`] | who may see a key: the rules of a reveal |
+//! | [`rotation`] | which keys owe a rotation, and which wait to be confirmed |
 //! | [`state`] | the tables, as apply and lookups see them |
 //! | [`rows`] | in which table and under which key each record lives |
 //! | [`apply`] | what a command does to the state |
@@ -34,6 +35,7 @@ pub mod lookup;
 pub mod memory;
 pub mod policy;
 pub mod records;
+pub mod rotation;
 pub mod rows;
 pub mod secrets;
 pub mod state;

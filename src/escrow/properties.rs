@@ -7,19 +7,19 @@ use proptest::prelude::*;
 use super::apply::apply;
 use super::audit::{ChainHead, verify};
 use super::command::{Action, Command, Reply};
-use super::ids::Role;
+use super::ids::{KeyId, Role};
 use super::lookup;
 use super::memory::Memory;
 use super::policy::{self, Operation};
 use super::records::{
-    Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyState,
-    KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, RevealTally,
+    Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyHistory,
+    KeyRecord, KeyState, KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, RevealTally,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 16] = [
+const TABLES: [Table; 17] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -36,6 +36,7 @@ const TABLES: [Table; 16] = [
     Table::Policy,
     Table::RevealTally,
     Table::Approval,
+    Table::KeyHistory,
 ];
 
 /// Applies `commands` as the entries from `index` on.
@@ -48,6 +49,24 @@ fn play(state: &mut Memory, index: u64, commands: &[Command]) -> Vec<Reply> {
 
 fn counts(state: &Memory) -> Vec<usize> {
     TABLES.map(|table| state.count(table)).to_vec()
+}
+
+/// Whether an action may take a key from one state to another.
+fn may_follow(old: KeyState, new: KeyState, action: &Action, key: KeyId) -> bool {
+    use KeyState::{Active, Disclosed, Pending, Retired};
+    match (old, new) {
+        (old, new) if old == new => true,
+        (Active, Disclosed) => matches!(action, Action::Reveal(reveal) if reveal.key_id == key),
+        (Pending | Retired, Active | Disclosed) => {
+            matches!(action, Action::ConfirmKey(confirm) if confirm.key_id == key)
+        }
+        (Pending | Active | Disclosed, Retired) => match action {
+            Action::ConfirmKey(confirm) => confirm.key_id != key,
+            Action::EscrowPending(_) => old == Pending,
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 /// A reply but for the mark that a key had been kept before.
@@ -108,12 +127,11 @@ proptest! {
         let mut state = Memory::new();
         let mut before: Vec<KeyRecord> = Vec::new();
         for (index, command) in (1..).zip(&commands) {
-            let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
+            play(&mut state, index, std::slice::from_ref(command));
             for old in before {
                 let new = lookup::key(&state, old.id).unwrap().unwrap();
-                let disclosed = matches!(&reply, Reply::Revealed(shown) if shown.key_id == old.id);
-                let expected = if disclosed { KeyState::Disclosed } else { old.state };
-                prop_assert_eq!(new, KeyRecord { state: expected, ..old });
+                prop_assert!(may_follow(old.state, new.state, &command.action, old.id), "{:?}", command.action);
+                prop_assert_eq!(&new, &KeyRecord { state: new.state, ..old });
             }
             before = state.all().unwrap();
         }
@@ -124,7 +142,11 @@ proptest! {
         let mut state = Memory::new();
         let replies = play(&mut state, 1, &commands);
         for (command, reply) in commands.iter().zip(replies) {
-            let (Action::Escrow(asked), Reply::Escrowed(kept)) = (&command.action, reply) else { continue };
+            let (Action::Escrow(asked) | Action::EscrowPending(asked), Reply::Escrowed(kept)) =
+                (&command.action, reply)
+            else {
+                continue;
+            };
             let key = lookup::key(&state, kept.key_id).unwrap().unwrap();
             prop_assert_eq!(
                 (&key.machine, &key.volume, key.kind, key.fingerprint),
@@ -155,8 +177,12 @@ proptest! {
             prop_assert!(policy::allows(command.by.role, Operation::Recover));
             let key = lookup::key(&state, asked.key_id).unwrap().unwrap();
             let machine = lookup::machine(&state, &key.machine).unwrap().unwrap();
-            prop_assert_eq!(key.state, KeyState::Disclosed);
-            prop_assert!(machine.rotation_owed_since.is_some_and(|since| since <= shown.at));
+            let history = lookup::history(&state, key.id).unwrap();
+            prop_assert!(key.state != KeyState::Active);
+            prop_assert!(key.state == KeyState::Disclosed || history.disclosed_at.is_some());
+            if history.replaced_by.is_none() {
+                prop_assert!(machine.rotation_owed_since.is_some_and(|since| since <= shown.at));
+            }
             if command.by.role == Role::Helpdesk {
                 prop_assert!(machine.users.contains(asked.user.as_ref().unwrap()));
             }
@@ -226,7 +252,7 @@ proptest! {
         prop_assert!(survive_encoding::<AuditRecord>(&state) && survive_encoding::<RequestRow>(&state));
         prop_assert!(survive_encoding::<RequestSlot>(&state) && survive_encoding::<DepartedNode>(&state));
         prop_assert!(survive_encoding::<PolicyRecord>(&state) && survive_encoding::<RevealTally>(&state));
-        prop_assert!(survive_encoding::<Approval>(&state));
+        prop_assert!(survive_encoding::<Approval>(&state) && survive_encoding::<KeyHistory>(&state));
         prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
     }
 }

@@ -46,6 +46,8 @@ pub enum Table {
     RevealTally = 15,
     /// Key id (16 bytes), person: reveals that a second person must approve.
     Approval = 16,
+    /// Key id (16 bytes): what became of a key.
+    KeyHistory = 18,
 }
 
 /// A type of row.

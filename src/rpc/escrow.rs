@@ -8,7 +8,9 @@ use crate::escrow::ids::KeyId;
 use crate::escrow::policy::{self, Operation};
 use crate::metrics::EscrowOutcome;
 use crate::proto::escrow_service_server::EscrowService;
-use crate::proto::{EscrowRequest, EscrowResponse};
+use crate::proto::{
+    ConfirmKeyRequest, ConfirmKeyResponse, EscrowRequest, EscrowResponse, RotationRequest, RotationResponse,
+};
 use crate::raft::NodeError;
 use crate::seal::receipt::Receipt;
 use crate::seal::{Part, SealContext};
@@ -21,6 +23,20 @@ impl EscrowService for Context {
         let answer = self.keep(request).await;
         self.node.options().metrics.escrows.count(outcome(&answer));
         answer.map(|receipt| Response::new(EscrowResponse { receipt: Some(receipt) }))
+    }
+
+    async fn rotation(
+        &self,
+        request: Request<RotationRequest>,
+    ) -> Result<Response<RotationResponse>, Status> {
+        self.standing(request).await.map(Response::new)
+    }
+
+    async fn confirm_key(
+        &self,
+        request: Request<ConfirmKeyRequest>,
+    ) -> Result<Response<ConfirmKeyResponse>, Status> {
+        self.confirm(request).await.map(Response::new)
     }
 }
 
@@ -50,8 +66,9 @@ impl Context {
                 caller.identity.role, caller.identity.name, wanted.machine
             )));
         }
-        let request = wanted.request;
-        let action = Action::Escrow(self.seal(wanted)?);
+        let (request, is_pending) = (wanted.request, wanted.pending);
+        let escrow = self.seal(wanted)?;
+        let action = if is_pending { Action::EscrowPending(escrow) } else { Action::Escrow(escrow) };
         let command = Command { request, at: now(), by: caller.identity, source: caller.source, action };
         match self.node.propose(&command).await?.reply {
             Reply::Escrowed(escrowed) => {

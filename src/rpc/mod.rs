@@ -9,6 +9,7 @@ pub mod guard;
 pub mod health;
 pub mod peer;
 pub mod recovery;
+mod rotation;
 pub mod status;
 pub mod wire;
 

@@ -32,9 +32,13 @@ const NONCE_BYTES: usize = 32;
 #[tonic::async_trait]
 impl RecoveryService for Context {
     async fn find(&self, request: Request<FindRequest>) -> Result<Response<FindResponse>, Status> {
-        self.admit(&request, Operation::Find)?;
+        let caller = self.admit(&request, Operation::Find)?;
         let request = request.into_inner();
         let query = wire::query(&request)?;
+        let query = match caller.identity.user() {
+            Some(user) => query.seen_by(user),
+            None => query,
+        };
         let quorum = wire::wants_quorum(request.consistency)?;
         if quorum {
             let index = self.node.read_index().await.map_err(status::shared)?;
@@ -244,7 +248,7 @@ impl Context {
 }
 
 /// Runs what reads the store, or opens the keyring, where it holds up nobody else.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
 ) -> Result<T, NodeError> {
     let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());

@@ -32,6 +32,8 @@ pub struct EscrowRequest {
     pub package: Option<Secret>,
     /// A user of the machine, if named.
     pub user: Option<UserName>,
+    /// The device is about to use it.
+    pub pending: bool,
 }
 
 impl TryFrom<proto::EscrowRequest> for EscrowRequest {
@@ -54,6 +56,7 @@ impl TryFrom<proto::EscrowRequest> for EscrowRequest {
             secret: secrets::canonical(kind, &secret)?,
             package,
             user: optional(&message.user, str::parse)?,
+            pending: message.pending,
         })
     }
 }
@@ -93,6 +96,7 @@ pub fn query(message: &proto::FindRequest) -> Result<Query, Invalid> {
         machine: optional(&message.machine, str::parse)?,
         user: optional(&message.user, str::parse)?,
         limit: message.limit as usize,
+        seen_by: None,
     })
 }
 
@@ -193,7 +197,7 @@ pub fn freshness(node: &raft::Node, consistency: &str) -> proto::Freshness {
 
 /// A key as it is listed: never its secret.
 pub fn key(found: FoundKey) -> proto::Key {
-    let FoundKey { key, users, rotation_owed_since } = found;
+    let FoundKey { key, history, owes_since, users, rotation_owed_since } = found;
     proto::Key {
         key_id: key.id.to_string(),
         machine: key.machine.to_string(),
@@ -206,6 +210,9 @@ pub fn key(found: FoundKey) -> proto::Key {
         users: users.iter().map(ToString::to_string).collect(),
         index: key.position.index,
         rotation_owed_since_ms: rotation_owed_since.map(|since| since.0),
+        owes_since_ms: owes_since.map(|since| since.0),
+        retired_at_ms: history.retired_at.map(|at| at.0),
+        replaced_by: history.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 

@@ -3,8 +3,11 @@
 //! Nothing that is kept is overwritten. An escrow of the same key again is answered from what is stored; an escrow
 //! that contradicts it is refused and leaves an audit record, because either a device or an importer is wrong about
 //! a key somebody may need.
+//!
+//! What a device is about to use is kept as pending beside the key in use. An escrow of a key that is kept already, in
+//! whatever state, changes no state: only the device's confirmation does (`rotation.rs`).
 
-use super::{Halt, Turn, requests};
+use super::{Halt, Turn, requests, rotation};
 use crate::escrow::command::{Escrow, Escrowed, Refusal, Reply};
 use crate::escrow::ids::{Invalid, UserName};
 use crate::escrow::policy::may_escrow;
@@ -18,7 +21,12 @@ use crate::escrow::state::{State, StateError};
 /// Most bytes that sealing adds to a secret: the tag, and room for a header or for padding.
 pub const SEALED_OVERHEAD_MAX_BYTES: usize = 64;
 
-pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, escrow: &Escrow) -> Result<Reply, Halt> {
+/// Keeps a key in `state`: active or pending.
+pub(super) fn apply<S: State>(
+    turn: &mut Turn<'_, S>,
+    escrow: &Escrow,
+    state: KeyState,
+) -> Result<Reply, Halt> {
     if !may_escrow(turn.by(), &escrow.machine) {
         let why = format!("{} may not escrow keys of machine {}", turn.by(), escrow.machine);
         return Err(Refusal::Denied(why).into());
@@ -50,11 +58,19 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, escrow: &Escrow) -> Result
         let why = format!("machine {} has {KEYS_PER_MACHINE_MAX} keys, which is the most", escrow.machine);
         return Err(Refusal::Conflict(why).into());
     }
-    Ok(keep(turn, machine, escrow))
+    if state == KeyState::Pending {
+        rotation::displace(turn, &keys, escrow)?;
+    }
+    Ok(keep(turn, machine, escrow, state))
 }
 
 /// Writes a new key and everything it is found by.
-fn keep<S: State>(turn: &mut Turn<'_, S>, machine: Option<MachineRecord>, escrow: &Escrow) -> Reply {
+fn keep<S: State>(
+    turn: &mut Turn<'_, S>,
+    machine: Option<MachineRecord>,
+    escrow: &Escrow,
+    state: KeyState,
+) -> Reply {
     let key = KeyRecord {
         id: escrow.key_id,
         machine: escrow.machine.clone(),
@@ -63,7 +79,7 @@ fn keep<S: State>(turn: &mut Turn<'_, S>, machine: Option<MachineRecord>, escrow
         sealed: escrow.sealed.clone(),
         sealed_package: escrow.sealed_package.clone(),
         fingerprint: escrow.fingerprint,
-        state: KeyState::Active,
+        state,
         escrowed_at: turn.at,
         escrowed_by: turn.by().clone(),
         position: turn.position,
@@ -158,7 +174,7 @@ fn same_key<S: State>(
 }
 
 /// Notes that a machine was heard of, and who was seen on it.
-fn contact<S: State>(turn: &mut Turn<'_, S>, mut machine: MachineRecord, user: Option<&UserName>) {
+pub(super) fn contact<S: State>(turn: &mut Turn<'_, S>, mut machine: MachineRecord, user: Option<&UserName>) {
     machine.last_contact = turn.at;
     if let Some(user) = user {
         machine.users.retain(|known| known != user);

@@ -18,11 +18,12 @@ mod recover_cluster;
 mod remove;
 mod requests;
 mod reveal;
+mod rotation;
 
 use super::audit::ChainHead;
 use super::command::{Action, Command, Refusal, Reply};
 use super::ids::{Identity, Invalid, Timestamp};
-use super::records::{AuditEvent, AuditRecord, ClusterRecord, LogPosition};
+use super::records::{AuditEvent, AuditRecord, ClusterRecord, KeyState, LogPosition};
 use super::rows::{Heads, ONLY_ROW};
 use super::state::{Row, State, StateError};
 
@@ -96,7 +97,8 @@ impl<'a, S: State> Turn<'a, S> {
         let command = self.command;
         match &command.action {
             Action::Initialize(initialize) => initialize::apply(self, cluster, initialize),
-            Action::Escrow(escrow) => escrow::apply(self, escrow),
+            Action::Escrow(escrow) => escrow::apply(self, escrow, KeyState::Active),
+            Action::EscrowPending(escrow) => escrow::apply(self, escrow, KeyState::Pending),
             Action::Reveal(reveal) => reveal::apply(self, reveal),
             Action::AdmitNode(admit) => admit::apply(self, admit),
             Action::RaiseFeatureLevel(raise) => feature_level::apply(self, raise),
@@ -104,6 +106,7 @@ impl<'a, S: State> Turn<'a, S> {
             Action::RemoveNode(remove) => remove::apply(self, remove),
             Action::SetPolicy(set) => policy::apply(self, set),
             Action::DecideApproval(decide) => approval::apply(self, decide),
+            Action::ConfirmKey(confirm) => rotation::apply(self, confirm),
         }
     }
 

@@ -47,10 +47,11 @@ fn digest(command: &Command) -> [u8; 32] {
     let canonical = Canonical::new(REQUEST_LABEL).text(&command.by.to_string());
     let canonical = match &command.action {
         Action::Initialize(initialize) => canonical.number(1).bytes(initialize.cluster.0.as_bytes()),
-        Action::Escrow(escrow) => {
+        Action::Escrow(escrow) | Action::EscrowPending(escrow) => {
             let given = escrow.key_id_given.then(|| escrow.key_id.to_string());
+            let is_pending = matches!(command.action, Action::EscrowPending(_));
             canonical
-                .number(2)
+                .number(if is_pending { 11 } else { 2 })
                 .optional_text(given.as_deref())
                 .text(escrow.machine.as_str())
                 .text(escrow.volume.as_str())
@@ -84,6 +85,9 @@ fn digest(command: &Command) -> [u8; 32] {
             .text(&decide.person)
             .bytes(decide.approval.0.as_bytes())
             .number(u64::from(decide.granted)),
+        Action::ConfirmKey(confirm) => {
+            canonical.number(12).text(confirm.machine.as_str()).bytes(confirm.key_id.0.as_bytes())
+        }
     };
     canonical.sha256()
 }

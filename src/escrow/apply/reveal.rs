@@ -3,11 +3,11 @@
 //! Who may see a key is decided by the rules in [`disclosure`]. What is denied, must be approved or does not exist is on
 //! record too. Only a request that is not well formed, its reason included, leaves nothing.
 
-use super::{Halt, Turn, approval, requests};
+use super::{Halt, Turn, approval, requests, rotation};
 use crate::escrow::command::{ApprovalAsked, Reply, Reveal, Revealed};
 use crate::escrow::disclosure::{self, Asked, Decision, Granted, Grounds};
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::{Invalid, MachineId};
+use crate::escrow::ids::{Invalid, MachineId, Timestamp};
 use crate::escrow::lookup;
 use crate::escrow::policy::document::Policy;
 use crate::escrow::records::{AuditEvent, KeyRecord, KeyState, MachineRecord, RevealTally};
@@ -46,7 +46,9 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result
                 }
             }
             let audit_sequence = record(turn, reveal, reason, Some(key.machine.clone()), None);
-            disclose(turn, key, machine, audit_sequence)
+            let key_id = key.id;
+            disclose(turn, key, machine, turn.at)?;
+            Reply::Revealed(Revealed { key_id, audit_sequence, at: turn.at, position: turn.position })
         }
         Decision::NeedsApproval { waiting: Some(waiting), .. } => {
             Reply::ApprovalAsked(ApprovalAsked { approval: waiting.id, expires_at: waiting.expires_at })
@@ -83,22 +85,25 @@ fn record<S: State>(
     })
 }
 
-/// Notes that the key was seen by a person. Its device must replace it.
+/// Notes that the key was seen by a person at `shown_at`. Its device must replace it, unless it has: a key that was
+/// replaced opens nothing in use, and a debt for it could never be settled.
 fn disclose<S: State>(
     turn: &mut Turn<'_, S>,
     mut key: KeyRecord,
     mut machine: MachineRecord,
-    audit_sequence: u64,
-) -> Reply {
+    shown_at: Timestamp,
+) -> Result<(), StateError> {
+    rotation::note_disclosure(turn, &key, shown_at)?;
     if key.state == KeyState::Active {
         key.state = KeyState::Disclosed;
         turn.state.put(&key);
     }
-    if machine.rotation_owed_since.is_none() {
-        machine.rotation_owed_since = Some(turn.at);
+    let was_replaced = lookup::history(turn.state, key.id)?.replaced_by.is_some();
+    if machine.rotation_owed_since.is_none() && !was_replaced {
+        machine.rotation_owed_since = Some(shown_at);
         turn.state.put(&machine);
     }
-    Reply::Revealed(Revealed { key_id: key.id, audit_sequence, at: turn.at, position: turn.position })
+    Ok(())
 }
 
 /// The reason as it goes on record: without white space around it.

@@ -15,6 +15,12 @@ fn event(choice: u8, text: &str) -> AuditEvent {
     match choice % 4 + 4 * (choice / 128) {
         0 => AuditEvent::ClusterInitialized,
         1 => AuditEvent::EscrowConflict { key_id, machine: "PC-0001".parse().unwrap() },
+        2 if choice & 8 > 0 => AuditEvent::KeyConfirmed {
+            key_id,
+            machine: "PC-0001".parse().unwrap(),
+            replaced: vec![key_id; usize::from(choice / 16)],
+            rotation_owed_since: (choice & 16 > 0).then_some(Timestamp(3)),
+        },
         2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
         4 => AuditEvent::PolicySet { version: u64::from(choice), policy: text.to_owned() },
         5 => AuditEvent::ApprovalAsked {
@@ -113,6 +119,17 @@ fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                 }
                 AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted } => {
                     AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted: !granted }
+                }
+                AuditEvent::KeyConfirmed { key_id, machine, replaced, rotation_owed_since } => {
+                    AuditEvent::KeyConfirmed {
+                        key_id,
+                        machine,
+                        replaced,
+                        rotation_owed_since: match rotation_owed_since {
+                            Some(_) => None,
+                            None => Some(Timestamp(0)),
+                        },
+                    }
                 }
                 AuditEvent::ApprovalUsed { approval, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use crate::escrow::command::{
-    Action, AdmitNode, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, RecoverCluster,
-    RemoveNode, Reveal, SetPolicy,
+    Action, AdmitNode, Command, ConfirmKey, DecideApproval, Escrow, Initialize, RaiseFeatureLevel,
+    RecoverCluster, RemoveNode, Reveal, SetPolicy,
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
@@ -131,6 +131,20 @@ fn decide() -> impl Strategy<Value = Action> {
     })
 }
 
+fn pending() -> impl Strategy<Value = Action> {
+    escrow().prop_map(|action| match action {
+        Action::Escrow(escrow) => Action::EscrowPending(escrow),
+        other => other,
+    })
+}
+
+fn confirm() -> impl Strategy<Value = Action> {
+    (0..7_u128, 1..4_u8).prop_map(|(key, machine)| {
+        let machine = name("PC-", machine).parse().unwrap();
+        Action::ConfirmKey(ConfirmKey { machine, key_id: KeyId(Uuid::from_u128(key)) })
+    })
+}
+
 fn initialize(cluster: u128) -> Action {
     Action::Initialize(Initialize {
         cluster: ClusterId(Uuid::from_u128(cluster)),
@@ -151,6 +165,8 @@ fn command() -> impl Strategy<Value = Command> {
         1 => recover_cluster(),
         3 => set_policy(),
         3 => decide(),
+        4 => pending(),
+        6 => confirm(),
         1 => (1..3_u128).prop_map(initialize),
     ];
     let entitled = proptest::bool::weighted(0.75);
@@ -176,7 +192,7 @@ fn entitled_role(action: &Action, drawn: Role) -> Role {
     match action {
         Action::AdmitNode(_) | Action::Initialize(_) | Action::RemoveNode(_) => Role::Operator,
         Action::RaiseFeatureLevel(_) | Action::RecoverCluster(_) => Role::Node,
-        Action::Escrow(_) => Role::Importer,
+        Action::Escrow(_) | Action::EscrowPending(_) | Action::ConfirmKey(_) => Role::Importer,
         Action::Reveal(_) if drawn < Role::Importer => Role::Helpdesk,
         Action::Reveal(_) => Role::HelpdeskAdvanced,
         Action::SetPolicy(_) | Action::DecideApproval(_) => Role::Officer,
