@@ -51,6 +51,11 @@ impl fmt::Debug for RecoverResponse {
             escrowed_at_ms,
             audit_sequence,
             freshness,
+            users,
+            package: _,
+            receipt,
+            revealed_at_ms,
+            replaced_by,
         } = self;
         f.debug_struct("RecoverResponse")
             .field("secret", &REDACTED)
@@ -62,6 +67,11 @@ impl fmt::Debug for RecoverResponse {
             .field("escrowed_at_ms", escrowed_at_ms)
             .field("audit_sequence", audit_sequence)
             .field("freshness", freshness)
+            .field("users", users)
+            .field("package", &REDACTED)
+            .field("receipt", receipt)
+            .field("revealed_at_ms", revealed_at_ms)
+            .field("replaced_by", replaced_by)
             .finish()
     }
 }
@@ -84,6 +94,7 @@ mod tests {
         let response = RecoverResponse {
             machine: "PC-1".to_owned(),
             secret: hidden.clone(),
+            package: hidden.clone(),
             ..RecoverResponse::default()
         };
         for text in [format!("{request:?}"), format!("{response:?}")] {

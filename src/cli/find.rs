@@ -54,7 +54,14 @@ enum Consistency {
 
 /// The beginning of a key id: hexadecimal digits; hyphens and an opening brace do not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct KeyIdPrefix(String);
+pub(super) struct KeyIdPrefix(String);
+
+impl KeyIdPrefix {
+    /// Lower-case digits.
+    pub(super) fn digits(&self) -> &str {
+        &self.0
+    }
+}
 
 impl FromStr for KeyIdPrefix {
     type Err = Invalid;
@@ -115,6 +122,7 @@ pub(super) fn json_of(found: &proto::FindResponse) -> Value {
                 "rotation_owed_since": key.rotation_owed_since_ms.map(at),
                 "owes_since": key.owes_since_ms.map(at),
                 "retired_at": key.retired_at_ms.map(at),
+                "has_package": key.has_package,
                 "replaced_by": Some(&key.replaced_by).filter(|id| !id.is_empty()),
             })
         })

@@ -24,6 +24,7 @@ mod recover;
 mod recover_cluster;
 mod rotation;
 mod sample;
+mod secret_file;
 mod server;
 mod status;
 

@@ -38,6 +38,7 @@ use crate::proto::escrow_service_client::EscrowServiceClient;
 use crate::proto::recovery_service_client::RecoveryServiceClient;
 use crate::request_id::{REQUEST_ID_KEY, TraceId};
 use crate::seal::receipt::Receipt;
+use crate::seal::receipt::disclosure::DisclosureReceipt;
 use crate::secret::Secret;
 use crate::tls::Tls;
 
@@ -101,7 +102,11 @@ pub struct Deposit {
 pub struct Recovered {
     /// The secret.
     pub secret: Secret,
-    /// All the rest; its `secret` is empty.
+    /// The key package, if it was asked for and is kept.
+    pub package: Option<Secret>,
+    /// Proof that it was shown; a node of an older release gives none.
+    pub receipt: Option<DisclosureReceipt>,
+    /// All the rest; its `secret` and `package` are empty.
     pub details: proto::RecoverResponse,
 }
 
@@ -171,12 +176,27 @@ impl Client {
         reason: &str,
         user: Option<&UserName>,
     ) -> Result<Recovered, ClientError> {
+        self.recover_with(key_id, reason, user, false).await
+    }
+
+    /// As [`Client::recover`], and shows the key package beside the secret as well, if `package` is set and one is kept.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn recover_with(
+        &self,
+        key_id: KeyId,
+        reason: &str,
+        user: Option<&UserName>,
+        package: bool,
+    ) -> Result<Recovered, ClientError> {
         let trace = TraceId::draw();
         let request = proto::RecoverRequest {
             request_id: trace.to_string(),
             key_id: key_id.to_string(),
             reason: reason.to_owned(),
             user: user.map(ToString::to_string).unwrap_or_default(),
+            package,
         };
         let mut details = self
             .pool
@@ -186,7 +206,10 @@ impl Client {
             })
             .await?;
         let secret = Secret::new(std::mem::take(&mut details.secret));
-        Ok(Recovered { secret, details })
+        let package = Secret::new(std::mem::take(&mut details.package));
+        let package = Some(package).filter(|package| !package.expose().is_empty());
+        let receipt = details.receipt.take().and_then(receipt::disclosure);
+        Ok(Recovered { secret, package, receipt, details })
     }
 
     /// Challenges every member: does it hold this key, and can it open it?

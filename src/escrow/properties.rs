@@ -1,6 +1,7 @@
 //! What must hold for any sequence of commands.
 
 mod commands;
+mod rotation;
 
 use proptest::prelude::*;
 

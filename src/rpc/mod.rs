@@ -4,6 +4,7 @@
 //! name; what goes wrong becomes a gRPC status in [`status`], and nowhere else.
 
 pub mod cluster;
+mod disclosure;
 pub mod escrow;
 pub mod guard;
 pub mod health;

@@ -21,6 +21,7 @@ use crate::raft::NodeError;
 use crate::seal::{Keyring, Part, SealContext};
 use crate::secret::Secret;
 
+use super::disclosure::{self, Beside, Shown};
 use super::escrow::unexpected;
 use super::{Context, now, status, wire};
 
@@ -109,7 +110,9 @@ impl Context {
     /// Puts a reveal on record and shows the key.
     async fn reveal(&self, request: Request<RecoverRequest>) -> Result<RecoverResponse, Status> {
         let caller = self.admit(&request, Operation::Recover)?;
-        let wire::RecoverRequest { request, key_id, reason, user } = request.into_inner().try_into()?;
+        let wire::RecoverRequest { request, key_id, reason, user, package } =
+            request.into_inner().try_into()?;
+        let (to, for_user, why) = (caller.identity.clone(), user.clone(), reason.clone());
         let command = Command {
             request,
             at: now(),
@@ -122,19 +125,29 @@ impl Context {
             Reply::Refused(refusal) => return Err(refusal.into()),
             other => return Err(unexpected(&other)),
         };
-        let shown = self.show(&revealed).await?;
+        let shown = Shown {
+            to,
+            user: for_user,
+            reason: why,
+            wants_package: package,
+            at: revealed.at,
+            position: revealed.position,
+            audit_sequence: Some(revealed.audit_sequence),
+        };
+        let shown = self.show(&revealed, &shown).await?;
         tracing::info!(key_id = %revealed.key_id, audit_sequence = revealed.audit_sequence, "revealed");
         Ok(shown)
     }
 
     /// Opens a key whose reveal is on record, from this replica.
-    async fn show(&self, revealed: &Revealed) -> Result<RecoverResponse, Status> {
+    async fn show(&self, revealed: &Revealed, shown: &Shown) -> Result<RecoverResponse, Status> {
         self.node.wait_applied(revealed.position.index).await?;
         let freshness = wire::freshness(&self.node, "quorum");
-        let Opened { key, secret, .. } = self
+        let Opened { key, secret, keyring } = self
             .open(revealed.key_id)
             .await?
             .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
+        let Beside { users, history, package, receipt } = self.beside(&key, &keyring, shown).await?;
         Ok(RecoverResponse {
             secret: secret.expose().to_vec(),
             key_id: key.id.to_string(),
@@ -145,6 +158,11 @@ impl Context {
             escrowed_at_ms: key.escrowed_at.0,
             audit_sequence: revealed.audit_sequence,
             freshness: Some(freshness),
+            users: users.iter().map(ToString::to_string).collect(),
+            package: package.map(|package| package.expose().to_vec()).unwrap_or_default(),
+            receipt: Some(disclosure::receipt(receipt)),
+            revealed_at_ms: shown.at.0,
+            replaced_by: history.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
         })
     }
 

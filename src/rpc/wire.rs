@@ -71,6 +71,8 @@ pub struct RecoverRequest {
     pub reason: String,
     /// For whom, if named.
     pub user: Option<UserName>,
+    /// Whether the key package is wanted as well.
+    pub package: bool,
 }
 
 impl TryFrom<proto::RecoverRequest> for RecoverRequest {
@@ -82,6 +84,7 @@ impl TryFrom<proto::RecoverRequest> for RecoverRequest {
             key_id: message.key_id.parse()?,
             reason: check_reason(&message.reason)?.to_owned(),
             user: optional(&message.user, str::parse)?,
+            package: message.package,
         })
     }
 }
@@ -212,6 +215,7 @@ pub fn key(found: FoundKey) -> proto::Key {
         rotation_owed_since_ms: rotation_owed_since.map(|since| since.0),
         owes_since_ms: owes_since.map(|since| since.0),
         retired_at_ms: history.retired_at.map(|at| at.0),
+        has_package: key.sealed_package.is_some(),
         replaced_by: history.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
     }
 }

@@ -145,7 +145,7 @@ fn confirm() -> impl Strategy<Value = Action> {
     })
 }
 
-fn initialize(cluster: u128) -> Action {
+pub(super) fn initialize(cluster: u128) -> Action {
     Action::Initialize(Initialize {
         cluster: ClusterId(Uuid::from_u128(cluster)),
         name: "acme".parse().unwrap(),
