@@ -198,7 +198,7 @@ async fn the_desk_finds_by_the_first_digits_and_gets_key_package_and_receipt() {
     let verify = |file: &PathBuf| {
         let arguments =
             ["receipt", "verify", file.to_str().expect("text"), "--ca", ca.to_str().expect("text")];
-        test.strongroom("auditor", &[], &arguments)
+        test.strongroom("auditor", &ALL, &arguments)
     };
     let verified = json(&verify(&receipt_out));
     assert_eq!(verified["receipt"], document["receipt"]);

@@ -22,7 +22,7 @@ use crate::secret::Secret;
 pub(super) struct RecoverCommand {
     /// The id of the key, as `find` shows it. Its first 8 digits or more list the keys that begin so; nothing is shown.
     #[arg(value_name = "KEY_ID")]
-    key: KeyReference,
+    key_id: KeyReference,
     /// Why it is needed; kept in the audit trail.
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: String,
@@ -48,12 +48,21 @@ impl FromStr for KeyReference {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let whole: Result<KeyId, Invalid> = text.parse();
-        match whole {
-            Ok(id) => Ok(Self::Whole(id)),
-            Err(_) => text.parse().map(Self::Beginning),
+        if let Ok(id) = whole {
+            return Ok(Self::Whole(id));
         }
+        // A part of a recovery password, typed here by mistake, is digits with hyphens as well: it goes no further.
+        let digits = text.strip_prefix('{').unwrap_or(text);
+        let mut hyphens = digits.match_indices('-');
+        let beginning =
+            if hyphens.all(|(place, _)| HYPHENS.contains(&place)) { text.parse().ok() } else { None };
+        let expected = "a UUID, or its first 8 digits or more";
+        beginning.map(Self::Beginning).ok_or_else(|| Invalid::new("key_id", expected))
     }
 }
+
+/// Where the hyphens of a UUID stand.
+const HYPHENS: [usize; 4] = [8, 13, 18, 23];
 
 fn reason(text: &str) -> Result<String, String> {
     let trimmed = text.trim();
@@ -63,7 +72,7 @@ fn reason(text: &str) -> Result<String, String> {
 impl RecoverCommand {
     pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
         let client = global.client()?;
-        let key_id = match &self.key {
+        let key_id = match &self.key_id {
             KeyReference::Whole(id) => *id,
             KeyReference::Beginning(prefix) => return Err(list(&client, prefix, printer).await?),
         };
@@ -268,7 +277,7 @@ mod tests {
         }
         assert!(matches!("B0B1C2D3".parse().unwrap(), KeyReference::Beginning(_)));
         assert!(matches!("b0b1c2d3-0000-4".parse().unwrap(), KeyReference::Beginning(_)));
-        for bad in ["b0b1c2d", "hunter22", "", &format!("{whole}0")] {
+        for bad in ["b0b1c2d", "hunter22", "111111-222222-333333", "", &format!("{whole}0")] {
             assert_eq!(bad.parse::<KeyReference>().unwrap_err().field, "key_id", "{bad}");
         }
     }
