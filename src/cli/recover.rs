@@ -308,6 +308,25 @@ mod tests {
     }
 
     #[test]
+    fn a_package_goes_to_its_file_whether_it_is_kept_beside_a_key_or_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, kind: SecretKind, secret: &str, package: Option<Vec<u8>>| {
+            let path = dir.path().join(name);
+            let details = proto::RecoverResponse { kind: kind.to_string(), ..Default::default() };
+            let secret = Secret::from(secret.to_owned());
+            let recovered = Recovered { secret, package: package.map(Secret::new), receipt: None, details };
+            let written = write_package(SecretFile::prepare(path.clone()).unwrap(), &recovered);
+            written.map(|()| std::fs::read(path).unwrap())
+        };
+        let password = SecretKind::BitlockerPassword;
+        assert_eq!(write("beside", password, "000000", Some(vec![7, 0, 255])).unwrap(), [7, 0, 255]);
+        assert_eq!(write("itself", SecretKind::BitlockerPackage, "BwD/", None).unwrap(), [7, 0, 255]);
+        let none = write("none", password, "000000", None).unwrap_err();
+        assert_eq!(none.exit, Exit::NotFound);
+        assert!(!dir.path().join("none").exists());
+    }
+
+    #[test]
     fn a_blank_reason_is_no_reason() {
         assert!(reason(" \t").is_err());
         assert_eq!(reason(" locked out ").unwrap(), "locked out");
