@@ -24,7 +24,7 @@ const REDACTED: &str = "redacted";
 
 impl fmt::Debug for EscrowRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { request_id, machine, volume, kind, key_id, secret: _, package: _, user } = self;
+        let Self { request_id, machine, volume, kind, key_id, secret: _, package: _, user, pending } = self;
         f.debug_struct("EscrowRequest")
             .field("request_id", request_id)
             .field("machine", machine)
@@ -34,6 +34,7 @@ impl fmt::Debug for EscrowRequest {
             .field("secret", &REDACTED)
             .field("package", &REDACTED)
             .field("user", user)
+            .field("pending", pending)
             .finish()
     }
 }
@@ -52,6 +53,11 @@ impl fmt::Debug for RecoverResponse {
             freshness,
             journal,
             journal_sequence,
+            users,
+            package: _,
+            receipt,
+            revealed_at_ms,
+            replaced_by,
         } = self;
         f.debug_struct("RecoverResponse")
             .field("secret", &REDACTED)
@@ -65,6 +71,11 @@ impl fmt::Debug for RecoverResponse {
             .field("freshness", freshness)
             .field("journal", journal)
             .field("journal_sequence", journal_sequence)
+            .field("users", users)
+            .field("package", &REDACTED)
+            .field("receipt", receipt)
+            .field("revealed_at_ms", revealed_at_ms)
+            .field("replaced_by", replaced_by)
             .finish()
     }
 }
@@ -87,6 +98,7 @@ mod tests {
         let response = RecoverResponse {
             machine: "PC-1".to_owned(),
             secret: hidden.clone(),
+            package: hidden.clone(),
             ..RecoverResponse::default()
         };
         for text in [format!("{request:?}"), format!("{response:?}")] {

@@ -189,6 +189,7 @@ async fn bad_requests(test: &TestCluster) {
         key_id: UNKNOWN_KEY.to_owned(),
         reason: "why".to_owned(),
         user: String::new(),
+        ..RecoverRequest::default()
     };
     for (field, request) in [
         ("request_id", RecoverRequest { request_id: "0".to_owned(), ..good.clone() }),

@@ -185,7 +185,16 @@ impl Operation {
                     .map_err(|_| Failure::new(Exit::Failed, "the system gives no randomness"))?;
                 let machine = format!("bench-{run}-{number}-{count}").parse()?;
                 let (volume, key_id) = ("C:".parse()?, Some(KeyId(Uuid::new_v4())));
-                let deposit = Deposit { machine, volume, kind, key_id, secret, package: None, user: None };
+                let deposit = Deposit {
+                    machine,
+                    volume,
+                    kind,
+                    key_id,
+                    secret,
+                    package: None,
+                    user: None,
+                    pending: false,
+                };
                 client.escrow(&deposit).await?;
             }
             Self::Recover { key_ids } => {

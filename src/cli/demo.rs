@@ -197,7 +197,8 @@ impl Demo {
     ) -> Result<String, Broken> {
         let secret = sample::secret(kind).map_err(|error| Broken::Other(error.to_string()))?;
         let (machine, volume, user) = (machine.parse()?, volume.parse()?, Some(USER.parse()?));
-        let deposit = Deposit { machine, volume, kind, key_id: None, secret, package: None, user };
+        let deposit =
+            Deposit { machine, volume, kind, key_id: None, secret, package: None, user, pending: false };
         let receipt = self.cluster.client("importer", nodes)?.escrow(&deposit).await?;
         self.verify(&receipt)?;
         expect(!receipt.already_escrowed, "a new key is not there before")?;

@@ -28,6 +28,9 @@ pub(super) struct EscrowCommand {
     /// A user of the machine.
     #[arg(long, value_name = r"DOMAIN\NAME")]
     user: Option<UserName>,
+    /// The device is about to use it: keep it beside the key in use until `rotation confirm`.
+    #[arg(long)]
+    pending: bool,
     /// Read the secret from this file instead of standard input.
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -63,7 +66,7 @@ impl EscrowCommand {
             secrets::package(package.expose())?;
         }
         let secret = secrets::canonical(self.kind, &input::secret(self.secret_file.as_deref())?)?;
-        let Self { machine, volume, kind, key_id, user, .. } = self;
-        Ok(Deposit { machine, volume, kind, key_id, secret, package, user })
+        let Self { machine, volume, kind, key_id, user, pending, .. } = self;
+        Ok(Deposit { machine, volume, kind, key_id, secret, package, user, pending })
     }
 }

@@ -1,5 +1,6 @@
 //! `strongroom find`: look keys up. Never shows a secret.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use clap::{ArgGroup, Args, ValueEnum};
@@ -15,6 +16,8 @@ use crate::proto;
 const PREFIX_MIN_DIGITS: usize = 8;
 /// Digits of a whole key id.
 const KEY_ID_DIGITS: usize = 32;
+/// Columns that a listing keeps to.
+const TERMINAL_COLUMNS: usize = 80;
 /// Most keys of one answer.
 const LIMIT_MAX: i64 = 1_000;
 
@@ -52,7 +55,14 @@ pub(super) enum Consistency {
 
 /// The beginning of a key id: hexadecimal digits; hyphens and an opening brace do not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct KeyIdPrefix(String);
+pub(super) struct KeyIdPrefix(String);
+
+impl KeyIdPrefix {
+    /// Lower-case digits.
+    pub(super) fn digits(&self) -> &str {
+        &self.0
+    }
+}
 
 impl FromStr for KeyIdPrefix {
     type Err = Invalid;
@@ -97,7 +107,8 @@ impl FindCommand {
     }
 }
 
-fn json_of(found: &proto::FindResponse) -> Value {
+/// Keys for programs; never a secret.
+pub(super) fn json_of(found: &proto::FindResponse) -> Value {
     let at = |ms: u64| Timestamp(ms).to_string();
     let keys: Vec<Value> = found
         .keys
@@ -115,36 +126,68 @@ fn json_of(found: &proto::FindResponse) -> Value {
                 "users": key.users,
                 "index": key.index,
                 "rotation_owed_since": key.rotation_owed_since_ms.map(at),
+                "owes_since": key.owes_since_ms.map(at),
+                "retired_at": key.retired_at_ms.map(at),
+                "has_package": key.has_package,
+                "replaced_by": Some(&key.replaced_by).filter(|id| !id.is_empty()),
             })
         })
         .collect();
     json!({ "keys": keys, "truncated": found.truncated, "freshness": freshness_json(found.freshness.as_ref()) })
 }
 
-fn text_of(found: &proto::FindResponse) -> String {
+/// Keys for people; never a secret.
+pub(super) fn text_of(found: &proto::FindResponse) -> String {
     let mut text = if found.keys.is_empty() { "no keys".to_owned() } else { table_of(&found.keys) };
+    for (machine, since) in owing(&found.keys) {
+        text.push_str(&format!("\n\n{machine} owes a rotation since {}", minute(since)));
+    }
     if found.truncated {
         text.push_str("\n\nthere are more keys: narrow the search or raise --limit");
     }
     format!("{text}\n\n{}", freshness_text(found.freshness.as_ref()))
 }
 
-/// Two lines a key, so that a whole key id and everything beside it fit in 80 columns.
+/// The machines that owe a rotation, each once, and since when.
+fn owing(keys: &[proto::Key]) -> BTreeMap<&str, u64> {
+    let owing = keys.iter().filter_map(|key| Some((key.machine.as_str(), key.rotation_owed_since_ms?)));
+    owing.collect()
+}
+
+/// A few lines a key, so that a whole key id and everything beside it fit in 80 columns; one below the other if names
+/// are too long even for that.
 fn table_of(keys: &[proto::Key]) -> String {
     let header = ["KEY ID, KIND", "MACHINE, VOLUME", "STATE, ESCROWED"];
-    let rows = keys
-        .iter()
-        .map(|key| {
-            let at = Timestamp(key.escrowed_at_ms).to_string();
-            let minute = at.get(..16).unwrap_or(&at).replace('T', " ");
-            vec![
-                format!("{}\n  {}", key.key_id, key.kind),
-                format!("{}\n  {}", key.machine, key.volume),
-                format!("{}\n  {minute}Z", key.state),
-            ]
-        })
-        .collect();
-    table(&header, &[], rows)
+    let cells = |key: &proto::Key| {
+        let mut id = format!("{}\n  {}", key.key_id, key.kind);
+        if let Some(successor) = succession(key) {
+            id.push_str(&format!("\n  {successor}"));
+        }
+        let place = format!("{}\n  {}", key.machine, key.volume);
+        vec![id, place, format!("{}\n  {}", key.state, minute(key.escrowed_at_ms))]
+    };
+    let text = table(&header, &[], keys.iter().map(cells).collect());
+    if text.lines().all(|line| line.chars().count() <= TERMINAL_COLUMNS) {
+        return text;
+    }
+    let stacked: Vec<String> =
+        keys.iter().map(|key| cells(key).join("\n").replace("\n  ", "\n").replace('\n', "\n  ")).collect();
+    stacked.join("\n\n")
+}
+
+/// What a key that is not used any more gave way to. The beginning of an id, as a locked screen shows it, finds it.
+fn succession(key: &proto::Key) -> Option<String> {
+    key.retired_at_ms?;
+    Some(match key.replaced_by.get(..PREFIX_MIN_DIGITS) {
+        Some(digits) => format!("old: replaced by {digits}…"),
+        None => "old: newer ones were escrowed".to_owned(),
+    })
+}
+
+/// A time to the minute.
+fn minute(ms: u64) -> String {
+    let at = Timestamp(ms).to_string();
+    format!("{}Z", at.get(..16).unwrap_or(&at).replace('T', " "))
 }
 
 #[cfg(test)]
@@ -164,7 +207,18 @@ mod tests {
             users: vec![r"CORP\user1".into()],
             index: 7,
             rotation_owed_since_ms: Some(1_700_000_000_000),
+            owes_since_ms: Some(1_700_000_000_000),
+            ..Default::default()
         };
+        let old = proto::Key {
+            key_id: "b0b1c2d3-0000-4000-8000-000000000002".into(),
+            state: "retired".into(),
+            owes_since_ms: None,
+            retired_at_ms: Some(1_700_000_001_000),
+            replaced_by: key.key_id.clone(),
+            ..key.clone()
+        };
+        let displaced = proto::Key { replaced_by: String::new(), ..old.clone() };
         let freshness = proto::Freshness {
             node: 2,
             consistency: "local".into(),
@@ -173,13 +227,28 @@ mod tests {
             leader_known: true,
             quorum_age_ms: Some(12),
         };
-        proto::FindResponse { keys: vec![key.clone(), key], truncated: true, freshness: Some(freshness) }
+        proto::FindResponse { keys: vec![key, old, displaced], truncated: true, freshness: Some(freshness) }
     }
 
     #[test]
     fn the_table_of_keys_fits_in_80_columns_and_shows_whole_key_ids() {
         let text = text_of(&found());
         assert!(text.contains("b0b1c2d3-0000-4000-8000-000000000001"), "{text}");
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        assert!(text.contains("retired") && text.contains("old: replaced by b0b1c2d3…"), "{text}");
+        assert!(text.contains("old: newer ones were escrowed"), "{text}");
+        assert_eq!(text.matches("PC-000000000001 owes a rotation since 2023-11-14 22:13Z").count(), 1);
+    }
+
+    #[test]
+    fn names_too_long_for_columns_stand_below_each_other() {
+        let mut found = found();
+        found.keys.iter_mut().for_each(|key| key.machine = "M".repeat(63));
+        found.keys.iter_mut().for_each(|key| key.rotation_owed_since_ms = None);
+        let text = text_of(&found);
+        assert!(text.contains(&format!("\n  {}\n", "M".repeat(63))), "{text}");
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
@@ -192,6 +261,8 @@ mod tests {
         assert_eq!(json["keys"][0]["escrowed_at"], "2023-11-14T22:13:20.000Z");
         assert_eq!(json["freshness"]["consistency"], "local");
         assert_eq!(json["freshness"]["quorum_age_ms"], 12);
+        assert_eq!(json["keys"][0]["replaced_by"], Value::Null);
+        assert_eq!(json["keys"][1]["replaced_by"], json["keys"][0]["key_id"]);
     }
 
     #[test]

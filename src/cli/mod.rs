@@ -26,7 +26,9 @@ mod policy;
 mod receipt;
 mod recover;
 mod recover_cluster;
+mod rotation;
 mod sample;
+mod secret_file;
 mod server;
 mod status;
 
@@ -158,6 +160,8 @@ enum Command {
     Recover(recover::RecoverCommand),
     /// Begin a new cluster on what one node has, after its quorum is lost for ever.
     RecoverCluster(recover_cluster::RecoverClusterCommand),
+    /// What machines owe because a person saw a key, and how it is settled.
+    Rotation(rotation::RotationCommand),
     /// Run a node; it waits to be added if it belongs to no cluster.
     Server(server::ServerCommand),
     /// Nodes, roles, lag, digests and how many failures the cluster tolerates.
@@ -209,6 +213,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
             Command::Receipt(receipt) => receipt.run(&global, printer),
             Command::Recover(recover) => recover.run(&global, printer).await,
             Command::RecoverCluster(recover) => recover.run(printer).await,
+            Command::Rotation(rotation) => rotation.run(&global, printer).await,
             Command::Server(server) => server.run(printer).await,
             Command::Status => status::run(&global, printer).await,
         }

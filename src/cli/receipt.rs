@@ -6,12 +6,14 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use super::output::facts;
 use super::{Exit, Failure, Global, Printer};
 use crate::error::chain;
+use crate::seal::receipt::disclosure::DisclosureReceipt;
 use crate::seal::receipt::{Receipt, ReceiptError};
 use crate::tls::ca::CA_CERTIFICATE_FILE;
 use crate::tls::{CertificateFault, TlsError, TrustAnchors};
@@ -55,9 +57,18 @@ impl ReceiptCommand {
         let receipt = read(&file)?;
         let trust = TrustAnchors::from_pem_file(&ca)
             .map_err(|error| Failure::new(Exit::Invalid, format!("ca: {}", chain(&error))))?;
-        receipt.verify(&trust)?;
-        let document = json!({ "verified": true, "receipt": receipt });
-        printer.result(&document, || format!("the receipt holds\n\n{}", text(&receipt)))
+        match receipt {
+            AnyReceipt::Escrow(receipt) => {
+                receipt.verify(&trust)?;
+                let document = json!({ "verified": true, "receipt": receipt });
+                printer.result(&document, || format!("the receipt holds\n\n{}", text(&receipt)))
+            }
+            AnyReceipt::Disclosure(receipt) => {
+                receipt.verify(&trust)?;
+                let document = json!({ "verified": true, "receipt": receipt });
+                printer.result(&document, || format!("the receipt holds\n\n{}", disclosure_text(&receipt)))
+            }
+        }
     }
 }
 
@@ -81,7 +92,24 @@ impl From<ReceiptError> for Failure {
     }
 }
 
-fn read(path: &Path) -> Result<Receipt, Failure> {
+/// A receipt of either kind.
+enum AnyReceipt {
+    Escrow(Box<Receipt>),
+    Disclosure(Box<DisclosureReceipt>),
+}
+
+impl AnyReceipt {
+    /// Only the receipt of a reveal says of itself what it is.
+    fn from_json(json: &[u8]) -> Result<Self, serde_json::Error> {
+        let document: Value = serde_json::from_slice(json)?;
+        if document.get("receipt").is_some() {
+            return serde_json::from_slice(json).map(|receipt| Self::Disclosure(Box::new(receipt)));
+        }
+        serde_json::from_slice(json).map(|receipt| Self::Escrow(Box::new(receipt)))
+    }
+}
+
+fn read(path: &Path) -> Result<AnyReceipt, Failure> {
     let invalid = |what: String| Failure::new(Exit::Invalid, format!("receipt: {}: {what}", path.display()));
     let unreadable = |error: io::Error| invalid(error.to_string());
     let mut json = Vec::new();
@@ -90,7 +118,7 @@ fn read(path: &Path) -> Result<Receipt, Failure> {
     if json.len() as u64 > RECEIPT_MAX_BYTES {
         return Err(invalid(format!("more than {RECEIPT_MAX_BYTES} bytes, which no receipt has")));
     }
-    serde_json::from_slice(&json).map_err(|error| invalid(format!("not a receipt: {error}")))
+    AnyReceipt::from_json(&json).map_err(|error| invalid(format!("not a receipt: {error}")))
 }
 
 /// A file that a receipt will be written to, whole or not at all.
@@ -122,7 +150,7 @@ impl ReceiptFile {
     ///
     /// # Errors
     /// [`io::Error`] of the file system.
-    pub(super) fn write(mut self, receipt: &Receipt) -> io::Result<()> {
+    pub(super) fn write(mut self, receipt: &impl Serialize) -> io::Result<()> {
         serde_json::to_writer_pretty(&mut self.file, receipt)?;
         io::Write::write_all(&mut self.file, b"\n")?;
         // A device may encrypt its disk on the strength of this file: without the sync, a power cut leaves it empty.
@@ -141,6 +169,29 @@ pub(super) fn text(receipt: &Receipt) -> String {
         ("volume", receipt.volume.to_string()),
         ("state", kept.to_owned()),
         ("at", receipt.at.to_string()),
+        ("entry", format!("{} of term {}", receipt.index, receipt.term)),
+        ("fingerprint", receipt.fingerprint.to_string()),
+        ("cluster", receipt.cluster.to_string()),
+        ("signed by", receipt.node.to_string()),
+    ])
+}
+
+/// A receipt of a reveal for people.
+fn disclosure_text(receipt: &DisclosureReceipt) -> String {
+    let audit = match receipt.audit_sequence {
+        Some(sequence) => format!("record {sequence}"),
+        None => "without a quorum: recorded after the heal".to_owned(),
+    };
+    let user = receipt.user.as_ref().map_or_else(|| "none named".to_owned(), ToString::to_string);
+    facts(&[
+        ("shown", receipt.key_id.to_string()),
+        ("machine", receipt.machine.to_string()),
+        ("volume", receipt.volume.to_string()),
+        ("to", receipt.to.to_string()),
+        ("user", user),
+        ("reason", receipt.reason.clone()),
+        ("at", receipt.at.to_string()),
+        ("audit", audit),
         ("entry", format!("{} of term {}", receipt.index, receipt.term)),
         ("fingerprint", receipt.fingerprint.to_string()),
         ("cluster", receipt.cluster.to_string()),

@@ -19,6 +19,7 @@ mod connection;
 mod endpoint;
 mod error;
 mod receipt;
+mod rotation;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,6 +42,7 @@ use crate::proto::policy_service_client::PolicyServiceClient;
 use crate::proto::recovery_service_client::RecoveryServiceClient;
 use crate::request_id::{REQUEST_ID_KEY, TraceId};
 use crate::seal::receipt::Receipt;
+use crate::seal::receipt::disclosure::DisclosureReceipt;
 use crate::secret::Secret;
 use crate::tls::Tls;
 
@@ -95,6 +97,8 @@ pub struct Deposit {
     pub package: Option<Secret>,
     /// A user of the machine.
     pub user: Option<UserName>,
+    /// The device is about to use it: kept beside the key in use until [`Client::confirm_key`].
+    pub pending: bool,
 }
 
 /// A recovery key that was shown: its secret apart from everything that may be printed or logged.
@@ -102,7 +106,11 @@ pub struct Deposit {
 pub struct Recovered {
     /// The secret.
     pub secret: Secret,
-    /// All the rest; its `secret` is empty.
+    /// The key package, if it was asked for and is kept.
+    pub package: Option<Secret>,
+    /// Proof that it was shown; a node of an older release gives none.
+    pub receipt: Option<DisclosureReceipt>,
+    /// All the rest; its `secret` and `package` are empty.
     pub details: proto::RecoverResponse,
 }
 
@@ -172,12 +180,27 @@ impl Client {
         reason: &str,
         user: Option<&UserName>,
     ) -> Result<Recovered, ClientError> {
+        self.recover_with(key_id, reason, user, false).await
+    }
+
+    /// As [`Client::recover`], and shows the key package beside the secret as well, if `package` is set and one is kept.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn recover_with(
+        &self,
+        key_id: KeyId,
+        reason: &str,
+        user: Option<&UserName>,
+        package: bool,
+    ) -> Result<Recovered, ClientError> {
         let trace = TraceId::draw();
         let request = proto::RecoverRequest {
             request_id: trace.to_string(),
             key_id: key_id.to_string(),
             reason: reason.to_owned(),
             user: user.map(ToString::to_string).unwrap_or_default(),
+            package,
         };
         let mut details = self
             .pool
@@ -187,7 +210,10 @@ impl Client {
             })
             .await?;
         let secret = Secret::new(std::mem::take(&mut details.secret));
-        Ok(Recovered { secret, details })
+        let package = Secret::new(std::mem::take(&mut details.package));
+        let package = Some(package).filter(|package| !package.expose().is_empty());
+        let receipt = details.receipt.take().and_then(receipt::disclosure);
+        Ok(Recovered { secret, package, receipt, details })
     }
 
     /// Challenges every member: does it hold this key, and can it open it?
@@ -410,7 +436,7 @@ fn bounded<T>(message: T, budget: Budget) -> Request<T> {
 }
 
 fn escrow_request(request_id: &str, deposit: &Deposit) -> proto::EscrowRequest {
-    let Deposit { machine, volume, kind, key_id, secret, package, user } = deposit;
+    let Deposit { machine, volume, kind, key_id, secret, package, user, pending } = deposit;
     proto::EscrowRequest {
         request_id: request_id.to_owned(),
         machine: machine.to_string(),
@@ -420,6 +446,7 @@ fn escrow_request(request_id: &str, deposit: &Deposit) -> proto::EscrowRequest {
         secret: secret.expose().to_vec(),
         package: package.as_ref().map(|package| package.expose().to_vec()).unwrap_or_default(),
         user: user.as_ref().map(ToString::to_string).unwrap_or_default(),
+        pending: *pending,
     }
 }
 

@@ -7,16 +7,46 @@ use crate::escrow::ids::{ClusterId, Timestamp};
 use crate::escrow::records::Fingerprint;
 use crate::proto;
 use crate::seal::receipt::Receipt;
+use crate::seal::receipt::disclosure::{DisclosureReceipt, DisclosureTag};
 
 /// The receipt in `message`.
 pub(super) fn receipt(message: proto::Receipt) -> Result<Receipt, ClientError> {
     parse(message).ok_or(ClientError::Malformed { what: "the node's receipt is not well formed" })
 }
 
+fn parse_fingerprint(text: &str) -> Option<Fingerprint> {
+    let digits = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?;
+    digits.try_into().ok().map(Fingerprint)
+}
+
+/// The receipt of a reveal in `message`, if it is well formed. If not, that is no reason to keep back what was revealed.
+pub(super) fn disclosure(message: proto::DisclosureReceipt) -> Option<DisclosureReceipt> {
+    let user = match message.user.as_str() {
+        "" => None,
+        user => Some(user.parse().ok()?),
+    };
+    Some(DisclosureReceipt {
+        receipt: DisclosureTag::Disclosure,
+        cluster: ClusterId(Uuid::try_parse(&message.cluster).ok()?),
+        cluster_name: message.cluster_name.parse().ok()?,
+        term: message.term,
+        index: message.index,
+        audit_sequence: message.audit_sequence,
+        key_id: message.key_id.parse().ok()?,
+        machine: message.machine.parse().ok()?,
+        volume: message.volume.parse().ok()?,
+        fingerprint: parse_fingerprint(&message.fingerprint)?,
+        to: message.to.parse().ok()?,
+        user,
+        reason: message.reason,
+        at: Timestamp(message.at_ms),
+        node: message.node.parse().ok()?,
+        signature: message.signature,
+        certificates: message.certificates,
+    })
+}
+
 fn parse(message: proto::Receipt) -> Option<Receipt> {
-    let mut fingerprint = [0; 32];
-    let digits = data_encoding::HEXLOWER_PERMISSIVE.decode(message.fingerprint.as_bytes()).ok()?;
-    (digits.len() == fingerprint.len()).then(|| fingerprint.copy_from_slice(&digits))?;
     Some(Receipt {
         cluster: ClusterId(Uuid::try_parse(&message.cluster).ok()?),
         cluster_name: message.cluster_name.parse().ok()?,
@@ -25,7 +55,7 @@ fn parse(message: proto::Receipt) -> Option<Receipt> {
         machine: message.machine.parse().ok()?,
         volume: message.volume.parse().ok()?,
         key_id: message.key_id.parse().ok()?,
-        fingerprint: Fingerprint(fingerprint),
+        fingerprint: parse_fingerprint(&message.fingerprint)?,
         at: Timestamp(message.at_ms),
         already_escrowed: message.already_escrowed,
         node: message.node.parse().ok()?,

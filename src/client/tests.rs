@@ -88,6 +88,20 @@ impl EscrowService for Script {
         };
         Ok(Response::new(proto::EscrowResponse { receipt: Some(receipt) }))
     }
+
+    async fn rotation(
+        &self,
+        _: tonic::Request<proto::RotationRequest>,
+    ) -> Result<tonic::Response<proto::RotationResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn confirm_key(
+        &self,
+        _: tonic::Request<proto::ConfirmKeyRequest>,
+    ) -> Result<tonic::Response<proto::ConfirmKeyResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
 }
 
 #[tonic::async_trait]
@@ -223,6 +237,7 @@ fn deposit() -> Deposit {
         secret: Secret::from("not shown".to_owned()),
         package: None,
         user: None,
+        pending: false,
     }
 }
 

@@ -112,6 +112,15 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
                 .text(&reveal.source.address);
             reveal.hashed_into(canonical)
         }
+        AuditEvent::KeyConfirmed { key_id, machine, replaced, rotation_owed_since } => {
+            let canonical = canonical
+                .number(13)
+                .bytes(key_id.0.as_bytes())
+                .text(machine.as_str())
+                .number(replaced.len() as u64);
+            let canonical = replaced.iter().fold(canonical, |canonical, id| canonical.bytes(id.0.as_bytes()));
+            canonical.optional_text(rotation_owed_since.map(|since| since.0.to_string()).as_deref())
+        }
     };
     canonical.sha256()
 }

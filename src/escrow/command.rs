@@ -7,7 +7,9 @@ use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
 };
 use super::journal::JournalEntry;
-use super::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, ResealRecord, Sealed, Source};
+use super::records::{
+    Fingerprint, KeyState, KeyringRecord, LogPosition, NodeRecord, ResealRecord, Sealed, Source,
+};
 use super::secrets::SecretKind;
 
 /// One replicated command. Everything that varies (time, ids, nonces) was drawn before it was proposed.
@@ -54,6 +56,10 @@ pub enum Action {
     Reseal(Reseal),
     /// Replace the keyring by one without the data keys that no kept key needs any more.
     DropDataKeys(DropDataKeys),
+    /// Keep a recovery key that its device is about to use, beside the one in use.
+    EscrowPending(Escrow),
+    /// Note that a volume is opened by this key now, and by no older one of its kind.
+    ConfirmKey(ConfirmKey),
 }
 
 impl Action {
@@ -73,6 +79,8 @@ impl Action {
             Self::RotateKeyring(_) => "rotate-keyring",
             Self::Reseal(_) => "reseal",
             Self::DropDataKeys(_) => "drop-data-keys",
+            Self::EscrowPending(_) => "escrow-pending",
+            Self::ConfirmKey(_) => "confirm-key",
         }
     }
 }
@@ -237,6 +245,15 @@ pub struct DropDataKeys {
     pub keyring: KeyringRecord,
 }
 
+/// A key that a device uses now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmKey {
+    /// Whose it is.
+    pub machine: MachineId,
+    /// Which.
+    pub key_id: KeyId,
+}
+
 /// What apply answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -285,6 +302,8 @@ pub enum Reply {
     Resealed(ResealRecord),
     /// The keyring holds no older data keys any more.
     DataKeysDropped,
+    /// The key is the one in use, now or since an earlier entry.
+    KeyConfirmed(KeyConfirmed),
 }
 
 /// A reveal that waits for a second person.
@@ -294,6 +313,19 @@ pub struct ApprovalAsked {
     pub approval: RequestId,
     /// From then on it can neither be approved nor used.
     pub expires_at: Timestamp,
+}
+
+/// A key that is in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyConfirmed {
+    /// Which.
+    pub key_id: KeyId,
+    /// Active, or disclosed if somebody saw it before it was confirmed: then it owes a rotation itself.
+    pub state: KeyState,
+    /// The keys that this command retired, in the order of their ids.
+    pub replaced: Vec<KeyId>,
+    /// Since when its machine still owes a rotation, for this volume or another one.
+    pub rotation_owed_since: Option<Timestamp>,
 }
 
 /// A key that is kept: what a receipt certifies.

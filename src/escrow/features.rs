@@ -22,7 +22,8 @@ impl FeatureLevel {
     /// Brought what notes that nodes left: removal, and recovery on one survivor. From here on a secret that is sealed
     /// with an older data key than the current one is not kept.
     pub const DEPARTURES: Self = Self(2);
-    /// Brought the recovery desk: the policy of reveals, limits, approvals, end users, and the reconciliation of journals.
+    /// Brought the recovery desk: the policy of reveals, limits, approvals, end users, the reconciliation of journals, and
+    /// rotation after a reveal.
     pub const DESK: Self = Self(3);
     /// Brought the rotation of the data key by itself, and sealing what is kept under the newest one.
     pub const RESEALING: Self = Self(3);
@@ -43,7 +44,11 @@ impl FeatureLevel {
             // What raises the level cannot need it.
             | Action::RaiseFeatureLevel(_) => Self::FIRST,
             Action::RecoverCluster(_) | Action::RemoveNode(_) => Self::DEPARTURES,
-            Action::SetPolicy(_) | Action::DecideApproval(_) | Action::Reconcile(_) => Self::DESK,
+            Action::SetPolicy(_)
+            | Action::DecideApproval(_)
+            | Action::Reconcile(_)
+            | Action::EscrowPending(_)
+            | Action::ConfirmKey(_) => Self::DESK,
             Action::RotateKeyring(_) | Action::Reseal(_) | Action::DropDataKeys(_) => Self::RESEALING,
         }
     }

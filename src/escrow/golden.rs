@@ -17,7 +17,10 @@
 //! | `rotate [generation=] [version=] [by=]` | rotates the data key |
 //! | `reseal version= [after=HEX] [rows=] [keys=HEX/…] [was=VERSION] [size=BYTES] [todo=] [by=]` | seals keys anew that were escrowed under version `was` |
 //! | `drop-keys [generation=] [version=] [by=]` | drops older data keys |
-//! | `find [key=PREFIX] [machine=] [user=] [limit=]` | looks keys up |
+//! | `pending …` | escrows ahead of use; as `escrow` |
+//! | `confirm key=HEX machine= [by=]` | confirms a key; by default as an importer |
+//! | `standing machine=` | shows what a machine is told when it asks |
+//! | `find [key=PREFIX] [machine=] [user=] [limit=] [seen-by=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
 //! | `dump TABLE…` | shows the rows of tables |
@@ -37,9 +40,9 @@ use uuid::Uuid;
 use super::apply::{apply, sealed_digest};
 use super::audit::{ChainHead, verify};
 use super::command::{
-    Action, AdmitNode, Command, DecideApproval, DropDataKeys, Escrow, Initialize, RaiseFeatureLevel,
-    Reconcile, RecoverCluster, Refusal, RemoveNode, Reply, Reseal, ResealedKey, Reveal, RotateKeyring,
-    SetPolicy,
+    Action, AdmitNode, Command, ConfirmKey, DecideApproval, DropDataKeys, Escrow, Initialize,
+    RaiseFeatureLevel, Reconcile, RecoverCluster, Refusal, RemoveNode, Reply, Reseal, ResealedKey, Reveal,
+    RotateKeyring, SetPolicy,
 };
 use super::features::FeatureLevel;
 use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
@@ -47,6 +50,7 @@ use super::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge};
 use super::lookup;
 use super::memory::Memory;
 use super::records::{AuditEvent, Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
+use super::rotation;
 
 type Outcome<T = String> = Result<T, Box<dyn Error>>;
 
@@ -82,7 +86,9 @@ scripts!(
     replay,
     reseal,
     reveal,
-    rotate
+    rotate,
+    rotation,
+    self_service
 );
 
 /// 2026-01-01T00:00:00Z, where every script begins.
@@ -111,6 +117,9 @@ impl goldenscript::Runner for Script {
             "find" => self.find(&mut args)?,
             "level" => self.apply(&mut args, "node/1", raise)?,
             "init" => self.apply(&mut args, "node/1", initialize)?,
+            "pending" => self.apply(&mut args, "importer/imp", pending)?,
+            "confirm" => self.apply(&mut args, "importer/imp", confirm)?,
+            "standing" => self.standing(&mut args)?,
             "policy" => self.apply(&mut args, "officer/olga", set_policy)?,
             "reconcile" => self.apply(&mut args, "node/2", reconcile)?,
             "recover-cluster" => self.apply(&mut args, "node/1", recover_cluster)?,
@@ -156,15 +165,26 @@ impl Script {
             machine: optional(args, "machine")?,
             user: optional(args, "user")?,
             limit: optional(args, "limit")?.unwrap_or(0),
+            ..Default::default()
+        };
+        let query = match optional(args, "seen-by")? {
+            Some(user) => query.seen_by(user),
+            None => query,
         };
         let found = lookup::find(&self.state, &query)?;
         let mut text = String::new();
-        for lookup::FoundKey { key, users, rotation_owed_since } in found.keys {
+        for lookup::FoundKey { key, history, owes_since, users, rotation_owed_since } in found.keys {
             write!(text, "{} {} {} {} {}", key.id, key.machine, key.volume, key.kind, key.state)?;
             let users: Vec<String> = users.iter().map(ToString::to_string).collect();
             write!(text, " users={}", users.join(","))?;
             if let Some(since) = rotation_owed_since {
                 write!(text, " rotation-owed-since={since}")?;
+            }
+            if let Some(since) = owes_since.filter(|since| Some(*since) != rotation_owed_since) {
+                write!(text, " owes-since={since}")?;
+            }
+            if let Some(at) = history.retired_at {
+                write!(text, " retired-at={at} replaced-by={}", or_none(history.replaced_by))?;
             }
             writeln!(text)?;
         }
@@ -172,6 +192,17 @@ impl Script {
             writeln!(text, "truncated")?;
         }
         Ok(if text.is_empty() { "nothing".to_owned() } else { text })
+    }
+
+    fn standing(&self, args: &mut ArgumentConsumer<'_>) -> Outcome {
+        let id = required(args, "machine")?;
+        let Some(machine) = lookup::machine(&self.state, &id)? else { return Ok("no machine".to_owned()) };
+        let standing = rotation::standing(&self.state, &machine)?;
+        let mut text = format!("owed since {}\n", or_none(standing.owed_since));
+        for (key, owes) in standing.keys {
+            writeln!(text, "{} {} {} {} owes={}", key.id, key.volume, key.kind, key.state, or_none(owes))?;
+        }
+        Ok(text)
     }
 
     fn audit(&self) -> Outcome {
@@ -223,6 +254,14 @@ impl Script {
                 }
                 AuditEvent::DataKeysDropped { key_version } => {
                     writeln!(text, "dropped older-than={key_version}")?;
+                }
+                AuditEvent::KeyConfirmed { key_id, machine, replaced, rotation_owed_since } => {
+                    writeln!(
+                        text,
+                        "key-confirmed key={key_id} machine={machine} replaced={} owed-since={}",
+                        ids(&replaced),
+                        or_none(rotation_owed_since),
+                    )?;
                 }
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
@@ -288,6 +327,20 @@ fn escrow(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
         sealed_package: optional(args, "package")?.map(sealed),
         fingerprint: Fingerprint(fingerprint),
         user: optional(args, "user")?,
+    }))
+}
+
+fn pending(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
+    match escrow(args, drawn)? {
+        Action::Escrow(escrow) => Ok(Action::EscrowPending(escrow)),
+        other => Ok(other),
+    }
+}
+
+fn confirm(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
+    Ok(Action::ConfirmKey(ConfirmKey {
+        machine: required(args, "machine")?,
+        key_id: KeyId(id(args, "key")?.ok_or("key= is missing")?),
     }))
 }
 
@@ -455,6 +508,13 @@ fn describe(reply: &Reply) -> String {
             if pass.done { " done" } else { "" }
         ),
         Reply::OldDataKey { current } => format!("sealed with an old data key, the current one is {current}"),
+        Reply::KeyConfirmed(confirmed) => format!(
+            "confirmed key={} {} replaced={} owed-since={}",
+            confirmed.key_id,
+            confirmed.state,
+            ids(&confirmed.replaced),
+            or_none(confirmed.rotation_owed_since)
+        ),
         Reply::Refused(refusal) => {
             let kind = format!("{refusal:?}");
             format!("refused, {}: {refusal}", kind.split('(').next().unwrap())
@@ -490,6 +550,11 @@ fn id(args: &mut ArgumentConsumer<'_>, key: &str) -> Outcome<Option<Uuid>> {
 fn full(digits: &str) -> Outcome<Uuid> {
     let digits: String = digits.chars().filter(|c| *c != '-').cycle().take(32).collect();
     Ok(digits.parse()?)
+}
+
+fn ids(ids: &[KeyId]) -> String {
+    let ids: Vec<String> = ids.iter().map(|id| id.to_string()[..8].to_owned()).collect();
+    if ids.is_empty() { "none".to_owned() } else { ids.join(",") }
 }
 
 fn or_none(value: Option<impl Display>) -> String {

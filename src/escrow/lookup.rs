@@ -1,6 +1,7 @@
 //! What can be read of the state, at whatever index it is given: keys by id, machine or user, and the single rows
 //! that the rooms above need. Nothing here shows a secret: a key record holds it sealed.
 
+use std::cmp::{Ordering, Reverse};
 use std::fmt;
 use std::str::FromStr;
 
@@ -9,9 +10,10 @@ use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
 use super::journal::JournalPlace;
 use super::policy::document::Policy;
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyringRecord,
-    MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
+    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyHistory, KeyRecord,
+    KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
 };
+use super::rotation::MachineKeyState;
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
 use super::state::{Row, Rows, StateError};
 
@@ -91,6 +93,20 @@ pub struct Query {
     pub user: Option<UserName>,
     /// At most this many; 0 stands for [`FIND_LIMIT_DEFAULT`].
     pub limit: usize,
+    /// Who asks, if an end user: only machines of that user are looked at, and no other user of them is named.
+    pub seen_by: Option<UserName>,
+}
+
+impl Query {
+    /// The query as an end user may ask it; without anything to look for, for all keys of that user's machines.
+    #[must_use]
+    pub fn seen_by(mut self, user: UserName) -> Self {
+        if self.key_id_prefix.is_none() && self.machine.is_none() && self.user.is_none() {
+            self.user = Some(user.clone());
+        }
+        self.seen_by = Some(user);
+        self
+    }
 }
 
 /// A key and what is known of its machine.
@@ -98,6 +114,10 @@ pub struct Query {
 pub struct FoundKey {
     /// The key; its secret is sealed.
     pub key: KeyRecord,
+    /// What became of it.
+    pub history: KeyHistory,
+    /// Since when it owes a rotation itself.
+    pub owes_since: Option<Timestamp>,
     /// Users seen on its machine, the last seen at the end.
     pub users: Vec<UserName>,
     /// Since when its machine owes a rotation.
@@ -107,7 +127,8 @@ pub struct FoundKey {
 /// What a query found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The keys, in the order of their ids within the order of their machines if a machine or user was asked for.
+    /// The keys: machine by machine, volume by volume, the newest of a volume first, so that an old one never stands
+    /// before the one that replaced it.
     pub keys: Vec<FoundKey>,
     /// There may be more than these.
     pub truncated: bool,
@@ -134,7 +155,14 @@ pub fn find<S: Rows>(rows: &S, query: &Query) -> Result<Found, LookupError> {
             return Err(Invalid::new("query", "a key id prefix, a machine or a user").into());
         }
     };
+    search.found.keys.sort_by(|one, other| newest_first(&one.key, &other.key));
     Ok(search.found)
+}
+
+/// Which of two keys is listed first.
+fn newest_first(one: &KeyRecord, other: &KeyRecord) -> Ordering {
+    let place = |key: &KeyRecord| (key.machine.clone(), key.volume.clone(), Reverse(key.position), key.id);
+    place(one).cmp(&place(other))
 }
 
 /// One query while it is answered. Its steps say whether to go on.
@@ -155,7 +183,7 @@ impl<S: Rows> Search<'_, S> {
                 return Ok(true);
             }
             let Some(machine) = search.machine(&key.machine)? else { return Ok(true) };
-            Ok(search.take(key, &machine))
+            search.take(key, &machine)
         })
     }
 
@@ -165,29 +193,46 @@ impl<S: Rows> Search<'_, S> {
 
     fn by_machine(&mut self, id: &MachineId) -> Result<bool, StateError> {
         let Some(machine) = self.machine(id)? else { return Ok(true) };
-        self.each(&MachineKey::prefix(id), |search, row: MachineKey| {
-            match search.rows.row(&row.key_id.row_key())? {
-                Some(key) => Ok(search.take(key, &machine)),
-                None => Ok(true),
+        // All of them before any is taken: their ids say nothing of which are the newest, and those are wanted first.
+        let mut keys: Vec<KeyRecord> = Vec::new();
+        let goes_on = self.each(&MachineKey::prefix(id), |search, row: MachineKey| {
+            keys.extend(search.rows.row::<KeyRecord>(&row.key_id.row_key())?);
+            Ok(true)
+        })?;
+        keys.sort_by(newest_first);
+        for key in keys {
+            if !self.take(key, &machine)? {
+                return Ok(false);
             }
-        })
+        }
+        Ok(goes_on)
     }
 
-    /// The machine, unless it is not one of the user that is asked for.
+    /// The machine, unless it is not one of the user that is asked for, or of the end user who asks.
     fn machine(&self, id: &MachineId) -> Result<Option<MachineRecord>, StateError> {
         let machine: Option<MachineRecord> = self.rows.row(&id.row_key())?;
-        let asked = self.query.user.as_ref();
-        Ok(machine.filter(|machine| asked.is_none_or(|user| machine.users.contains(user))))
+        let Query { user, seen_by, .. } = self.query;
+        let has = |machine: &MachineRecord, user: &Option<UserName>| {
+            user.as_ref().is_none_or(|user| machine.users.contains(user))
+        };
+        // Naming somebody else would tell who else uses the machine.
+        let names_another = seen_by.is_some() && user.is_some() && user != seen_by;
+        Ok(machine.filter(|machine| !names_another && has(machine, user) && has(machine, seen_by)))
     }
 
-    fn take(&mut self, key: KeyRecord, machine: &MachineRecord) -> bool {
+    fn take(&mut self, key: KeyRecord, machine: &MachineRecord) -> Result<bool, StateError> {
         if self.found.keys.len() == self.limit {
             self.found.truncated = true;
-            return false;
+            return Ok(false);
         }
-        let MachineRecord { users, rotation_owed_since, .. } = machine.clone();
-        self.found.keys.push(FoundKey { key, users, rotation_owed_since });
-        true
+        let history = history(self.rows, key.id)?;
+        let known = MachineKeyState { key, history };
+        let owes_since = known.owes_since(machine);
+        let MachineKeyState { key, history } = known;
+        let MachineRecord { mut users, rotation_owed_since, .. } = machine.clone();
+        users.retain(|user| self.query.seen_by.as_ref().is_none_or(|own| own == user));
+        self.found.keys.push(FoundKey { key, history, owes_since, users, rotation_owed_since });
+        Ok(true)
     }
 
     /// Goes through the rows under `prefix`, page by page, while `step` says to go on and the bound allows.
@@ -224,6 +269,12 @@ impl<S: Rows> Search<'_, S> {
 /// [`StateError`] if the storage fails; so for all below.
 pub fn key<S: Rows>(rows: &S, id: KeyId) -> Result<Option<KeyRecord>, StateError> {
     rows.row(&id.row_key())
+}
+
+/// What became of the key of this id.
+pub fn history<S: Rows>(rows: &S, id: KeyId) -> Result<KeyHistory, StateError> {
+    let none = || KeyHistory { key_id: id, disclosed_at: None, retired_at: None, replaced_by: None };
+    Ok(rows.row(&id.row_key())?.unwrap_or_else(none))
 }
 
 /// The machine of this id.

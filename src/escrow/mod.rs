@@ -15,6 +15,7 @@
 //! | [`policy`] | which role may ask for what, and the policy of reveals |
 //! | [`disclosure`] | who may see a key: the rules of a reveal |
 //! | [`journal`] | what a node decides without a quorum, and writes down |
+//! | [`rotation`] | which keys owe a rotation, and which wait to be confirmed |
 //! | [`state`] | the tables, as apply and lookups see them |
 //! | [`rows`] | in which table and under which key each record lives |
 //! | [`apply`] | what a command does to the state |
@@ -36,6 +37,7 @@ pub mod lookup;
 pub mod memory;
 pub mod policy;
 pub mod records;
+pub mod rotation;
 pub mod rows;
 pub mod secrets;
 pub mod state;

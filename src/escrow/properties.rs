@@ -1,6 +1,7 @@
 //! What must hold for any sequence of commands.
 
 mod commands;
+mod rotation;
 
 use proptest::prelude::*;
 
@@ -8,20 +9,20 @@ use super::apply::apply;
 use super::audit::{ChainHead, verify};
 use super::command::{Action, Command, Reply};
 use super::features::FeatureLevel;
-use super::ids::Role;
+use super::ids::{KeyId, Role};
 use super::lookup;
 use super::memory::Memory;
 use super::policy::{self, Operation};
 use super::records::{
-    Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyRecord, KeyState,
-    KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
-    RevealTally,
+    Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyHistory,
+    KeyRecord, KeyState, KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord,
+    ReconciledEntry, ResealRecord, RevealTally,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 18] = [
+const TABLES: [Table; 19] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -40,6 +41,7 @@ const TABLES: [Table; 18] = [
     Table::Approval,
     Table::Reconciled,
     Table::Reseal,
+    Table::KeyHistory,
 ];
 
 /// Applies `commands` as the entries from `index` on.
@@ -52,6 +54,30 @@ fn play(state: &mut Memory, index: u64, commands: &[Command]) -> Vec<Reply> {
 
 fn counts(state: &Memory) -> Vec<usize> {
     TABLES.map(|table| state.count(table)).to_vec()
+}
+
+/// Whether an action may take a key from one state to another.
+fn may_follow(old: KeyState, new: KeyState, action: &Action, key: KeyId) -> bool {
+    use KeyState::{Active, Disclosed, Pending, Retired};
+    match (old, new) {
+        (old, new) if old == new => true,
+        (Active, Disclosed) => match action {
+            Action::Reveal(reveal) => reveal.key_id == key,
+            Action::Reconcile(reconcile) => {
+                reconcile.entry.reveal.was_shown() && reconcile.entry.reveal.key_id == key
+            }
+            _ => false,
+        },
+        (Pending | Retired, Active | Disclosed) => {
+            matches!(action, Action::ConfirmKey(confirm) if confirm.key_id == key)
+        }
+        (Pending | Active | Disclosed, Retired) => match action {
+            Action::ConfirmKey(confirm) => confirm.key_id != key,
+            Action::EscrowPending(_) => old == Pending,
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 /// A reply but for the mark that a key had been kept before.
@@ -118,12 +144,7 @@ proptest! {
             let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
             for old in before {
                 let new = lookup::key(&state, old.id).unwrap().unwrap();
-                let disclosed = matches!(&reply, Reply::Revealed(shown) if shown.key_id == old.id)
-                    || matches!(&command.action, Action::Reconcile(reconcile)
-                        if matches!(reply, Reply::Reconciled { .. })
-                            && reconcile.entry.reveal.was_shown()
-                            && reconcile.entry.reveal.key_id == old.id);
-                let expected = if disclosed { KeyState::Disclosed } else { old.state };
+                prop_assert!(may_follow(old.state, new.state, &command.action, old.id), "{:?}", command.action);
                 let KeyRecord { sealed, sealed_package, .. } = new.clone();
                 if sealed != old.sealed || sealed_package != old.sealed_package {
                     prop_assert!(matches!(reply, Reply::Resealed(_)), "{:?}", reply);
@@ -131,7 +152,7 @@ proptest! {
                     prop_assert!(new.is_sealed_under(current) && !old.is_sealed_under(current));
                     prop_assert_eq!(sealed_package.is_some(), old.sealed_package.is_some());
                 }
-                prop_assert_eq!(new, KeyRecord { state: expected, sealed, sealed_package, ..old });
+                prop_assert_eq!(&new, &KeyRecord { state: new.state, sealed, sealed_package, ..old });
             }
             before = state.all().unwrap();
         }
@@ -142,7 +163,11 @@ proptest! {
         let mut state = Memory::new();
         let replies = play(&mut state, 1, &commands);
         for (command, reply) in commands.iter().zip(replies) {
-            let (Action::Escrow(asked), Reply::Escrowed(kept)) = (&command.action, reply) else { continue };
+            let (Action::Escrow(asked) | Action::EscrowPending(asked), Reply::Escrowed(kept)) =
+                (&command.action, reply)
+            else {
+                continue;
+            };
             let key = lookup::key(&state, kept.key_id).unwrap().unwrap();
             prop_assert_eq!(
                 (&key.machine, &key.volume, key.kind, key.fingerprint),
@@ -216,8 +241,12 @@ proptest! {
             prop_assert!(policy::allows(command.by.role, Operation::Recover));
             let key = lookup::key(&state, asked.key_id).unwrap().unwrap();
             let machine = lookup::machine(&state, &key.machine).unwrap().unwrap();
-            prop_assert_eq!(key.state, KeyState::Disclosed);
-            prop_assert!(machine.rotation_owed_since.is_some_and(|since| since <= shown.at));
+            let history = lookup::history(&state, key.id).unwrap();
+            prop_assert!(key.state != KeyState::Active);
+            prop_assert!(key.state == KeyState::Disclosed || history.disclosed_at.is_some());
+            if history.replaced_by.is_none() {
+                prop_assert!(machine.rotation_owed_since.is_some_and(|since| since <= shown.at));
+            }
             if command.by.role == Role::Helpdesk {
                 prop_assert!(machine.users.contains(asked.user.as_ref().unwrap()));
             }
@@ -288,7 +317,7 @@ proptest! {
         prop_assert!(survive_encoding::<RequestSlot>(&state) && survive_encoding::<DepartedNode>(&state));
         prop_assert!(survive_encoding::<PolicyRecord>(&state) && survive_encoding::<RevealTally>(&state));
         prop_assert!(survive_encoding::<Approval>(&state) && survive_encoding::<ResealRecord>(&state));
-        prop_assert!(survive_encoding::<ReconciledEntry>(&state));
+        prop_assert!(survive_encoding::<ReconciledEntry>(&state) && survive_encoding::<KeyHistory>(&state));
         prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
     }
 }

@@ -180,9 +180,9 @@ pub enum KeyState {
     Active,
     /// Was revealed to a person; owes a rotation.
     Disclosed,
-    /// Escrowed ahead of its use by the device.
+    /// Escrowed ahead of its use by the device. It may be in use already: the device confirms it only afterwards.
     Pending,
-    /// Replaced by a newer key, kept for old disks and images.
+    /// Replaced by a newer key, kept for old disks and images; or never confirmed and displaced by later ones.
     Retired,
 }
 
@@ -222,6 +222,20 @@ pub struct KeyRecord {
     pub escrowed_by: Identity,
     /// Which log entry holds it.
     pub position: LogPosition,
+}
+
+/// What became of a key since it was escrowed, beside its state. Absent while there is nothing to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyHistory {
+    /// The key.
+    pub key_id: KeyId,
+    /// When it was first revealed; absent as well if that was before the cluster kept this.
+    pub disclosed_at: Option<Timestamp>,
+    /// Since when it is retired.
+    pub retired_at: Option<Timestamp>,
+    /// The key that its device confirmed to use instead. A retired key without one was never confirmed itself and was
+    /// displaced: for all that is known its device may use it.
+    pub replaced_by: Option<KeyId>,
 }
 
 /// The policy of reveals: one row, absent until an officer sets one.
@@ -401,6 +415,17 @@ pub enum AuditEvent {
     DataKeysDropped {
         /// The one that is kept.
         key_version: u32,
+    },
+    /// A device confirmed that it uses a key, and older ones were retired.
+    KeyConfirmed {
+        /// The key.
+        key_id: KeyId,
+        /// Its machine.
+        machine: MachineId,
+        /// The keys that were retired.
+        replaced: Vec<KeyId>,
+        /// Since when the machine still owes a rotation.
+        rotation_owed_since: Option<Timestamp>,
     },
 }
 

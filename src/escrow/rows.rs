@@ -9,8 +9,9 @@ use super::audit::ChainHead;
 use super::command::Reply;
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyRecord,
-    KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord, RevealTally,
+    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyHistory,
+    KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
+    RevealTally,
 };
 use super::state::{Row, Table};
 
@@ -160,6 +161,7 @@ row!(FeatureLevelRecord, FeatureLevel, |_| ONLY_ROW.to_vec());
 row!(PolicyRecord, Policy, |_| ONLY_ROW.to_vec());
 row!(RevealTally, RevealTally, |tally| RevealTally::row_key(tally.person.as_deref()));
 row!(ReconciledEntry, Reconciled, |entry| entry.place.row_key());
+row!(KeyHistory, KeyHistory, |history| history.key_id.row_key());
 row!(Approval, Approval, |approval| Approval::row_key(approval.key_id, &approval.asked_by.person()));
 
 impl RevealTally {

@@ -50,6 +50,8 @@ pub enum Table {
     Reconciled = 17,
     /// One row: how far sealing anew has come.
     Reseal = 20,
+    /// Key id (16 bytes): what became of a key.
+    KeyHistory = 18,
 }
 
 /// A type of row.

@@ -9,7 +9,9 @@ use crate::escrow::ids::KeyId;
 use crate::escrow::policy::{self, Operation};
 use crate::metrics::EscrowOutcome;
 use crate::proto::escrow_service_server::EscrowService;
-use crate::proto::{EscrowRequest, EscrowResponse};
+use crate::proto::{
+    ConfirmKeyRequest, ConfirmKeyResponse, EscrowRequest, EscrowResponse, RotationRequest, RotationResponse,
+};
 use crate::raft::leader::PROPOSE_TIMEOUT;
 use crate::raft::{Committed, NodeError};
 use crate::seal::receipt::Receipt;
@@ -27,6 +29,20 @@ impl EscrowService for Context {
         let answer = self.unless_removed(self.keep(request)).await;
         self.node.options().metrics.escrows.count(outcome(&answer));
         answer.map(|receipt| Response::new(EscrowResponse { receipt: Some(receipt) }))
+    }
+
+    async fn rotation(
+        &self,
+        request: Request<RotationRequest>,
+    ) -> Result<Response<RotationResponse>, Status> {
+        self.standing(request).await.map(Response::new)
+    }
+
+    async fn confirm_key(
+        &self,
+        request: Request<ConfirmKeyRequest>,
+    ) -> Result<Response<ConfirmKeyResponse>, Status> {
+        self.confirm(request).await.map(Response::new)
     }
 }
 
@@ -78,12 +94,13 @@ impl Context {
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let key_id = wanted.key_id.unwrap_or_else(|| KeyId(Uuid::new_v4()));
         for _ in 0..SEALINGS_MAX {
+            let escrow = self.seal(wanted, key_id)?;
             let command = Command {
                 request: wanted.request,
                 at: now(),
                 by: caller.identity.clone(),
                 source: caller.source.clone(),
-                action: Action::Escrow(self.seal(wanted, key_id)?),
+                action: if wanted.pending { Action::EscrowPending(escrow) } else { Action::Escrow(escrow) },
             };
             let left = deadline.saturating_duration_since(Instant::now());
             let Committed { position, reply } = self.node.propose_within(&command, left).await?;

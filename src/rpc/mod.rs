@@ -5,12 +5,14 @@
 
 pub mod audit;
 pub mod cluster;
+mod disclosure;
 pub mod escrow;
 pub mod guard;
 pub mod health;
 pub mod peer;
 pub mod policy;
 pub mod recovery;
+mod rotation;
 pub mod status;
 pub mod wire;
 

@@ -8,6 +8,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::escrow::command::{Action, Command, Reply, Reveal};
 use crate::escrow::ids::{KeyId, NodeId};
+use crate::escrow::journal::JournalEntry;
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
 use crate::escrow::records::KeyRecord;
@@ -22,6 +23,7 @@ use crate::raft::journal::Alone;
 use crate::seal::{Keyring, Part, context_of};
 use crate::secret::Secret;
 
+use super::disclosure::{self, Beside, Shown};
 use super::escrow::unexpected;
 use super::guard::Caller;
 use super::{Context, now, status, wire};
@@ -101,7 +103,8 @@ impl Context {
                     "an end user looks up keys of their own machines only",
                 ));
             }
-            query.user = Some(own);
+            query.user = Some(own.clone());
+            query = query.seen_by(own);
         }
         self.node.wait_applied(request.min_index).await?;
         // Taken before the rows are read: what is shown is at least as fresh as it says.
@@ -118,7 +121,9 @@ impl Context {
     /// Puts a reveal on record and shows the key.
     async fn reveal(&self, request: Request<RecoverRequest>) -> Result<RecoverResponse, Status> {
         let caller = self.admit(&request, Operation::Recover)?;
-        let wire::RecoverRequest { request, key_id, reason, user } = request.into_inner().try_into()?;
+        let wire::RecoverRequest { request, key_id, reason, user, package } =
+            request.into_inner().try_into()?;
+        let (to, for_user, why) = (caller.identity.clone(), user.clone(), reason.clone());
         let command = Command {
             request,
             at: now(),
@@ -128,7 +133,7 @@ impl Context {
         };
         let committed = match self.node.propose_within(&command, self.reveal_timeout).await {
             Err(error @ (NodeError::NoQuorum(_) | NodeError::Unconfirmed(_))) => {
-                return self.reveal_without_quorum(&command, error).await;
+                return self.reveal_without_quorum(&command, package, error).await;
             }
             committed => committed?,
         };
@@ -140,7 +145,16 @@ impl Context {
         };
         self.node.wait_applied(revealed.position.index).await?;
         let freshness = wire::freshness(&self.node, "quorum");
-        let mut shown = self.show(revealed.key_id, freshness).await?;
+        let shown = Shown {
+            to,
+            user: for_user,
+            reason: why,
+            wants_package: package,
+            at: revealed.at,
+            position: revealed.position,
+            audit_sequence: Some(revealed.audit_sequence),
+        };
+        let mut shown = self.show(revealed.key_id, &shown, freshness).await?;
         shown.audit_sequence = revealed.audit_sequence;
         tracing::info!(key_id = %revealed.key_id, audit_sequence = revealed.audit_sequence, "revealed");
         Ok(shown)
@@ -150,6 +164,7 @@ impl Context {
     async fn reveal_without_quorum(
         &self,
         command: &Command,
+        wants_package: bool,
         no_quorum: NodeError,
     ) -> Result<RecoverResponse, Status> {
         // All may have changed while a quorum was waited for.
@@ -159,26 +174,41 @@ impl Context {
         self.refuse_in_quarantine()?;
         self.node.cluster()?.ok_or(NodeError::NoCluster)?;
         let freshness = wire::freshness(&self.node, "degraded");
-        let entry = match self.node.reveal_alone(command).await? {
+        let JournalEntry { place, reveal, .. } = match self.node.reveal_alone(command).await? {
             Alone::Closed => return Err(no_quorum.into()),
             Alone::Refused(refusal) => return Err(refusal.into()),
             Alone::Journalled(entry) => *entry,
         };
-        if let Some(refusal) = entry.reveal.denied {
+        if let Some(refusal) = reveal.denied {
             return Err(status::degraded(refusal));
         }
-        let mut shown = self.show(entry.reveal.key_id, freshness).await?;
-        shown.journal = entry.place.journal.to_string();
-        shown.journal_sequence = entry.place.sequence;
+        let shown = Shown {
+            to: reveal.by,
+            user: reveal.user,
+            reason: reveal.reason,
+            wants_package,
+            at: reveal.at,
+            position: reveal.knowledge.position,
+            audit_sequence: None,
+        };
+        let mut shown = self.show(reveal.key_id, &shown, freshness).await?;
+        shown.journal = place.journal.to_string();
+        shown.journal_sequence = place.sequence;
         Ok(shown)
     }
 
     /// Opens a key whose reveal is on record or in the journal, from this replica.
-    async fn show(&self, key_id: KeyId, freshness: Freshness) -> Result<RecoverResponse, Status> {
-        let Opened { key, secret, .. } = self
+    async fn show(
+        &self,
+        key_id: KeyId,
+        shown: &Shown,
+        freshness: Freshness,
+    ) -> Result<RecoverResponse, Status> {
+        let Opened { key, secret, keyring } = self
             .open(key_id)
             .await?
             .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
+        let Beside { users, history, package, receipt } = self.beside(&key, &keyring, shown).await?;
         Ok(RecoverResponse {
             secret: secret.expose().to_vec(),
             key_id: key.id.to_string(),
@@ -188,6 +218,11 @@ impl Context {
             state: key.state.to_string(),
             escrowed_at_ms: key.escrowed_at.0,
             freshness: Some(freshness),
+            users: users.iter().map(ToString::to_string).collect(),
+            package: package.map(|package| package.expose().to_vec()).unwrap_or_default(),
+            receipt: Some(disclosure::receipt(receipt)),
+            revealed_at_ms: shown.at.0,
+            replaced_by: history.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
             ..RecoverResponse::default()
         })
     }

@@ -34,6 +34,8 @@ pub struct EscrowRequest {
     pub package: Option<Secret>,
     /// A user of the machine, if named.
     pub user: Option<UserName>,
+    /// The device is about to use it.
+    pub pending: bool,
 }
 
 impl TryFrom<proto::EscrowRequest> for EscrowRequest {
@@ -56,6 +58,7 @@ impl TryFrom<proto::EscrowRequest> for EscrowRequest {
             secret: secrets::canonical(kind, &secret)?,
             package,
             user: optional(&message.user, str::parse)?,
+            pending: message.pending,
         })
     }
 }
@@ -70,6 +73,8 @@ pub struct RecoverRequest {
     pub reason: String,
     /// For whom, if named.
     pub user: Option<UserName>,
+    /// Whether the key package is wanted as well.
+    pub package: bool,
 }
 
 impl TryFrom<proto::RecoverRequest> for RecoverRequest {
@@ -81,6 +86,7 @@ impl TryFrom<proto::RecoverRequest> for RecoverRequest {
             key_id: message.key_id.parse()?,
             reason: check_reason(&message.reason)?.to_owned(),
             user: optional(&message.user, str::parse)?,
+            package: message.package,
         })
     }
 }
@@ -95,6 +101,7 @@ pub fn query(message: &proto::FindRequest) -> Result<Query, Invalid> {
         machine: optional(&message.machine, str::parse)?,
         user: optional(&message.user, str::parse)?,
         limit: message.limit as usize,
+        seen_by: None,
     })
 }
 
@@ -202,7 +209,7 @@ pub fn freshness(node: &raft::Node, consistency: &str) -> proto::Freshness {
 
 /// A key as it is listed: never its secret.
 pub fn key(found: FoundKey) -> proto::Key {
-    let FoundKey { key, users, rotation_owed_since } = found;
+    let FoundKey { key, history, owes_since, users, rotation_owed_since } = found;
     proto::Key {
         key_id: key.id.to_string(),
         machine: key.machine.to_string(),
@@ -215,6 +222,10 @@ pub fn key(found: FoundKey) -> proto::Key {
         users: users.iter().map(ToString::to_string).collect(),
         index: key.position.index,
         rotation_owed_since_ms: rotation_owed_since.map(|since| since.0),
+        owes_since_ms: owes_since.map(|since| since.0),
+        retired_at_ms: history.retired_at.map(|at| at.0),
+        has_package: key.sealed_package.is_some(),
+        replaced_by: history.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 

@@ -4,6 +4,8 @@
 //! it, under a label that no other signature of this product uses; so no field can be changed, moved into another,
 //! or taken from another kind of message.
 
+pub mod disclosure;
+
 use serde::{Deserialize, Serialize};
 
 use super::signed::{CERTIFICATES_MAX, Message, base64, base64_list, rfc3339};

@@ -146,5 +146,6 @@ pub fn deposit(n: u64) -> Deposit {
         secret: bitlocker::from_halves(halves),
         package: None,
         user: Some(format!(r"CORP\user{n}").parse().expect("a user")),
+        pending: false,
     }
 }

@@ -6,8 +6,10 @@
 //!
 //! What is kept is sealed with the current data key. A node that lags seals with the one its replica has, and a node
 //! that was removed since has that one as well; so it is told to seal again.
+//! What a device is about to use is kept as pending beside the key in use. An escrow of a key that is kept already, in
+//! whatever state, changes no state: only the device's confirmation does (`rotation.rs`).
 
-use super::{Halt, Turn, requests};
+use super::{Halt, Turn, requests, rotation};
 use crate::escrow::command::{Escrow, Escrowed, Refusal, Reply};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Invalid, UserName};
@@ -24,7 +26,12 @@ use crate::escrow::state::{State, StateError};
 /// Most bytes that sealing adds to a secret: the tag, and room for a header or for padding.
 pub const SEALED_OVERHEAD_MAX_BYTES: usize = 64;
 
-pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, escrow: &Escrow) -> Result<Reply, Halt> {
+/// Keeps a key in `state`: active or pending.
+pub(super) fn apply<S: State>(
+    turn: &mut Turn<'_, S>,
+    escrow: &Escrow,
+    state: KeyState,
+) -> Result<Reply, Halt> {
     if !may_escrow(turn.by(), &escrow.machine) {
         let why = format!("{} may not escrow keys of machine {}", turn.by(), escrow.machine);
         return Err(Refusal::Denied(why).into());
@@ -59,7 +66,10 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, escrow: &Escrow) -> Result
     if let Some(reply) = sealed_with_old_key(turn, escrow)? {
         return Ok(reply);
     }
-    Ok(keep(turn, machine, escrow))
+    if state == KeyState::Pending {
+        rotation::displace(turn, &keys, escrow)?;
+    }
+    Ok(keep(turn, machine, escrow, state))
 }
 
 /// What is answered to an escrow that is sealed with another data key than the current one. Nothing of it is
@@ -84,7 +94,12 @@ fn sealed_with_old_key<S: State>(turn: &Turn<'_, S>, escrow: &Escrow) -> Result<
 }
 
 /// Writes a new key and everything it is found by.
-fn keep<S: State>(turn: &mut Turn<'_, S>, machine: Option<MachineRecord>, escrow: &Escrow) -> Reply {
+fn keep<S: State>(
+    turn: &mut Turn<'_, S>,
+    machine: Option<MachineRecord>,
+    escrow: &Escrow,
+    state: KeyState,
+) -> Reply {
     let key = KeyRecord {
         id: escrow.key_id,
         machine: escrow.machine.clone(),
@@ -93,7 +108,7 @@ fn keep<S: State>(turn: &mut Turn<'_, S>, machine: Option<MachineRecord>, escrow
         sealed: escrow.sealed.clone(),
         sealed_package: escrow.sealed_package.clone(),
         fingerprint: escrow.fingerprint,
-        state: KeyState::Active,
+        state,
         escrowed_at: turn.at,
         escrowed_by: turn.by().clone(),
         position: turn.position,
@@ -188,7 +203,7 @@ fn same_key<S: State>(
 }
 
 /// Notes that a machine was heard of, and who was seen on it.
-fn contact<S: State>(turn: &mut Turn<'_, S>, mut machine: MachineRecord, user: Option<&UserName>) {
+pub(super) fn contact<S: State>(turn: &mut Turn<'_, S>, mut machine: MachineRecord, user: Option<&UserName>) {
     machine.last_contact = turn.at;
     if let Some(user) = user {
         machine.users.retain(|known| known != user);

@@ -21,11 +21,12 @@ mod requests;
 mod reseal;
 mod reveal;
 mod rotate;
+mod rotation;
 
 use super::audit::ChainHead;
 use super::command::{Action, Command, Refusal, Reply};
 use super::ids::{Identity, Invalid, Timestamp};
-use super::records::{AuditEvent, AuditRecord, ClusterRecord, LogPosition};
+use super::records::{AuditEvent, AuditRecord, ClusterRecord, KeyState, LogPosition};
 use super::rows::{Heads, ONLY_ROW};
 use super::state::{Row, State, StateError};
 
@@ -100,7 +101,8 @@ impl<'a, S: State> Turn<'a, S> {
         let command = self.command;
         match &command.action {
             Action::Initialize(initialize) => initialize::apply(self, cluster, initialize),
-            Action::Escrow(escrow) => escrow::apply(self, escrow),
+            Action::Escrow(escrow) => escrow::apply(self, escrow, KeyState::Active),
+            Action::EscrowPending(escrow) => escrow::apply(self, escrow, KeyState::Pending),
             Action::Reveal(reveal) => reveal::apply(self, reveal),
             Action::AdmitNode(admit) => admit::apply(self, admit),
             Action::RaiseFeatureLevel(raise) => feature_level::apply(self, raise),
@@ -112,6 +114,7 @@ impl<'a, S: State> Turn<'a, S> {
             Action::RotateKeyring(rotate) => rotate::apply(self, rotate),
             Action::Reseal(step) => reseal::apply(self, step),
             Action::DropDataKeys(drop) => reseal::apply_drop(self, drop),
+            Action::ConfirmKey(confirm) => rotation::apply(self, confirm),
         }
     }
 

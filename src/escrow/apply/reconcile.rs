@@ -73,7 +73,7 @@ fn disclose<S: State>(
 ) -> Result<(), Halt> {
     if let Some(key) = turn.state.row::<KeyRecord>(&reveal.key_id.row_key())? {
         let machine: MachineRecord = turn.required(&key.machine.row_key())?;
-        reveal::disclose(turn, key, machine, shown_at);
+        reveal::disclose(turn, key, machine, shown_at)?;
     }
     Ok(())
 }

@@ -74,10 +74,11 @@ fn digest(command: &Command) -> [u8; 32] {
     let canonical = Canonical::new(REQUEST_LABEL).text(&command.by.to_string());
     let canonical = match &command.action {
         Action::Initialize(initialize) => canonical.number(1).bytes(initialize.cluster.0.as_bytes()),
-        Action::Escrow(escrow) => {
+        Action::Escrow(escrow) | Action::EscrowPending(escrow) => {
             let given = escrow.key_id_given.then(|| escrow.key_id.to_string());
+            let is_pending = matches!(command.action, Action::EscrowPending(_));
             canonical
-                .number(2)
+                .number(if is_pending { 11 } else { 2 })
                 .optional_text(given.as_deref())
                 .text(escrow.machine.as_str())
                 .text(escrow.volume.as_str())
@@ -117,6 +118,9 @@ fn digest(command: &Command) -> [u8; 32] {
         Action::Reseal(_) => canonical.number(21),
         Action::DropDataKeys(_) => canonical.number(22),
         Action::Reconcile(reconcile) => canonical.number(10).bytes(&reconcile.entry.hash()),
+        Action::ConfirmKey(confirm) => {
+            canonical.number(12).text(confirm.machine.as_str()).bytes(confirm.key_id.0.as_bytes())
+        }
     };
     canonical.sha256()
 }

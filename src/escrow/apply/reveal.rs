@@ -3,7 +3,7 @@
 //! Who may see a key is decided by the rules in [`disclosure`]. What is denied, must be approved or does not exist is on
 //! record too. Only a request that is not well formed, its reason included, leaves nothing.
 
-use super::{Halt, Turn, approval, requests};
+use super::{Halt, Turn, approval, requests, rotation};
 use crate::escrow::command::{ApprovalAsked, Reply, Reveal, Revealed};
 use crate::escrow::disclosure::{self, Asked, Decision, Granted, Grounds};
 use crate::escrow::features::FeatureLevel;
@@ -44,7 +44,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result
             }
             let audit_sequence = record(turn, reveal, reason, Some(key.machine.clone()), None);
             let key_id = key.id;
-            disclose(turn, key, machine, turn.at);
+            disclose(turn, key, machine, turn.at)?;
             Reply::Revealed(Revealed { key_id, audit_sequence, at: turn.at, position: turn.position })
         }
         Decision::NeedsApproval { waiting: Some(waiting), .. } => {
@@ -96,21 +96,25 @@ fn record<S: State>(
     })
 }
 
-/// Notes that the key was seen by a person at `shown_at`. Its device must replace it.
+/// Notes that the key was seen by a person at `shown_at`. Its device must replace it, unless it has: a key that was
+/// replaced opens nothing in use, and a debt for it could never be settled.
 pub(super) fn disclose<S: State>(
     turn: &mut Turn<'_, S>,
     mut key: KeyRecord,
     mut machine: MachineRecord,
     shown_at: Timestamp,
-) {
+) -> Result<(), StateError> {
+    rotation::note_disclosure(turn, &key, shown_at)?;
     if key.state == KeyState::Active {
         key.state = KeyState::Disclosed;
         turn.state.put(&key);
     }
-    if machine.rotation_owed_since.is_none() {
+    let was_replaced = lookup::history(turn.state, key.id)?.replaced_by.is_some();
+    if machine.rotation_owed_since.is_none() && !was_replaced {
         machine.rotation_owed_since = Some(shown_at);
         turn.state.put(&machine);
     }
+    Ok(())
 }
 
 /// The reason as it goes on record: without white space around it.

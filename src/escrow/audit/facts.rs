@@ -89,6 +89,9 @@ impl<'a> Facts<'a> {
                 key_id: Some(*key_id),
                 ..Self::NONE
             },
+            AuditEvent::KeyConfirmed { key_id, machine, .. } => {
+                Self { machine: Some(machine), key_id: Some(*key_id), ..Self::NONE }
+            }
             AuditEvent::RevealReconciled { reveal, .. } => Self {
                 outcome: if reveal.denied.is_some() { Outcome::Denied } else { Outcome::Allowed },
                 source: Decided::Degraded,

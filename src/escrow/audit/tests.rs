@@ -37,6 +37,12 @@ fn event(choice: u8, text: &str) -> AuditEvent {
         },
         0 => AuditEvent::ClusterInitialized,
         1 => AuditEvent::EscrowConflict { key_id, machine: "PC-0001".parse().unwrap() },
+        2 if choice & 8 > 0 => AuditEvent::KeyConfirmed {
+            key_id,
+            machine: "PC-0001".parse().unwrap(),
+            replaced: vec![key_id; usize::from(choice / 16)],
+            rotation_owed_since: (choice & 16 > 0).then_some(Timestamp(3)),
+        },
         2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
         4 => AuditEvent::PolicySet { version: u64::from(choice), policy: text.to_owned() },
         5 => AuditEvent::ApprovalAsked {
@@ -151,6 +157,12 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
         },
         AuditEvent::KeyringRotated { key_version: 2 },
         AuditEvent::DataKeysDropped { key_version: 2 },
+        AuditEvent::KeyConfirmed {
+            key_id,
+            machine: machine(),
+            replaced: vec![KeyId(Uuid::from_u128(6))],
+            rotation_owed_since: Some(Timestamp(8)),
+        },
     ]
 }
 
@@ -213,6 +225,17 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                         Some(_) => None,
                     };
                     AuditEvent::RevealReconciled { place, reveal }
+                }
+                AuditEvent::KeyConfirmed { key_id, machine, replaced, rotation_owed_since } => {
+                    AuditEvent::KeyConfirmed {
+                        key_id,
+                        machine,
+                        replaced,
+                        rotation_owed_since: match rotation_owed_since {
+                            Some(_) => None,
+                            None => Some(Timestamp(0)),
+                        },
+                    }
                 }
                 AuditEvent::ApprovalUsed { approval, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;

@@ -6,8 +6,9 @@ use uuid::Uuid;
 
 use crate::escrow::apply::{apply, sealed_digest};
 use crate::escrow::command::{
-    Action, AdmitNode, Command, DecideApproval, DropDataKeys, Escrow, Initialize, RaiseFeatureLevel,
-    Reconcile, RecoverCluster, Refusal, RemoveNode, Reseal, ResealedKey, Reveal, RotateKeyring, SetPolicy,
+    Action, AdmitNode, Command, ConfirmKey, DecideApproval, DropDataKeys, Escrow, Initialize,
+    RaiseFeatureLevel, Reconcile, RecoverCluster, Refusal, RemoveNode, Reseal, ResealedKey, Reveal,
+    RotateKeyring, SetPolicy,
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
@@ -224,7 +225,21 @@ fn drop_data_keys() -> impl Strategy<Value = Action> {
     })
 }
 
-fn initialize(cluster: u128) -> Action {
+fn pending() -> impl Strategy<Value = Action> {
+    escrow().prop_map(|action| match action {
+        Action::Escrow(escrow) => Action::EscrowPending(escrow),
+        other => other,
+    })
+}
+
+fn confirm() -> impl Strategy<Value = Action> {
+    (0..7_u128, 1..4_u8).prop_map(|(key, machine)| {
+        let machine = name("PC-", machine).parse().unwrap();
+        Action::ConfirmKey(ConfirmKey { machine, key_id: KeyId(Uuid::from_u128(key)) })
+    })
+}
+
+pub(super) fn initialize(cluster: u128) -> Action {
     Action::Initialize(Initialize {
         cluster: ClusterId(Uuid::from_u128(cluster)),
         name: "acme".parse().unwrap(),
@@ -248,6 +263,8 @@ fn command() -> impl Strategy<Value = Command> {
         3 => set_policy(),
         3 => decide(),
         4 => reconcile(),
+        4 => pending(),
+        6 => confirm(),
         1 => (1..3_u128).prop_map(initialize),
     ];
     let entitled = proptest::bool::weighted(0.75);
@@ -279,7 +296,7 @@ fn entitled_role(action: &Action, drawn: Role) -> Role {
         | Action::Reconcile(_)
         | Action::Reseal(_)
         | Action::DropDataKeys(_) => Role::Node,
-        Action::Escrow(_) => Role::Importer,
+        Action::Escrow(_) | Action::EscrowPending(_) | Action::ConfirmKey(_) => Role::Importer,
         Action::Reveal(_) if drawn < Role::Importer => Role::Helpdesk,
         Action::Reveal(_) => Role::HelpdeskAdvanced,
         Action::SetPolicy(_) | Action::DecideApproval(_) => Role::Officer,

@@ -1,0 +1,119 @@
+//! What goes out with a secret that is shown: who uses its machine, the key package beside it, and a signed receipt.
+
+use tonic::Status;
+
+use crate::escrow::ids::{Identity, Timestamp, UserName};
+use crate::escrow::lookup;
+use crate::escrow::records::{KeyHistory, KeyRecord, LogPosition};
+use crate::proto;
+use crate::raft::NodeError;
+use crate::seal::receipt::disclosure::{Disclosed, DisclosureReceipt};
+use crate::seal::{Keyring, Part, SealContext};
+use crate::secret::Secret;
+
+use super::Context;
+use super::recovery::blocking;
+
+/// A reveal as it was asked for, once it is allowed.
+#[derive(Debug, Clone)]
+pub(super) struct Shown {
+    /// To whom.
+    pub to: Identity,
+    /// For which user, if one was named.
+    pub user: Option<UserName>,
+    /// Why.
+    pub reason: String,
+    /// Whether the key package is wanted as well. It goes with its key: one reveal shows both.
+    pub wants_package: bool,
+    /// When.
+    pub at: Timestamp,
+    /// The entry that put it on record, or the last one applied if there was no quorum.
+    pub position: LogPosition,
+    /// The audit record of it, if there is one already.
+    pub audit_sequence: Option<u64>,
+}
+
+/// What goes out beside the secret.
+pub(super) struct Beside {
+    pub users: Vec<UserName>,
+    pub history: KeyHistory,
+    pub package: Option<Secret>,
+    pub receipt: DisclosureReceipt,
+}
+
+impl Context {
+    /// What goes out with `key`, from this replica.
+    pub(super) async fn beside(
+        &self,
+        key: &KeyRecord,
+        keyring: &Keyring,
+        shown: &Shown,
+    ) -> Result<Beside, Status> {
+        let (node, machine, id) = (self.node.clone(), key.machine.clone(), key.id);
+        let (machine, history) = blocking(move || {
+            let view = node.view()?;
+            Ok((lookup::machine(&view, &machine)?, lookup::history(&view, id)?))
+        })
+        .await?;
+        let mut users = machine.map(|machine| machine.users).unwrap_or_default();
+        if let Some(own) = shown.to.user() {
+            users.retain(|user| *user == own);
+        }
+        let package = match &key.sealed_package {
+            Some(sealed) if shown.wants_package => {
+                let context = SealContext {
+                    machine: &key.machine,
+                    volume: &key.volume,
+                    key_id: key.id,
+                    kind: key.kind,
+                    part: Part::Package,
+                };
+                Some(keyring.open_sealed(&context, sealed).map_err(NodeError::from)?)
+            }
+            _ => None,
+        };
+        let receipt = self.disclosure_receipt(key, shown)?;
+        Ok(Beside { users, history, package, receipt })
+    }
+
+    fn disclosure_receipt(&self, key: &KeyRecord, shown: &Shown) -> Result<DisclosureReceipt, Status> {
+        let cluster = self.node.cluster()?.ok_or(NodeError::NoCluster)?;
+        let disclosed = Disclosed {
+            key_id: key.id,
+            machine: key.machine.clone(),
+            volume: key.volume.clone(),
+            fingerprint: key.fingerprint,
+            to: shown.to.clone(),
+            user: shown.user.clone(),
+            reason: shown.reason.clone(),
+            at: shown.at,
+            position: shown.position,
+            audit_sequence: shown.audit_sequence,
+        };
+        DisclosureReceipt::sign(disclosed, cluster.id, &self.tls).map_err(|error| {
+            Status::internal(format!("signing the receipt: {}", crate::error::chain(&error)))
+        })
+    }
+}
+
+/// A receipt as it goes out.
+pub(super) fn receipt(receipt: DisclosureReceipt) -> proto::DisclosureReceipt {
+    proto::DisclosureReceipt {
+        cluster: receipt.cluster.to_string(),
+        cluster_name: receipt.cluster_name.to_string(),
+        term: receipt.term,
+        index: receipt.index,
+        audit_sequence: receipt.audit_sequence,
+        key_id: receipt.key_id.to_string(),
+        machine: receipt.machine.to_string(),
+        volume: receipt.volume.to_string(),
+        fingerprint: receipt.fingerprint.to_string(),
+        to: receipt.to.to_string(),
+        user: receipt.user.map(String::from).unwrap_or_default(),
+        reason: receipt.reason,
+        at_ms: receipt.at.0,
+        node: receipt.node.to_string(),
+        signature: receipt.signature,
+        certificates: receipt.certificates,
+    }
+}
