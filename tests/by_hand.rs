@@ -104,7 +104,10 @@ fn the_runbook_runs_as_it_stands() {
     assert!(!stderr.contains("warning: tls.crl"), "every node has a revocation list: {stderr}");
     for node in [1, 2, 4] {
         let log = std::fs::read_to_string(dir.path().join(format!("node-{node}/log"))).expect("its log");
-        let complaint = log.lines().find(|line| line.contains("revocation list of"));
+        // The lists come before the CA they are of, and are said to be not used until then; never the other way round.
+        let complaint = log.lines().find(|line| {
+            line.contains("revocation list of") && !line.contains("that is no CA that is trusted here")
+        });
         assert_eq!(complaint, None, "node {node} misses a list on the way to another CA");
     }
 }

@@ -265,7 +265,7 @@ async fn a_cluster_that_is_renewed_in_time_outlives_its_first_certificates_witho
     let authority = Authority::open(&test.path("ca")).expect("the CA");
     let end = now() + 75;
     let short = |role, name: &str| {
-        let validity = Some(Validity::Between { not_before: now() - 60, not_after: end });
+        let validity = Some(Validity::Between { not_before: now() - 600, not_after: end });
         authority.issue(IssueRequest { validity, ..IssueRequest::new(role, name) }).expect("issued")
     };
     for id in ALL {

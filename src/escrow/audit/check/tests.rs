@@ -48,7 +48,7 @@ fn other_fields(line: &str) -> Vec<String> {
                 "actor" => format!("\"{text}x\""),
                 "time" => "\"2030-01-31T12:00:00.000Z\"".to_owned(),
                 "outcome" => if text == "denied" { "\"allowed\"" } else { "\"denied\"" }.to_owned(),
-                "source" => "\"degraded\"".to_owned(),
+                "source" => if text == "degraded" { "\"quorum\"" } else { "\"degraded\"" }.to_owned(),
                 "event" => "\"cluster-initialised\"".to_owned(),
                 "previous_hash" | "hash" => format!("\"{}\"", "5".repeat(64)),
                 _ => format!("\"{text}1\""),
