@@ -196,10 +196,12 @@ proptest! {
             let before = state.clone();
             let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
             match (&command.action, reply) {
-                (Action::Escrow(asked), Reply::Escrowed(kept)) if guarded && !kept.already_escrowed => {
+                (Action::Escrow(asked) | Action::EscrowPending(asked), Reply::Escrowed(kept))
+                    if guarded && !kept.already_escrowed =>
+                {
                     prop_assert_eq!(Some(asked.sealed.key_version), current);
                 }
-                (Action::Escrow(asked), Reply::OldDataKey { current: told }) => {
+                (Action::Escrow(asked) | Action::EscrowPending(asked), Reply::OldDataKey { current: told }) => {
                     prop_assert!(guarded && Some(told) == current && asked.sealed.key_version < told);
                     prop_assert_eq!(state.count(Table::Key), before.count(Table::Key));
                     prop_assert_eq!(state.count(Table::Request), before.count(Table::Request));
