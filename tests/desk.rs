@@ -138,7 +138,8 @@ async fn an_end_user_sees_only_keys_of_machines_that_know_that_user() {
     let found = user.find(&everything).await.expect("one's own keys, if nothing else is asked");
     assert!(found.keys.iter().all(|key| key.machine == own.machine.as_str()) && !found.keys.is_empty());
     let another = FindRequest { user: r"CORP\user2".to_owned(), ..FindRequest::default() };
-    assert!(matches!(user.find(&another).await, Err(ClientError::Denied(_))));
+    let found = user.find(&another).await.expect("answered");
+    assert!(found.keys.is_empty(), "another user's machine: {found:?}");
 
     user.recover(own.key_id, "locked out", None).await.expect("one's own key");
     let refused = user.recover(foreign.key_id, "locked out", None).await.expect_err("somebody else's");
