@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod cluster;
+mod custody;
 mod disclosure;
 pub mod escrow;
 pub mod guard;
