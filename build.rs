@@ -12,7 +12,8 @@ const SERVICES: [&str; 6] = [
 ];
 
 /// Messages that carry plaintext: what shows them is written by hand, in `src/proto.rs`.
-const SECRET_MESSAGES: [&str; 2] = [".strongroom.v1.EscrowRequest", ".strongroom.v1.RecoverResponse"];
+const SECRET_MESSAGES: [&str; 3] =
+    [".strongroom.v1.CustodyRequest", ".strongroom.v1.EscrowRequest", ".strongroom.v1.RecoverResponse"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -22,6 +22,13 @@ const REDACTED: &str = "redacted";
 // Written by hand, because a derived one would show the plaintext. Every field is named, so that a new one is not
 // forgotten here.
 
+impl fmt::Debug for CustodyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key_id, secret: _ } = self;
+        f.debug_struct("CustodyRequest").field("key_id", key_id).field("secret", &REDACTED).finish()
+    }
+}
+
 impl fmt::Debug for EscrowRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { request_id, machine, volume, kind, key_id, secret: _, package: _, user, pending } = self;
@@ -101,7 +108,8 @@ mod tests {
             package: hidden.clone(),
             ..RecoverResponse::default()
         };
-        for text in [format!("{request:?}"), format!("{response:?}")] {
+        let custody = CustodyRequest { key_id: "PC-1".to_owned(), secret: hidden.clone() };
+        for text in [format!("{request:?}"), format!("{response:?}"), format!("{custody:?}")] {
             assert!(shown.iter().all(|secret| !text.contains(secret)), "{text}");
             assert!(text.contains("PC-1") && text.contains(REDACTED), "{text}");
         }

@@ -254,23 +254,6 @@ async fn a_leader_that_is_stopped_hands_over_and_no_request_fails() {
     test.cluster.wait_settled(&ALL).await.expect("equal digests");
 }
 
-/// P7 and `custody`: every voter holds every acknowledged key and can open it.
-#[tokio::test(flavor = "multi_thread")]
-async fn every_voter_proves_custody_of_an_acknowledged_key() {
-    let test = three_nodes().await;
-    let receipt = test.client("importer", &ALL).escrow(&deposit(3)).await.expect("kept");
-    test.cluster.wait_settled(&ALL).await.expect("all have it");
-    let output = test.strongroom("auditor", &ALL, &["custody", &receipt.key_id.to_string()]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let outcomes: Vec<_> =
-        report["nodes"].as_array().expect("nodes").iter().map(|node| node["outcome"].clone()).collect();
-    assert_eq!(outcomes, ["proven", "proven", "proven"]);
-    let (code, _) =
-        failure(&test.strongroom("auditor", &ALL, &["custody", "00000000-0000-4000-8000-000000000001"]));
-    assert_eq!(code, 3);
-}
-
 /// A wiped voter that came back under its id could vote twice: the others refuse it, and go on without it (design §10).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_voter_that_comes_back_under_its_id_is_refused() {

@@ -107,7 +107,7 @@ async fn each_role_can_do_over_the_ports_exactly_what_the_table_says() {
             let_in(client.escrow(&deposit(1)).await),
             let_in(client.find(&find).await),
             let_in(client.recover(known, "the table of roles", user.as_ref()).await),
-            let_in(client.custody(known).await),
+            let_in(client.custody(known, None).await),
             let_in(client.status().await),
             let_in(client.policy(Consistency::Local).await),
             let_in(client.set_policy("{}", u64::MAX).await),

@@ -200,7 +200,13 @@ async fn bad_requests(test: &TestCluster) {
     ] {
         assert_field(recovery.recover(request).await.map(drop), field);
     }
-    assert_field(recovery.custody(CustodyRequest { key_id: "?".to_owned() }).await.map(drop), "key_id");
+    assert_field(
+        recovery
+            .custody(CustodyRequest { key_id: "?".to_owned(), ..CustodyRequest::default() })
+            .await
+            .map(drop),
+        "key_id",
+    );
 
     let mut cluster = ClusterServiceClient::new(channel(test, "operator").await);
     let add = membership_change::Change::Add(AddMember::default());

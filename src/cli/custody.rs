@@ -1,10 +1,12 @@
 //! `strongroom custody`: does every node hold a key, and can it open it?
 
+use std::path::{Path, PathBuf};
+
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::output::table;
-use super::{Exit, Failure, Global, Printer};
+use super::{Exit, Failure, Global, Printer, input};
 use crate::escrow::ids::KeyId;
 use crate::proto;
 
@@ -14,11 +16,21 @@ pub(super) struct CustodyCommand {
     /// The id of the key.
     #[arg(value_name = "KEY_ID")]
     key_id: KeyId,
+    /// Also ask whether the key is the secret in this file, or on standard input if it is `-`. It is sent to the node
+    /// that is asked, and to no other.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
 }
 
 impl CustodyCommand {
     pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
-        let custody = global.client()?.custody(self.key_id).await?;
+        let client = global.client()?;
+        let secret = match self.secret_file.as_deref() {
+            Some(file) if file == Path::new("-") => Some(input::secret(None)?),
+            Some(file) => Some(input::secret(Some(file))?),
+            None => None,
+        };
+        let custody = client.custody(self.key_id, secret.as_ref()).await?;
         printer.result(&json_of(&custody), || text_of(&custody))?;
         verdict(&custody)
     }
@@ -28,12 +40,18 @@ impl CustodyCommand {
 /// A node that is away proves nothing either way, as long as another one holds the key.
 fn verdict(custody: &proto::CustodyResponse) -> Result<(), Failure> {
     let answers = |outcome: &str| custody.nodes.iter().filter(|node| node.outcome == outcome).count();
-    let (proven, absent, unreachable) = (answers("proven"), answers("absent"), answers("unreachable"));
+    let (proven, absent, mismatch) = (answers("proven"), answers("absent"), answers("mismatch"));
+    let unreachable = answers("unreachable");
     let others = custody.nodes.len() - proven - unreachable;
     match (proven, others) {
         (1.., 0) => Ok(()),
         (0, 0) => Err(Failure::new(Exit::Unavailable, "no node could be asked")),
-        (0, _) if absent == others => Err(Failure::new(Exit::NotFound, "no node holds this key")),
+        (0, _) if absent == others => {
+            Err(Failure::new(Exit::NotFound, format!("no node that answered holds key {}", custody.key_id)))
+        }
+        (0, _) if custody.compared && mismatch == others => {
+            Err(Failure::new(Exit::Conflict, "the secret that was given is not the one that is kept"))
+        }
         _ => Err(Failure::new(Exit::Failed, format!("{others} of the nodes did not prove custody"))
             .with_hint("`strongroom status` shows whether they lag or differ")),
     }
@@ -52,7 +70,7 @@ fn json_of(custody: &proto::CustodyResponse) -> Value {
             })
         })
         .collect();
-    json!({ "key_id": custody.key_id, "nodes": nodes })
+    json!({ "key_id": custody.key_id, "compared": custody.compared, "nodes": nodes })
 }
 
 fn text_of(custody: &proto::CustodyResponse) -> String {
@@ -63,7 +81,12 @@ fn text_of(custody: &proto::CustodyResponse) -> String {
             vec![node.node.to_string(), node.applied.to_string(), node.outcome.clone(), node.detail.clone()]
         })
         .collect();
-    format!("key {}\n\n{}", custody.key_id, table(&["NODE", "APPLIED", "CUSTODY", ""], &[0, 1], rows))
+    let compared = if custody.compared { ", compared with the secret that was given" } else { "" };
+    format!(
+        "key {}{compared}\n\n{}",
+        custody.key_id,
+        table(&["NODE", "APPLIED", "CUSTODY", ""], &[0, 1], rows)
+    )
 }
 
 #[cfg(test)]
@@ -80,7 +103,11 @@ mod tests {
                 applied: 9,
             })
             .collect();
-        proto::CustodyResponse { key_id: "b0b1c2d3-0000-4000-8000-000000000001".into(), nodes }
+        proto::CustodyResponse {
+            key_id: "b0b1c2d3-0000-4000-8000-000000000001".into(),
+            nodes,
+            compared: false,
+        }
     }
 
     #[test]
@@ -93,6 +120,20 @@ mod tests {
         assert_eq!(exit(&["proven", "absent"]), Some(Exit::Failed));
         assert_eq!(exit(&["proven", "mismatch"]), Some(Exit::Failed));
         assert_eq!(exit(&["absent", "cannot-open"]), Some(Exit::Failed));
+        assert_eq!(exit(&["absent", "unjudged"]), Some(Exit::Failed));
+    }
+
+    #[test]
+    fn a_secret_that_no_node_keeps_is_a_conflict_and_one_that_some_keep_a_failure() {
+        let exit = |outcomes: &[&str]| {
+            let compared = proto::CustodyResponse { compared: true, ..custody(outcomes) };
+            verdict(&compared).err().map(|failure| failure.exit)
+        };
+        assert_eq!(exit(&["proven", "proven", "unreachable"]), None);
+        assert_eq!(exit(&["mismatch", "mismatch", "unreachable"]), Some(Exit::Conflict));
+        assert_eq!(exit(&["proven", "mismatch"]), Some(Exit::Failed));
+        assert_eq!(exit(&["mismatch", "absent"]), Some(Exit::Failed));
+        assert_eq!(exit(&["absent", "absent"]), Some(Exit::NotFound));
     }
 
     #[test]

@@ -236,7 +236,7 @@ impl Demo {
         for Kept { receipt, .. } in &self.kept {
             // Followers apply a moment after the leader.
             self.cluster.wait_settled(&NODES).await?;
-            let custody = auditor.custody(receipt.key_id).await?;
+            let custody = auditor.custody(receipt.key_id, None).await?;
             let proven = custody.nodes.iter().filter(|node| node.outcome == "proven").count();
             expect(proven == NODES.len(), "every node proves custody of every key")?;
         }

@@ -216,15 +216,19 @@ impl Client {
         Ok(Recovered { secret, package, receipt, details })
     }
 
-    /// Challenges every member: does it hold this key, and can it open it?
+    /// Challenges every member: does it hold this key, and can it open it? With `secret`: is it this one?
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn custody(&self, key_id: KeyId) -> Result<proto::CustodyResponse, ClientError> {
-        let request = proto::CustodyRequest { key_id: key_id.to_string() };
+    pub async fn custody(
+        &self,
+        key_id: KeyId,
+        secret: Option<&Secret>,
+    ) -> Result<proto::CustodyResponse, ClientError> {
         self.pool
             .call(|channel, budget| {
-                let request = request.clone();
+                let secret = secret.map(|secret| secret.expose().to_vec()).unwrap_or_default();
+                let request = proto::CustodyRequest { key_id: key_id.to_string(), secret };
                 async move { RecoveryServiceClient::new(channel).custody(bounded(request, budget)).await }
             })
             .await

@@ -7,7 +7,8 @@
 //! members support decides in [`features`] which commands are allowed. `resealing` rotates the data key and seals what is
 //! kept under the newest one.
 //!
-//! What is revealed without a quorum is decided and brought on record in [`journal`].
+//! What is revealed without a quorum is decided and brought on record in [`journal`]. Whether kept secrets open is tried
+//! over and over in [`opening`].
 //!
 //! A replica is compared with the others in `healing`, by the verdict in [`agreement`], and mended by `repair`; `fetch`
 //! brings a snapshot from a peer, and `rescue` does that for a node that starts without a state.
@@ -29,6 +30,7 @@ pub mod membership;
 mod network;
 pub mod node;
 mod observe;
+pub mod opening;
 mod peer_side;
 pub mod peers;
 mod quorum;

@@ -40,6 +40,7 @@ use super::keyring::KeyringCache;
 use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
 use super::membership::{Turns, failure_tolerance, spawn_settling};
 use super::network::Network;
+use super::opening::OpeningBoard;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
 use super::read_index::ReadIndex;
@@ -147,6 +148,7 @@ pub(super) struct Inner {
     pub(super) held_back: std::sync::Mutex<Vec<HeldBack>>,
     pub(super) contacts: Contacts,
     pub(super) usage: UsageMeter,
+    pub(super) opening: OpeningBoard,
     /// Room for snapshots on their way to who asked for one.
     pub(super) offers: Arc<Semaphore>,
     /// What the last comparison with the others came to.
@@ -229,6 +231,7 @@ impl Node {
                 held_back: std::sync::Mutex::default(),
                 contacts: Contacts::default(),
                 usage,
+                opening: OpeningBoard::default(),
                 offers: Arc::new(Semaphore::new(OFFERS_MAX)),
                 agreement: std::sync::Mutex::default(),
                 overfull: watch::Sender::default(),
@@ -242,6 +245,7 @@ impl Node {
         spawn_settling(Arc::downgrade(&node.inner), node.inner.stop.clone());
         node.watch_features();
         node.watch_resealing();
+        node.watch_opening();
         node.watch_journal();
         Ok(node)
     }

@@ -307,7 +307,7 @@ fn unexpected(reply: &Reply) -> NodeError {
 }
 
 /// Runs what reads the store, or opens the keyring, where it holds up nobody else.
-async fn on_own_thread<T: Send + 'static>(
+pub(super) async fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
 ) -> Result<T, NodeError> {
     let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());

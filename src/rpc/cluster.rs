@@ -223,6 +223,7 @@ impl Context {
         let usage = self.node.usage();
         let machine = usage.map(|usage| usage.machine);
         let journal = self.node.journal_stats();
+        let opening = self.node.opening();
         let status = NodeStatus {
             id: options.id,
             role: vitals.role.to_owned(),
@@ -252,6 +253,11 @@ impl Context {
             journal_told: journal.told as u64,
             journal_oldest_age_ms: journal.oldest.map(|at| now().0.saturating_sub(at.0)),
             journal_fault: journal.fault,
+            keys_not_opened: opening.unopened,
+            not_opened: opening.named.iter().map(ToString::to_string).collect(),
+            opening_fault: opening.fault,
+            opened_all_at_ms: opening.complete.map(|pass| pass.at.0),
+            keys_opened: opening.complete.map_or(0, |pass| pass.opened),
             ..NodeStatus::default()
         };
         Ok(DescribeResponse {

@@ -114,6 +114,12 @@ fn about(node: &NodeStatus, version: Option<&str>, committed: u64, now: u64, war
         let fault = &node.journal_fault;
         warnings.push(format!("without a quorum node {id} shows no keys, its journal is damaged: {fault}"));
     }
+    if !node.opening_fault.is_empty() {
+        warnings.push(format!("node {id} can open no key: {}", node.opening_fault));
+    } else if node.keys_not_opened > 0 {
+        let (count, named) = (node.keys_not_opened, node.not_opened.join(", "));
+        warnings.push(format!("{count} of the kept keys cannot be opened at node {id}: {named}"));
+    }
     let waiting = node.journal_own + node.journal_told;
     if waiting > 0 {
         let seconds = node.journal_oldest_age_ms.unwrap_or(0) / 1_000;
@@ -221,7 +227,7 @@ mod tests {
     #[test]
     fn each_fault_of_a_node_has_a_sentence_that_names_it() {
         type Fault = fn(&mut NodeStatus);
-        let faults: [(Fault, &str); 16] = [
+        let faults: [(Fault, &str); 18] = [
             (
                 |node| node.quarantine = "scrub found damage".into(),
                 "node 2 is quarantined and serves no reads: scrub",
@@ -232,6 +238,11 @@ mod tests {
             (
                 |node| (node.journal_own, node.journal_oldest_age_ms) = (3, Some(61_000)),
                 "3 reveals in the journal of node 2 are not on record, the oldest is 61 s old",
+            ),
+            (|node| node.opening_fault = "no identity".into(), "node 2 can open no key: no identity"),
+            (
+                |node| (node.keys_not_opened, node.not_opened) = (2, vec!["b0b1".into()]),
+                "2 of the kept keys cannot be opened at node 2: b0b1",
             ),
             (|node| node.applied = 10_000 - LAG_WARNING_ENTRIES, "node 2 lags by 4096 entries"),
             (|node| node.disk_free_bytes = 9 << 30, "the disk of node 2 has 9216 MiB free, 9 %"),

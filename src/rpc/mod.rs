@@ -5,7 +5,7 @@
 
 pub mod audit;
 pub mod cluster;
-mod custody;
+pub mod custody;
 mod disclosure;
 pub mod escrow;
 pub mod guard;
@@ -39,6 +39,8 @@ pub struct Context {
     pub reveal_timeout: Duration,
     /// Cancelled when the node is stopping: new requests are sent to other nodes.
     pub draining: CancellationToken,
+    /// Secrets that were compared with kept ones and were not the same.
+    pub guesses: custody::Guesses,
 }
 
 impl Context {

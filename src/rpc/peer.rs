@@ -144,8 +144,10 @@ impl PeerService for Context {
     ) -> Result<Response<ProveCustodyResponse>, Status> {
         self.admit_member(&request)?;
         self.refuse_in_quarantine()?;
-        let request = request.into_inner();
-        let (outcome, proof, detail) = self.prove(request.key_id.parse()?, &request.nonce).await;
+        let ProveCustodyRequest { key_id, nonce, min_index } = request.into_inner();
+        // One that lags says what it has.
+        drop(self.node.wait_applied(min_index).await);
+        let (outcome, proof, detail) = self.prove(key_id.parse()?, &nonce).await;
         Ok(Response::new(ProveCustodyResponse {
             outcome: outcome.to_owned(),
             proof: proof.into(),

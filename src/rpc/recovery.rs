@@ -13,8 +13,7 @@ use crate::escrow::records::KeyRecord;
 use crate::metrics::RevealOutcome;
 use crate::proto::recovery_service_server::RecoveryService;
 use crate::proto::{
-    CustodyRequest, CustodyResponse, FindRequest, FindResponse, Freshness, RecoverRequest,
-    RecoverResponse,
+    CustodyRequest, CustodyResponse, FindRequest, FindResponse, Freshness, RecoverRequest, RecoverResponse,
 };
 use crate::raft::NodeError;
 use crate::raft::journal::Alone;
@@ -40,16 +39,28 @@ impl RecoveryService for Context {
     }
 
     async fn custody(&self, request: Request<CustodyRequest>) -> Result<Response<CustodyResponse>, Status> {
-        self.admit(&request, Operation::Custody)?;
-        self.prove_everywhere(request.into_inner()).await.map(Response::new)
+        let caller = self.admit(&request, Operation::Custody)?;
+        self.prove_everywhere(&caller, request.into_inner()).await.map(Response::new)
     }
 }
 
-/// A key of this replica, its plaintext, and the keyring that opened it.
-pub(super) struct Opened {
+/// A key of this replica, and the keyring of the same entry: that one opens it.
+pub(super) struct Held {
     pub key: KeyRecord,
-    pub secret: Secret,
     pub keyring: Arc<Keyring>,
+}
+
+impl Held {
+    /// The plaintext.
+    pub(super) fn open(&self) -> Result<Secret, NodeError> {
+        Ok(self.keyring.open_sealed(&context_of(&self.key, Part::Secret), &self.key.sealed)?)
+    }
+
+    /// As [`Held::open`], and makes sure that all that belongs to it opens as well and is what was escrowed.
+    pub(super) fn open_all(&self) -> Result<Secret, NodeError> {
+        self.keyring.check_kept(&self.key)?;
+        self.open()
+    }
 }
 
 /// What the caller is told, as it is counted.
@@ -174,10 +185,12 @@ impl Context {
         shown: &Shown,
         freshness: Freshness,
     ) -> Result<RecoverResponse, Status> {
-        let Opened { key, secret, keyring } = self
-            .open(key_id)
+        let held = self
+            .held(key_id)
             .await?
             .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
+        let secret = held.open()?;
+        let Held { key, keyring } = held;
         let Beside { users, history, package, receipt } = self.beside(&key, &keyring, shown).await?;
         Ok(RecoverResponse {
             secret: secret.expose().to_vec(),
@@ -197,16 +210,14 @@ impl Context {
         })
     }
 
-    /// A key of this replica and its plaintext.
-    pub(super) async fn open(&self, key_id: KeyId) -> Result<Option<Opened>, NodeError> {
+    /// A key of this replica, still sealed.
+    pub(super) async fn held(&self, key_id: KeyId) -> Result<Option<Held>, NodeError> {
         let node = self.node.clone();
         blocking(move || {
             let view = node.view()?;
             let Some(key) = lookup::key(&view, key_id)? else { return Ok(None) };
             let keyring = node.keyring_in(&view)?;
-            drop(view);
-            let secret = keyring.open_sealed(&context_of(&key, Part::Secret), &key.sealed)?;
-            Ok(Some(Opened { key, secret, keyring }))
+            Ok(Some(Held { key, keyring }))
         })
         .await
     }

@@ -108,12 +108,20 @@ fn part_code(part: Part) -> u8 {
 impl Keyring {
     /// Seals `secret` with the current data key, so that it opens in `context` only.
     ///
+    /// What comes out is opened again before it is let go: once it is kept, nobody has the plaintext to compare with any
+    /// more, and a fault of the memory at this moment would be replicated faithfully.
+    ///
     /// # Errors
-    /// [`SealError::Crypto`] if the random source or the cryptographic library fails.
+    /// [`SealError::Crypto`] if the random source or the cryptographic library fails; [`SealError::Tampered`] if what came
+    /// out is not what went in.
     pub fn seal(&self, context: &SealContext<'_>, secret: &Secret) -> Result<Sealed, SealError> {
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(SealError::Crypto)?;
-        self.seal_with_nonce(context, secret, nonce)
+        let sealed = self.seal_with_nonce(context, secret, nonce)?;
+        if self.open_sealed(context, &sealed)?.expose() != secret.expose() {
+            return Err(SealError::Tampered { key_id: context.key_id });
+        }
+        Ok(sealed)
     }
 
     /// [`Keyring::seal`] with a nonce of the caller's: only for it and for test vectors.

@@ -7,6 +7,7 @@ use crate::escrow::ids::Timestamp;
 use crate::escrow::lookup;
 use crate::http::Admin;
 use crate::metrics::{Metric, Sample, Values};
+use crate::raft::opening::{CompletePass, Opening};
 use crate::raft::{Agreement, Usage, Vitals};
 use crate::rpc::health::DISK_FULL_BYTES;
 use crate::rpc::{Context, now, wire};
@@ -75,6 +76,7 @@ impl Admin for AdminView {
         all.extend(node.usage().as_ref().map(usage).unwrap_or_default());
         all.extend(self.certificates());
         all.extend(journal(&node.journal_stats()));
+        all.extend(opening(&node.opening()));
         all.extend(self.state());
         all.extend(node.options().metrics.collect());
         all
@@ -185,6 +187,30 @@ fn journal(stats: &JournalStats) -> Vec<Metric> {
             flag(!stats.fault.is_empty()),
         ),
     ]
+}
+
+fn opening(opening: &Opening) -> Vec<Metric> {
+    let mut all = vec![
+        number(
+            "strongroom_keys_not_opened",
+            "Kept keys that this node could not open when it last tried.",
+            opening.unopened,
+        ),
+        Metric::gauge(
+            "strongroom_keyring_usable",
+            "1 if this node can open the keyring, without which it opens no key.",
+            flag(opening.fault.is_empty()),
+        ),
+    ];
+    if let Some(CompletePass { at, opened }) = opening.complete {
+        all.push(number("strongroom_keys_opened", "Keys opened by the last pass over all of them.", opened));
+        all.push(Metric::gauge(
+            "strongroom_keys_opened_timestamp_seconds",
+            "When that pass ended, in seconds since the Unix epoch.",
+            Duration::from_millis(at.0).as_secs_f64(),
+        ));
+    }
+    all
 }
 
 impl AdminView {

@@ -30,6 +30,7 @@ use crate::metrics::{Metrics, PortName};
 use crate::raft::storage::StorageOptions;
 use crate::raft::types::Member;
 use crate::raft::{Node, NodeError, NodeOptions, open_storage};
+use crate::rpc::custody::Guesses;
 use crate::rpc::{Context, now};
 use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::StoreError;
@@ -258,6 +259,7 @@ impl Server {
             tls,
             reveal_timeout: config.recovery.quorum_timeout(),
             draining: CancellationToken::new(),
+            guesses: Guesses::default(),
         };
         let bound = |limit: u64| usize::try_from(limit).unwrap_or(Semaphore::MAX_PERMITS);
         let connections = bound(config.limits.max_connections);

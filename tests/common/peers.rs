@@ -1,11 +1,37 @@
 //! The peer service as a caller that is no well-behaved node uses it.
 
+use std::sync::Arc;
+
 use futures_util::stream;
+use strongroom::config::{Config, TlsFiles};
+use strongroom::escrow::ids::NodeId;
 use strongroom::proto::peer::{
-    DigestsRequest, Envelope, FetchSnapshotRequest, ForwardedChange, ProveCustodyRequest, ReadIndexRequest,
+    DescribeRequest, DigestsRequest, Envelope, FetchSnapshotRequest, ForwardedChange, ProveCustodyRequest,
+    ReadIndexRequest,
 };
-use strongroom::raft::peers::PeerClient;
+use strongroom::raft::peers::{PeerClient, Peers};
+use strongroom::raft::types::Member;
+use strongroom::tls::{ExpectedPeer, Tls, TlsPaths};
 use tonic::Status;
+
+use super::TestCluster;
+
+/// The peer service of node `to`, called with the credentials of node `from`: as who knows its data directory, or not.
+pub async fn caller_as(test: &TestCluster, from: NodeId, to: NodeId, knows_directory: bool) -> PeerClient {
+    let layout = test.cluster.layout();
+    let config = Config::load(&layout.node(from).expect("a node").config_path()).expect("a configuration");
+    let TlsFiles { ca, cert, key, crl } = config.tls;
+    let tls = Tls::load(TlsPaths { ca, cert, key, crl: crl.into() }).expect("its credentials");
+    let peers = Peers::new(tls, Arc::default());
+    let peer_address = layout.node(to).expect("a node").peer_address();
+    let mut stranger = peers.stranger(&peer_address, ExpectedPeer::Node(to));
+    if !knows_directory {
+        return stranger;
+    }
+    let described = stranger.describe(DescribeRequest {}).await.expect("it says who it is").into_inner();
+    let storage = described.storage.parse().expect("a data directory");
+    peers.member(to, &Member { peer_address, storage, ..Member::default() })
+}
 
 /// What `client` is answered to each call of the peer service but `describe`, each with as little in it as it takes.
 pub async fn every_peer_call(client: &mut PeerClient) -> Vec<(&'static str, Result<(), Status>)> {

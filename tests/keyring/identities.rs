@@ -31,6 +31,12 @@ async fn the_loss_of_one_node_s_identity_costs_that_node_and_nothing_else() {
     test.cluster.start(lost).await.expect("starts");
     let back = |status: &strongroom::proto::StatusResponse| status.nodes.iter().all(|node| node.reachable);
     test.cluster.wait_for("its return", SOON, &others, back).await.expect("back");
+    let told = |status: &strongroom::proto::StatusResponse| {
+        let warning = format!("node {lost} can open no key: ");
+        status.warnings.iter().any(|told| told.starts_with(&warning))
+    };
+    test.cluster.wait_for("its alarm", SOON, &others, told).await.expect("it says so by itself");
+    assert!(test.page(lost, "/metrics").await.1.contains("strongroom_keyring_usable 0.0\n"));
 
     // It opens and seals nothing, and says why; whoever asks it goes on to another.
     let alone = |profile: &str, arguments: &[&str], input: &str| {

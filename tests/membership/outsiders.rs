@@ -31,7 +31,8 @@ async fn a_node_that_waits_to_be_added_sends_callers_on_at_once() {
     let began = Instant::now();
     let recovered = helpdesk.recover(receipt.key_id, "locked out", None).await.expect("node 1 answers");
     assert!(same(&recovered.secret, &deposit.secret));
-    let custody = test.client("auditor", &[4, 1]).custody(receipt.key_id).await.expect("node 1 answers");
+    let custody =
+        test.client("auditor", &[4, 1]).custody(receipt.key_id, None).await.expect("node 1 answers");
     assert_eq!(custody.nodes.len(), ALL.len(), "{custody:?}");
     assert!(began.elapsed() < READ_TIMEOUT, "{:?}", began.elapsed());
 

@@ -1,18 +1,13 @@
 //! A node that was removed is told so, serves nobody, and says why.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use strongroom::client::ClientError;
-use strongroom::config::{Config, TlsFiles};
 use strongroom::escrow::ids::NodeId;
-use strongroom::proto::peer::DescribeRequest;
 use strongroom::proto::{Consistency, FindRequest};
-use strongroom::raft::peers::{PeerClient, Peers};
-use strongroom::raft::types::Member;
-use strongroom::tls::{ExpectedPeer, Tls, TlsPaths};
 use tonic::Code;
 
+use crate::common::peers::caller_as;
 use crate::common::*;
 use crate::steps::*;
 
@@ -34,7 +29,10 @@ async fn assert_serves_nobody(test: &TestCluster, node: NodeId) {
     removed("recover", recovered.expect_err("a removed node shows nothing"));
     let kept = client("importer").escrow(&deposit(77)).await;
     removed("escrow", kept.expect_err("a removed node keeps nothing"));
-    removed("custody", client("auditor").custody(key_id).await.expect_err("a removed node proves nothing"));
+    removed(
+        "custody",
+        client("auditor").custody(key_id, None).await.expect_err("a removed node proves nothing"),
+    );
     removed("status", client("operator").status().await.expect_err("it is no part of a cluster"));
 
     let output = test.strongroom("helpdesk", &[node], &["find", "--machine", "PC-00001", "--timeout", "2"]);
@@ -44,23 +42,6 @@ async fn assert_serves_nobody(test: &TestCluster, node: NodeId) {
     assert_eq!(test.page(node, "/livez").await.0, 200, "it lives, so that it can say so");
     let why = format!("node {node} was removed from the cluster");
     assert!(test.log(node).contains(&why), "its log says why");
-}
-
-/// The peer service of node `to`, called with the credentials of node `from`: as who knows its data directory, or not.
-async fn caller_as(test: &TestCluster, from: NodeId, to: NodeId, knows_directory: bool) -> PeerClient {
-    let layout = test.cluster.layout();
-    let config = Config::load(&layout.node(from).expect("a node").config_path()).expect("a configuration");
-    let TlsFiles { ca, cert, key, crl } = config.tls;
-    let tls = Tls::load(TlsPaths { ca, cert, key, crl: crl.into() }).expect("its credentials");
-    let peers = Peers::new(tls, Arc::default());
-    let peer_address = layout.node(to).expect("a node").peer_address();
-    let mut stranger = peers.stranger(&peer_address, ExpectedPeer::Node(to));
-    if !knows_directory {
-        return stranger;
-    }
-    let described = stranger.describe(DescribeRequest {}).await.expect("it says who it is").into_inner();
-    let storage = described.storage.parse().expect("a data directory");
-    peers.member(to, &Member { peer_address, storage, ..Member::default() })
 }
 
 #[tokio::test(flavor = "multi_thread")]
