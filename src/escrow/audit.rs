@@ -121,6 +121,13 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
             let canonical = replaced.iter().fold(canonical, |canonical, id| canonical.bytes(id.0.as_bytes()));
             canonical.optional_text(rotation_owed_since.map(|since| since.0.to_string()).as_deref())
         }
+        AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => canonical
+            .number(14)
+            .bytes(approval.0.as_bytes())
+            .optional_text(key_id.map(|id| id.to_string()).as_deref())
+            .optional_text(asked_by.as_ref().map(ToString::to_string).as_deref())
+            .number(u64::from(*granted))
+            .text(denied),
     };
     canonical.sha256()
 }

@@ -12,7 +12,7 @@
 //! | `recover-cluster cluster=HEX survivor= [generation=] [version=] [by=]` | begins a new history |
 //! | `remove node= [generation=] [version=] [by=]` | removes a node |
 //! | `policy [replaces=] [policy=JSON] [by=]` | sets the policy |
-//! | `decide key=HEX person= approval=HEX [granted=] [by=]` | decides about a reveal |
+//! | `decide approval=HEX [granted=] [by=]` | decides about a reveal |
 //! | `reconcile key=HEX [journal=HEX] [sequence=] [of=HEX] [shown=SECONDS] [asked-by=] [denied=] [approval=HEX] [by=]` | puts a reveal without a quorum on record |
 //! | `rotate [generation=] [version=] [by=]` | rotates the data key |
 //! | `reseal version= [after=HEX] [rows=] [keys=HEX/…] [was=VERSION] [size=BYTES] [todo=] [by=]` | seals keys anew that were escrowed under version `was` |
@@ -263,6 +263,12 @@ impl Script {
                         or_none(rotation_owed_since),
                     )?;
                 }
+                AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => writeln!(
+                    text,
+                    "approval-refused {approval} key={} asked-by={} granted={granted} denied={denied}",
+                    or_none(key_id),
+                    or_none(asked_by),
+                )?,
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
                 }
@@ -412,8 +418,6 @@ fn reconcile(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
 
 fn decide(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
     Ok(Action::DecideApproval(DecideApproval {
-        key_id: KeyId(id(args, "key")?.ok_or("key= is missing")?),
-        person: required(args, "person")?,
         approval: RequestId(id(args, "approval")?.ok_or("approval= is missing")?),
         granted: optional(args, "granted")?.unwrap_or(true),
     }))

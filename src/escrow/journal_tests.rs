@@ -162,12 +162,7 @@ fn an_approval_must_have_been_given_while_there_was_a_quorum_and_is_used_once() 
             panic!("it must be approved");
         };
         assert!(alone.denial(2, "x", 61_000).contains("nobody has approved"), "asked for is not given");
-        let decide = DecideApproval {
-            key_id: KEY,
-            person: "desk2".to_owned(),
-            approval: waits.approval,
-            granted: true,
-        };
+        let decide = DecideApproval { approval: waits.approval, granted: true };
         alone.apply(Role::Officer, "olga", Action::DecideApproval(decide));
         assert!(alone.denial(3, "another reason", 62_000).contains("nobody has approved"));
         assert_eq!(alone.denial(4, "x", 63_000), "");

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::features::FeatureLevel;
-use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
+use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::journal::JournalPlace;
 use super::policy::document::Policy;
 use super::records::{
@@ -339,6 +339,12 @@ pub fn approvals<S: Rows>(rows: &S, now: Timestamp) -> Result<Vec<Approval>, Sta
     let mut approvals: Vec<Approval> = rows.rows(&[], None, super::apply::APPROVALS_MAX)?;
     approvals.retain(|approval| approval.expires_at > now);
     Ok(approvals)
+}
+
+/// The reveal that was asked for as `id`, decided or not, expired or not. Found by looking at all, which are few.
+pub fn approval<S: Rows>(rows: &S, id: RequestId) -> Result<Option<Approval>, StateError> {
+    let all: Vec<Approval> = rows.rows(&[], None, super::apply::APPROVALS_MAX)?;
+    Ok(all.into_iter().find(|approval| approval.id == id))
 }
 
 /// What became of the entry of a journal, once it is on record.

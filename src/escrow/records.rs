@@ -427,6 +427,19 @@ pub enum AuditEvent {
         /// Since when the machine still owes a rotation.
         rotation_owed_since: Option<Timestamp>,
     },
+    /// Somebody may not decide about a reveal, or not about this one, and tried to.
+    ApprovalRefused {
+        /// What they named.
+        approval: RequestId,
+        /// The key, if it is still known what that was about.
+        key_id: Option<KeyId>,
+        /// Who had asked, if that is still known.
+        asked_by: Option<Identity>,
+        /// Whether they would have granted it.
+        granted: bool,
+        /// Why not.
+        denied: String,
+    },
 }
 
 /// One link of the audit chain.

@@ -75,20 +75,7 @@ impl PolicyService for Context {
         let caller = self.admit(&request, Operation::Approve)?;
         let DecideApprovalRequest { request_id, approval, granted } = request.into_inner();
         let id = wire::uuid("approval", &approval).map(RequestId)?;
-        // It may have been asked for at another node a moment ago.
-        self.fresh(proto::Consistency::Quorum.into()).await?;
-        let asked = lookup::approvals(&self.node.view()?, now())?;
-        let asked = asked.into_iter().find(|asked| asked.id == id).ok_or_else(|| {
-            Status::not_found(format!(
-                "no reveal {id} waits for approval: it was decided, used, asked for anew, or has expired"
-            ))
-        })?;
-        let action = Action::DecideApproval(DecideApproval {
-            key_id: asked.key_id,
-            person: asked.asked_by.person(),
-            approval: id,
-            granted,
-        });
+        let action = Action::DecideApproval(DecideApproval { approval: id, granted });
         match self.decided(&request_id, caller, action).await? {
             Reply::ApprovalDecided => {
                 tracing::info!(approval = %id, granted, "a reveal was decided by a second person");

@@ -106,12 +106,9 @@ fn digest(command: &Command) -> [u8; 32] {
         }
         Action::RemoveNode(remove) => canonical.number(7).number(remove.node),
         Action::SetPolicy(set) => canonical.number(8).text(&set.policy).number(set.replaces),
-        Action::DecideApproval(decide) => canonical
-            .number(9)
-            .bytes(decide.key_id.0.as_bytes())
-            .text(&decide.person)
-            .bytes(decide.approval.0.as_bytes())
-            .number(u64::from(decide.granted)),
+        Action::DecideApproval(decide) => {
+            canonical.number(9).bytes(decide.approval.0.as_bytes()).number(u64::from(decide.granted))
+        }
         // Which data key is drawn is up to the node that took it.
         Action::RotateKeyring(_) => canonical.number(20),
         // Not remembered: they are the leader's, and name what they found.

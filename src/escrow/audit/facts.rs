@@ -89,6 +89,9 @@ impl<'a> Facts<'a> {
                 key_id: Some(*key_id),
                 ..Self::NONE
             },
+            AuditEvent::ApprovalRefused { key_id, .. } => {
+                Self { outcome: Outcome::Denied, key_id: *key_id, ..Self::NONE }
+            }
             AuditEvent::KeyConfirmed { key_id, machine, .. } => {
                 Self { machine: Some(machine), key_id: Some(*key_id), ..Self::NONE }
             }

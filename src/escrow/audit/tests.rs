@@ -43,6 +43,13 @@ fn event(choice: u8, text: &str) -> AuditEvent {
             replaced: vec![key_id; usize::from(choice / 16)],
             rotation_owed_since: (choice & 16 > 0).then_some(Timestamp(3)),
         },
+        2 if choice & 16 > 0 => AuditEvent::ApprovalRefused {
+            approval: RequestId(key_id.0),
+            key_id: (choice & 32 > 0).then_some(key_id),
+            asked_by: (choice & 32 > 0).then(officer),
+            granted: choice & 64 > 0,
+            denied: text.to_owned(),
+        },
         2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
         4 => AuditEvent::PolicySet { version: u64::from(choice), policy: text.to_owned() },
         5 => AuditEvent::ApprovalAsked {
@@ -163,6 +170,20 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             replaced: vec![KeyId(Uuid::from_u128(6))],
             rotation_owed_since: Some(Timestamp(8)),
         },
+        AuditEvent::ApprovalRefused {
+            approval: RequestId(key_id.0),
+            key_id: Some(key_id),
+            asked_by: Some(officer()),
+            granted: true,
+            denied: "nobody approves what they asked for themselves".to_owned(),
+        },
+        AuditEvent::ApprovalRefused {
+            approval: RequestId(key_id.0),
+            key_id: None,
+            asked_by: None,
+            granted: false,
+            denied: "no such reveal".to_owned(),
+        },
     ]
 }
 
@@ -237,6 +258,10 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                         },
                     }
                 }
+                AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => {
+                    let granted = !granted;
+                    AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied }
+                }
                 AuditEvent::ApprovalUsed { approval, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;
                     AuditEvent::ApprovalUsed { approval, granted_by }
@@ -260,14 +285,21 @@ fn the_hash_of_a_record_never_changes() {
 
 #[test]
 fn the_hashes_of_later_events_never_change() {
-    let hashes: Vec<String> = [128_u8, 129, 130, 131, 255]
+    let hashes: Vec<String> = [128_u8, 129, 130, 131, 255, 50]
         .map(|choice| chain(&[(choice, "lost PIN".to_owned())]).remove(0))
         .iter()
         .map(|record| data_encoding::HEXLOWER.encode(&record_hash(record)[..8]))
         .collect();
     assert_eq!(
         hashes,
-        ["1999834509cb625b", "2d12c3c0219258a6", "a8cdab656460e721", "e0ba2d43c570c0fd", "87eaab5051a71fd1"]
+        [
+            "1999834509cb625b",
+            "2d12c3c0219258a6",
+            "a8cdab656460e721",
+            "e0ba2d43c570c0fd",
+            "87eaab5051a71fd1",
+            "af0517f7d56e6978"
+        ]
     );
 }
 

@@ -3,11 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CERTIFICATES_MAX, ReceiptError, base64, base64_list, fingerprint, rfc3339};
+use super::{ReceiptError, fingerprint};
 use crate::escrow::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, Role, Timestamp, UserName, VolumeId,
 };
 use crate::escrow::records::{Fingerprint, LogPosition};
+use crate::seal::signed::{CERTIFICATES_MAX, Message, base64, base64_list, rfc3339};
 use crate::tls::{Tls, TlsError, TrustAnchors};
 
 /// What the signature is about, and the version of its form.
@@ -142,9 +143,8 @@ impl DisclosureReceipt {
         Ok(())
     }
 
-    /// What is signed: the domain label, then every field in the order of the struct but the tag, for which the label
-    /// stands, and the signature. Each is preceded by its length in bytes (32 bits, big endian); numbers are 64 bits, big
-    /// endian; before a field that may be absent stands one that says whether it is there.
+    /// What is signed: every field in the order of the struct but the tag, for which the label stands, and the signature.
+    /// Before a field that may be absent stands one that says whether it is there.
     fn signed_bytes(&self) -> Vec<u8> {
         // Taken apart, so that a field that is added cannot be forgotten here.
         let Self {
@@ -166,35 +166,25 @@ impl DisclosureReceipt {
             signature: _,
             certificates,
         } = self;
-        let mut bytes = Vec::with_capacity(2_048);
-        let mut put = |field: &[u8]| {
-            // The longest field is a certificate, of some thousand bytes.
-            let length = u32::try_from(field.len()).unwrap_or(u32::MAX);
-            bytes.extend_from_slice(&length.to_be_bytes());
-            bytes.extend_from_slice(field);
-        };
-        put(DOMAIN);
-        put(cluster.0.as_bytes());
-        put(cluster_name.as_str().as_bytes());
-        put(&term.to_be_bytes());
-        put(&index.to_be_bytes());
-        put(&[u8::from(audit_sequence.is_some())]);
-        put(&audit_sequence.unwrap_or_default().to_be_bytes());
-        put(key_id.0.as_bytes());
-        put(machine.as_str().as_bytes());
-        put(volume.as_str().as_bytes());
-        put(&fingerprint.0);
-        put(to.to_string().as_bytes());
-        put(&[u8::from(user.is_some())]);
-        put(user.as_ref().map(ToString::to_string).unwrap_or_default().as_bytes());
-        put(reason.as_bytes());
-        put(&at.0.to_be_bytes());
-        put(node.to_string().as_bytes());
-        put(&(certificates.len() as u64).to_be_bytes());
-        for certificate in certificates {
-            put(certificate);
-        }
-        bytes
+        let mut message = Message::about(DOMAIN);
+        message.put(cluster.0.as_bytes());
+        message.put(cluster_name.as_str().as_bytes());
+        message.put(&term.to_be_bytes());
+        message.put(&index.to_be_bytes());
+        message.put(&[u8::from(audit_sequence.is_some())]);
+        message.put(&audit_sequence.unwrap_or_default().to_be_bytes());
+        message.put(key_id.0.as_bytes());
+        message.put(machine.as_str().as_bytes());
+        message.put(volume.as_str().as_bytes());
+        message.put(&fingerprint.0);
+        message.put(to.to_string().as_bytes());
+        message.put(&[u8::from(user.is_some())]);
+        message.put(user.as_ref().map(ToString::to_string).unwrap_or_default().as_bytes());
+        message.put(reason.as_bytes());
+        message.put(&at.0.to_be_bytes());
+        message.put(node.to_string().as_bytes());
+        message.put_all(certificates);
+        message.into_bytes()
     }
 }
 
@@ -247,6 +237,36 @@ mod tests {
             back.verify(&trust(&ca)).unwrap();
             serde_json::from_value::<Receipt>(json).expect_err("not one of an escrow");
         }
+    }
+
+    #[test]
+    fn what_is_signed_never_changes() {
+        let receipt = DisclosureReceipt {
+            receipt: DisclosureTag::Disclosure,
+            cluster: ClusterId(Uuid::from_u128(0xc1)),
+            cluster_name: "acme".parse().unwrap(),
+            term: 3,
+            index: 42,
+            audit_sequence: Some(9),
+            key_id: KeyId(Uuid::from_u128(0x1234)),
+            machine: "PC-0001".parse().unwrap(),
+            volume: "C:".parse().unwrap(),
+            fingerprint: Fingerprint([7; 32]),
+            to: "spiffe://acme/helpdesk/desk1".parse().unwrap(),
+            user: Some(r"CORP\user1".parse().unwrap()),
+            reason: "lost PIN".to_owned(),
+            at: Timestamp(1_700_000_000_123),
+            node: "spiffe://acme/node/1".parse().unwrap(),
+            signature: vec![1],
+            certificates: vec![vec![1, 2], vec![3]],
+        };
+        let hash = |receipt: &DisclosureReceipt| {
+            let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &receipt.signed_bytes());
+            data_encoding::HEXLOWER.encode(hash.as_ref())
+        };
+        assert_eq!(hash(&receipt), "71dceacf15956d4b2adc615b94e0f04df7451f2572ece24c477d2190fde54da5");
+        let degraded = DisclosureReceipt { audit_sequence: None, user: None, ..receipt };
+        assert_eq!(hash(&degraded), "6b2d94ae2962ebc39dd212c0e32dc6e5b4e0101ac6d289b1451b55afb703c99d");
     }
 
     #[test]
