@@ -65,7 +65,8 @@ impl ReceiptCommand {
             }
             AnyReceipt::Disclosure(receipt) => {
                 receipt.verify(&trust)?;
-                let document = json!({ "verified": true, "receipt": receipt });
+                let degraded = receipt.audit_sequence.is_none();
+                let document = json!({ "verified": true, "degraded": degraded, "receipt": receipt });
                 printer.result(&document, || format!("the receipt holds\n\n{}", disclosure_text(&receipt)))
             }
         }
@@ -178,12 +179,17 @@ pub(super) fn text(receipt: &Receipt) -> String {
 
 /// A receipt of a reveal for people.
 fn disclosure_text(receipt: &DisclosureReceipt) -> String {
-    let audit = match receipt.audit_sequence {
-        Some(sequence) => format!("record {sequence}"),
-        None => "without a quorum: recorded after the heal".to_owned(),
+    let entry = format!("{} of term {}", receipt.index, receipt.term);
+    let mut noted = match (receipt.audit_sequence, &receipt.journal) {
+        (Some(sequence), _) => vec![("audit", format!("record {sequence}")), ("entry", entry)],
+        (None, place) => vec![
+            ("audit", "none when it was signed: shown without a quorum".to_owned()),
+            ("noted as", place.as_ref().map(ToString::to_string).unwrap_or_default()),
+            ("knew up to", entry),
+        ],
     };
     let user = receipt.user.as_ref().map_or_else(|| "none named".to_owned(), ToString::to_string);
-    facts(&[
+    let mut all = vec![
         ("shown", receipt.key_id.to_string()),
         ("machine", receipt.machine.to_string()),
         ("volume", receipt.volume.to_string()),
@@ -191,10 +197,13 @@ fn disclosure_text(receipt: &DisclosureReceipt) -> String {
         ("user", user),
         ("reason", receipt.reason.clone()),
         ("at", receipt.at.to_string()),
-        ("audit", audit),
-        ("entry", format!("{} of term {}", receipt.index, receipt.term)),
+        ("state", receipt.state.to_string()),
+    ];
+    all.append(&mut noted);
+    all.extend([
         ("fingerprint", receipt.fingerprint.to_string()),
         ("cluster", receipt.cluster.to_string()),
         ("signed by", receipt.node.to_string()),
-    ])
+    ]);
+    facts(&all)
 }

@@ -3,13 +3,15 @@
 //! A secret appears here only as [`Sealed`]: this room never sees plaintext after validation.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::features::FeatureLevel;
 use super::ids::{
-    ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
+    ClusterId, ClusterName, Identity, Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName,
+    VolumeId,
 };
 use super::journal::{DegradedReveal, JournalPlace};
 use super::secrets::SecretKind;
@@ -194,6 +196,16 @@ impl fmt::Display for KeyState {
             Self::Pending => "pending",
             Self::Retired => "retired",
         })
+    }
+}
+
+impl FromStr for KeyState {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let all = [Self::Active, Self::Disclosed, Self::Pending, Self::Retired];
+        let found = all.into_iter().find(|state| state.to_string() == text);
+        found.ok_or_else(|| Invalid::new("state", "active, disclosed, pending or retired"))
     }
 }
 

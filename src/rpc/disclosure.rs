@@ -7,7 +7,7 @@ use crate::escrow::lookup;
 use crate::escrow::records::{KeyHistory, KeyRecord, LogPosition};
 use crate::proto;
 use crate::raft::NodeError;
-use crate::seal::receipt::disclosure::{Disclosed, DisclosureReceipt};
+use crate::seal::receipt::disclosure::{Disclosed, DisclosureReceipt, Noted};
 use crate::seal::{Keyring, Part, SealContext};
 use crate::secret::Secret;
 
@@ -29,8 +29,8 @@ pub(super) struct Shown {
     pub at: Timestamp,
     /// The entry that put it on record, or the last one applied if there was no quorum.
     pub position: LogPosition,
-    /// The audit record of it, if there is one already.
-    pub audit_sequence: Option<u64>,
+    /// Where it is noted.
+    pub noted: Noted,
 }
 
 /// What goes out beside the secret.
@@ -88,7 +88,8 @@ impl Context {
             reason: shown.reason.clone(),
             at: shown.at,
             position: shown.position,
-            audit_sequence: shown.audit_sequence,
+            state: key.state,
+            noted: shown.noted,
         };
         DisclosureReceipt::sign(disclosed, cluster.id, &self.tls).map_err(|error| {
             Status::internal(format!("signing the receipt: {}", crate::error::chain(&error)))
@@ -115,5 +116,8 @@ pub(super) fn receipt(receipt: DisclosureReceipt) -> proto::DisclosureReceipt {
         node: receipt.node.to_string(),
         signature: receipt.signature,
         certificates: receipt.certificates,
+        state: receipt.state.to_string(),
+        journal: receipt.journal.map(|place| place.journal.to_string()).unwrap_or_default(),
+        journal_sequence: receipt.journal.map_or(0, |place| place.sequence),
     }
 }

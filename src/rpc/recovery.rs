@@ -17,6 +17,7 @@ use crate::proto::{
 };
 use crate::raft::NodeError;
 use crate::raft::journal::Alone;
+use crate::seal::receipt::disclosure::Noted;
 use crate::seal::{Keyring, Part, context_of};
 use crate::secret::Secret;
 
@@ -133,7 +134,7 @@ impl Context {
             wants_package: package,
             at: revealed.at,
             position: revealed.position,
-            audit_sequence: Some(revealed.audit_sequence),
+            noted: Noted::Audit(revealed.audit_sequence),
         };
         let mut shown = self.show(revealed.key_id, &shown, freshness).await?;
         shown.audit_sequence = revealed.audit_sequence;
@@ -170,7 +171,7 @@ impl Context {
             wants_package,
             at: reveal.at,
             position: reveal.knowledge.position,
-            audit_sequence: None,
+            noted: Noted::Journal(place),
         };
         let mut shown = self.show(reveal.key_id, &shown, freshness).await?;
         shown.journal = place.journal.to_string();
