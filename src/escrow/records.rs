@@ -13,7 +13,7 @@ use super::ids::{
     ClusterId, ClusterName, Identity, Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName,
     VolumeId,
 };
-use super::journal::{DegradedReveal, JournalPlace};
+use super::journal::{DegradedAsk, DegradedDecision, DegradedReveal, JournalPlace};
 use super::secrets::SecretKind;
 
 /// Where in the Raft log an entry stands.
@@ -451,6 +451,20 @@ pub enum AuditEvent {
         granted: bool,
         /// Why not.
         denied: String,
+    },
+    /// As [`AuditEvent::RevealReconciled`], of a reveal that was asked for and must be approved.
+    ApprovalAskReconciled {
+        /// The entry of the journal.
+        place: JournalPlace,
+        /// What it says.
+        ask: Box<DegradedAsk>,
+    },
+    /// As [`AuditEvent::RevealReconciled`], of what a second person decided, or may not decide.
+    ApprovalDecisionReconciled {
+        /// The entry of the journal.
+        place: JournalPlace,
+        /// What it says.
+        decision: Box<DegradedDecision>,
     },
 }
 

@@ -7,7 +7,7 @@ use crate::escrow::lookup;
 use crate::escrow::records::{KeyHistory, KeyRecord, LogPosition};
 use crate::proto;
 use crate::raft::NodeError;
-use crate::seal::receipt::disclosure::{Disclosed, DisclosureReceipt, Noted};
+use crate::seal::receipt::disclosure::{Disclosed, DisclosureReceipt, OnRecord};
 use crate::seal::{Keyring, Part, SealContext};
 use crate::secret::Secret;
 
@@ -30,7 +30,7 @@ pub(super) struct Shown {
     /// The entry that put it on record, or the last one applied if there was no quorum.
     pub position: LogPosition,
     /// Where it is noted.
-    pub noted: Noted,
+    pub on_record: OnRecord,
 }
 
 /// What goes out beside the secret.
@@ -89,7 +89,7 @@ impl Context {
             at: shown.at,
             position: shown.position,
             state: key.state,
-            noted: shown.noted,
+            on_record: shown.on_record,
         };
         DisclosureReceipt::sign(disclosed, cluster.id, &self.tls).map_err(|error| {
             Status::internal(format!("signing the receipt: {}", crate::error::chain(&error)))

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status};
 
 use crate::escrow::command::{Action, Command, Reply, Reveal};
 use crate::escrow::ids::KeyId;
-use crate::escrow::journal::JournalEntry;
+use crate::escrow::journal::{JournalEntry, Noted};
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
+use crate::escrow::policy::document::WithoutQuorum;
 use crate::escrow::records::KeyRecord;
 use crate::metrics::RevealOutcome;
 use crate::proto::recovery_service_server::RecoveryService;
@@ -17,7 +19,7 @@ use crate::proto::{
 };
 use crate::raft::NodeError;
 use crate::raft::journal::Alone;
-use crate::seal::receipt::disclosure::Noted;
+use crate::seal::receipt::disclosure::OnRecord;
 use crate::seal::{Keyring, Part, context_of};
 use crate::secret::Secret;
 
@@ -113,6 +115,13 @@ impl Context {
             source: caller.source,
             action: Action::Reveal(Reveal { key_id, user, reason }),
         };
+        // Granted by a quorum at once, by this node only once it is approved: the same request must not stand in a log, to be
+        // granted after all when its caller was told to have it approved.
+        if self.approves_alone().await?
+            && let Some(no_quorum) = self.no_quorum().await?
+        {
+            return self.reveal_without_quorum(&command, package, no_quorum).await;
+        }
         let committed = match self.node.propose_within(&command, self.reveal_timeout).await {
             Err(error @ (NodeError::NoQuorum(_) | NodeError::Unconfirmed(_))) => {
                 return self.reveal_without_quorum(&command, package, error).await;
@@ -134,7 +143,7 @@ impl Context {
             wants_package: package,
             at: revealed.at,
             position: revealed.position,
-            noted: Noted::Audit(revealed.audit_sequence),
+            on_record: OnRecord::Audit(revealed.audit_sequence),
         };
         let mut shown = self.show(revealed.key_id, &shown, freshness).await?;
         shown.audit_sequence = revealed.audit_sequence;
@@ -149,17 +158,12 @@ impl Context {
         wants_package: bool,
         no_quorum: NodeError,
     ) -> Result<RecoverResponse, Status> {
-        // All may have changed while a quorum was waited for.
-        if let Some(why) = self.node.expelled() {
-            return Err(NodeError::Excluded(why.to_string()).into());
-        }
-        self.refuse_in_quarantine()?;
-        self.node.cluster()?.ok_or(NodeError::NoCluster)?;
-        let freshness = wire::freshness(&self.node, "degraded");
-        let JournalEntry { place, reveal, .. } = match self.node.reveal_alone(command).await? {
-            Alone::Closed => return Err(no_quorum.into()),
-            Alone::Refused(refusal) => return Err(refusal.into()),
-            Alone::Journalled(entry) => *entry,
+        let (entry, freshness) = self.decide_without_quorum(command, no_quorum).await?;
+        let place = entry.place;
+        let reveal = match entry.what {
+            Noted::Reveal(reveal) => reveal,
+            Noted::ApprovalAsked(ask) => return Err(status::needs_approval_alone(&ask)),
+            Noted::ApprovalDecided(_) => return Err(Status::internal("a reveal was taken for a decision")),
         };
         if let Some(refusal) = reveal.denied {
             return Err(status::degraded(refusal));
@@ -171,12 +175,50 @@ impl Context {
             wants_package,
             at: reveal.at,
             position: reveal.knowledge.position,
-            noted: Noted::Journal(place),
+            on_record: OnRecord::Journal(place),
         };
         let mut shown = self.show(reveal.key_id, &shown, freshness).await?;
         shown.journal = place.journal.to_string();
         shown.journal_sequence = place.sequence;
         Ok(shown)
+    }
+
+    /// Whether the policy has every reveal approved that is made without a quorum.
+    async fn approves_alone(&self) -> Result<bool, NodeError> {
+        let node = self.node.clone();
+        let policy = blocking(move || Ok(lookup::policy(&node.view()?)?)).await?;
+        Ok(policy.without_quorum == WithoutQuorum::Approve)
+    }
+
+    /// Asks the quorum whether it is there. That none answered within the time a reveal waits for it, if so.
+    pub(super) async fn no_quorum(&self) -> Result<Option<NodeError>, Status> {
+        match timeout(self.reveal_timeout, self.node.read_index()).await {
+            Ok(Ok(_)) => Ok(None),
+            Ok(Err(error)) if !matches!(*error, NodeError::NoQuorum(_)) => Err(status::shared(error)),
+            Ok(Err(_)) | Err(_) => Ok(Some(NodeError::NoQuorum(self.reveal_timeout))),
+        }
+    }
+
+    /// Puts in the journal of this node what it decides, as `no_quorum` keeps `command` from being put on record. What is
+    /// shown then is at least as fresh as is said.
+    pub(super) async fn decide_without_quorum(
+        &self,
+        command: &Command,
+        no_quorum: NodeError,
+    ) -> Result<(JournalEntry, Freshness), Status> {
+        // All may have changed while a quorum was waited for.
+        if let Some(why) = self.node.expelled() {
+            return Err(NodeError::Excluded(why.to_string()).into());
+        }
+        self.refuse_in_quarantine()?;
+        self.node.cluster()?.ok_or(NodeError::NoCluster)?;
+        let freshness = wire::freshness(&self.node, "degraded");
+        match self.node.decide_alone(command).await? {
+            Alone::Closed => Err(no_quorum.into()),
+            Alone::Refused(refusal) => Err(refusal.into()),
+            Alone::Waits(ask) => Err(status::needs_approval_alone(&ask)),
+            Alone::Journalled(entry) => Ok((*entry, freshness)),
+        }
     }
 
     /// Opens a key whose reveal is on record or in the journal, from this replica.

@@ -16,7 +16,9 @@ use crate::escrow::command::{
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, Invalid, KeyId, MachineId, RequestId, Timestamp};
-use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge};
+use crate::escrow::journal::{
+    DegradedAsk, DegradedDecision, DegradedReveal, JournalEntry, JournalPlace, Knowledge, Noted,
+};
 use crate::escrow::records::*;
 use crate::escrow::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use crate::escrow::secrets::SecretKind;
@@ -186,12 +188,45 @@ fn degraded_reveal() -> DegradedReveal {
     }
 }
 
+fn degraded_ask() -> DegradedAsk {
+    let DegradedReveal { request, at, by, source, key_id, user, reason, knowledge, .. } = degraded_reveal();
+    DegradedAsk {
+        request,
+        at,
+        by,
+        source,
+        approval: RequestId(Uuid::from_u128(0x12)),
+        key_id,
+        machine: machine(),
+        user,
+        reason,
+        expires_at: Timestamp(9),
+        knowledge,
+    }
+}
+
+fn degraded_decision() -> DegradedDecision {
+    let DegradedReveal { request, at, source, key_id, denied, knowledge, .. } = degraded_reveal();
+    DegradedDecision {
+        request,
+        at,
+        by: "spiffe://acme/officer/olga".parse().unwrap(),
+        source,
+        approval: RequestId(Uuid::from_u128(0x12)),
+        key_id,
+        asked_by: asked_by(),
+        granted: true,
+        denied,
+        knowledge,
+    }
+}
+
 fn place() -> JournalPlace {
     JournalPlace { journal: Uuid::from_u128(0x33), sequence: 4 }
 }
 
 fn journal_entry() -> JournalEntry {
-    JournalEntry { place: place(), previous: [5; 32], reveal: degraded_reveal() }
+    JournalEntry { place: place(), previous: [5; 32], what: Noted::Reveal(degraded_reveal()) }
 }
 
 fn reseal_record() -> ResealRecord {
@@ -399,6 +434,9 @@ fn audit_records_keep_decoding() {
         rotation_owed_since: Some(Timestamp(8)),
     };
     let reconciled = AuditEvent::RevealReconciled { place: place(), reveal: Box::new(degraded_reveal()) };
+    let asked_alone = AuditEvent::ApprovalAskReconciled { place: place(), ask: Box::new(degraded_ask()) };
+    let decision = Box::new(degraded_decision());
+    let decided_alone = AuditEvent::ApprovalDecisionReconciled { place: place(), decision };
     let events = vec![
         ("row audit initialized", AuditEvent::ClusterInitialized),
         ("row audit conflict", AuditEvent::EscrowConflict { key_id, machine: machine() }),
@@ -416,13 +454,20 @@ fn audit_records_keep_decoding() {
         ("row audit data-keys-dropped", AuditEvent::DataKeysDropped { key_version: 2 }),
         ("row audit key-confirmed", confirmed),
         ("row audit approval-refused", refused),
+        ("row audit approval-ask-reconciled", asked_alone),
+        ("row audit approval-decision-reconciled", decided_alone),
     ];
     check_every(events, audit_record);
 }
 
 #[test]
 fn entries_of_journals_keep_decoding() {
-    check("journal entry", &journal_entry());
+    let entries = vec![
+        ("journal entry", Noted::Reveal(degraded_reveal())),
+        ("journal entry approval-asked", Noted::ApprovalAsked(degraded_ask())),
+        ("journal entry approval-decided", Noted::ApprovalDecided(degraded_decision())),
+    ];
+    check_every(entries, |what| JournalEntry { what, ..journal_entry() });
 }
 
 fn request_row(reply: Reply) -> RequestRow {

@@ -136,7 +136,7 @@ pub enum WithoutQuorum {
     /// A surviving node reveals by what it knows, and puts it in its journal first.
     #[default]
     Allow,
-    /// As [`WithoutQuorum::Allow`], once a second person has approved it.
+    /// As [`WithoutQuorum::Allow`], once a second person has approved it: with a quorum before, or at that node.
     Approve,
     /// Nobody sees a key until a quorum answers.
     Deny,

@@ -40,12 +40,12 @@ pub struct Disclosed {
     /// What state the key was in, as the node had it when it was shown.
     pub state: KeyState,
     /// Where it is noted.
-    pub noted: Noted,
+    pub on_record: OnRecord,
 }
 
 /// Where a reveal is noted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Noted {
+pub enum OnRecord {
     /// In the audit trail, as this record.
     Audit(u64),
     /// Without a quorum, in the journal of the node, as this entry.
@@ -115,9 +115,9 @@ impl DisclosureReceipt {
     /// [`TlsError::Sign`].
     pub fn sign(disclosed: Disclosed, cluster: ClusterId, tls: &Tls) -> Result<Self, TlsError> {
         let signer = tls.signer();
-        let (audit_sequence, journal) = match disclosed.noted {
-            Noted::Audit(sequence) => (Some(sequence), None),
-            Noted::Journal(place) => (None, Some(place)),
+        let (audit_sequence, journal) = match disclosed.on_record {
+            OnRecord::Audit(sequence) => (Some(sequence), None),
+            OnRecord::Journal(place) => (None, Some(place)),
         };
         let mut receipt = Self {
             receipt: DisclosureTag::Disclosure,
@@ -238,7 +238,7 @@ mod tests {
             at: Timestamp(unix_now() * 1_000 + 123),
             position: LogPosition { term: 3, index: 42 },
             state: KeyState::Disclosed,
-            noted: Noted::Audit(9),
+            on_record: OnRecord::Audit(9),
         }
     }
 
@@ -259,8 +259,8 @@ mod tests {
     #[test]
     fn it_verifies_with_the_ca_alone_and_comes_back_from_json_the_same() {
         let ca = TestCa::new("acme");
-        for noted in [Noted::Audit(9), Noted::Journal(place())] {
-            let receipt = sign(&ca, Disclosed { noted, ..disclosed() }, Role::Node);
+        for on_record in [OnRecord::Audit(9), OnRecord::Journal(place())] {
+            let receipt = sign(&ca, Disclosed { on_record, ..disclosed() }, Role::Node);
             receipt.verify(&trust(&ca)).unwrap();
             let json = serde_json::to_value(&receipt).unwrap();
             assert_eq!(json["receipt"], "disclosure");
