@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tonic::{Code, Request, Response, Status};
 
-use crate::escrow::command::{Action, Command, Reply, Reveal};
+use crate::escrow::command::{Action, Command, Refusal, Reply, Reveal};
 use crate::escrow::ids::{KeyId, NodeId};
 use crate::escrow::journal::JournalEntry;
 use crate::escrow::lookup;
@@ -148,7 +148,9 @@ impl Context {
             position: revealed.position,
             audit_sequence: Some(revealed.audit_sequence),
         };
-        let mut shown = self.show(revealed.key_id, &shown, freshness).await?;
+        let opened = self.open(revealed.key_id).await?;
+        let absent = || Status::internal("a key whose reveal is on record is not in this replica");
+        let mut shown = self.show(opened.ok_or_else(absent)?, &shown, freshness).await?;
         shown.audit_sequence = revealed.audit_sequence;
         tracing::info!(key_id = %revealed.key_id, audit_sequence = revealed.audit_sequence, "revealed");
         Ok(shown)
@@ -176,6 +178,11 @@ impl Context {
         if let Some(refusal) = reveal.denied {
             return Err(status::degraded(refusal));
         }
+        let Some(opened) = self.open(reveal.key_id).await? else {
+            // Another node showed it to this very request and told this one, which lags behind: it knows of no such key.
+            let absent = Refusal::NotFound(format!("no key {} is kept", reveal.key_id));
+            return Err(status::degraded(absent));
+        };
         let shown = Shown {
             to: reveal.by,
             user: reveal.user,
@@ -185,23 +192,20 @@ impl Context {
             position: reveal.knowledge.position,
             audit_sequence: None,
         };
-        let mut shown = self.show(reveal.key_id, &shown, freshness).await?;
+        let mut shown = self.show(opened, &shown, freshness).await?;
         shown.journal = place.journal.to_string();
         shown.journal_sequence = place.sequence;
         Ok(shown)
     }
 
-    /// Opens a key whose reveal is on record or in the journal, from this replica.
+    /// Shows a key whose reveal is on record or in the journal, from this replica.
     async fn show(
         &self,
-        key_id: KeyId,
+        opened: Opened,
         shown: &Shown,
         freshness: Freshness,
     ) -> Result<RecoverResponse, Status> {
-        let Opened { key, secret, keyring } = self
-            .open(key_id)
-            .await?
-            .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
+        let Opened { key, secret, keyring } = opened;
         let Beside { users, history, package, receipt } = self.beside(&key, &keyring, shown).await?;
         Ok(RecoverResponse {
             secret: secret.expose().to_vec(),

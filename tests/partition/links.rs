@@ -5,9 +5,13 @@ use std::time::{Duration, Instant};
 
 use strongroom::client::ClientError;
 use strongroom::escrow::ids::NodeId;
-use strongroom::proto::{Consistency, FindRequest, FindResponse};
+use strongroom::proto::recovery_service_client::RecoveryServiceClient;
+use strongroom::proto::{Consistency, FindRequest, FindResponse, RecoverRequest};
+use strongroom::rpc::status::DEGRADED_KEY;
+use tonic::Code;
 
 use crate::common::network::{Cut, three_nodes_on_a_network};
+use crate::common::trail::{all_on_record, of};
 use crate::common::*;
 
 /// Long enough to be told from a machine that is busy.
@@ -123,4 +127,49 @@ async fn a_leader_that_is_cut_off_never_answers_a_quorum_read_with_old_state() {
             }
         }
     }
+}
+
+/// A node that was told of a reveal and does not have its key yet, because it lags behind, cannot show it to the caller
+/// who asks again there: it says so, so that the caller asks on, and does not fail.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_told_of_a_reveal_but_lacks_its_key_sends_the_caller_on() {
+    let (test, network) = three_nodes_on_a_network("").await;
+    let leader = test.leader().await;
+    let [has_it, lags] = others(leader).try_into().expect("two followers");
+    // They have talked to each other before, as ever.
+    reaches(&test, has_it, &ALL).await;
+    network.cut(leader, lags, Cut::Silent);
+    network.cut(lags, leader, Cut::Silent);
+    test.client("importer", &[leader]).escrow(&deposit(1)).await.expect("two of three keep it");
+    let request = FindRequest { key_id_prefix: key(1).to_string(), ..FindRequest::default() };
+    let applied = Instant::now() + SOON;
+    while test.client("auditor", &[has_it]).find(&request).await.expect("a local read").keys.is_empty() {
+        assert!(Instant::now() < applied, "node {has_it} applies it");
+    }
+    // Whoever has it tells the other, whose answers do not come back: nobody is elected.
+    network.isolate(leader, Cut::Silent);
+    network.cut(lags, has_it, Cut::Silent);
+
+    let request = RecoverRequest {
+        request_id: uuid::Uuid::new_v4().to_string(),
+        key_id: key(1).to_string(),
+        reason: "locked out".to_owned(),
+        ..RecoverRequest::default()
+    };
+    let mut desk = RecoveryServiceClient::new(test.channel("helpdesk-advanced", has_it).await);
+    let shown = desk.recover(request.clone()).await.expect("shown").into_inner();
+    assert_eq!(shown.freshness.expect("said").consistency, "degraded");
+    let mut desk = RecoveryServiceClient::new(test.channel("helpdesk-advanced", lags).await);
+    let refused = desk.recover(request).await.expect_err("it does not have it");
+    assert_eq!(refused.code(), Code::NotFound, "{refused:?}");
+    assert!(refused.metadata().contains_key(DEGRADED_KEY), "another node may know better: {refused:?}");
+    let told = test.client("operator", &[lags]).status().await.expect("status");
+    assert_eq!(
+        (of(&told, lags).journal_own, of(&told, lags).journal_told),
+        (0, 1),
+        "the request is on record once"
+    );
+
+    network.heal();
+    all_on_record(&test, &ALL).await;
 }
