@@ -15,7 +15,7 @@ use crate::common::*;
 
 /// Longest a call may take: what hangs leaves time for more.
 const CALL_TIMEOUT: Duration = Duration::from_millis(2_500);
-/// Between two requests of one client, at least and up to as much more.
+/// Between two requests of one client, at least; up to five times as much.
 const REST_MS: u64 = 20;
 /// How many keys there are before anything happens.
 const KEYS: u64 = 4;

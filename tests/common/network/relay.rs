@@ -58,7 +58,9 @@ async fn between(
 ) {
     let (there, back) = (shared.link(caller, node).subscribe(), shared.link(node, caller).subscribe());
     let (resets_there, resets_back) = (reset(there.clone()), reset(back.clone()));
-    let broken = async { future::select(pin!(resets_there), pin!(resets_back)).await.factor_first().0 };
+    let broken = async {
+        future::select(pin!(resets_there), pin!(resets_back)).await;
+    };
     let mut outgoing = None;
     let passed = async {
         opened(&mut there.clone()).await;
