@@ -157,7 +157,8 @@ impl Limits {
 /// late before anybody calls an election.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RaftSettings {
-    /// How often the leader is heard of, in milliseconds: 10 to 10,000, default 100.
+    /// How often the leader is heard of, in milliseconds: 10 to 10,000, default 100. More than the longest round trip
+    /// between two nodes, with room to spare: an answer that takes longer counts as none, and nobody stays the leader.
     pub heartbeat_ms: u64,
     /// The soonest a follower calls an election without a leader, in milliseconds: at least three heartbeats,
     /// default 400.

@@ -4,38 +4,21 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::trail::*;
 use common::*;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use strongroom::client::{Client, ClientError, Recovered};
-use strongroom::escrow::audit;
 use strongroom::escrow::features::FeatureLevel;
-use strongroom::escrow::ids::{KeyId, NodeId};
+use strongroom::escrow::ids::NodeId;
 use strongroom::escrow::journal::JournalPlace;
-use strongroom::escrow::lookup;
 use strongroom::escrow::records::{AuditEvent, AuditRecord};
 use strongroom::proto::membership_change::Change;
 use strongroom::proto::replace_member::Replacement;
-use strongroom::proto::{
-    Consistency, FindRequest, MembershipChange, NodeStatus, ReplaceMember, StatusResponse,
-};
-use strongroom::raft::storage::{Storage, StorageOptions};
-use strongroom::store::directory::DataDir;
-
-/// Longest a reveal that was told to another node may wait for it to lose its patience, and to be committed.
-const ON_RECORD: Duration = Duration::from_secs(60);
-
-fn key(n: u64) -> KeyId {
-    deposit(n).key_id.expect("given")
-}
-
-fn data(test: &TestCluster, node: NodeId) -> PathBuf {
-    test.cluster.layout().node(node).expect("a node").data_path()
-}
+use strongroom::proto::{Consistency, FindRequest, MembershipChange, ReplaceMember, StatusResponse};
 
 fn signal(test: &TestCluster, node: NodeId, signal: Signal) {
     let pid = test.cluster.pid(node).expect("the node runs");
@@ -48,54 +31,6 @@ async fn escrow(test: &TestCluster, nodes: &[NodeId], keys: std::ops::Range<u64>
     for n in keys {
         importer.escrow(&deposit(n)).await.expect("kept");
     }
-}
-
-fn consistency(recovered: &Recovered) -> &str {
-    &recovered.details.freshness.as_ref().expect("said").consistency
-}
-
-fn of(status: &StatusResponse, node: NodeId) -> NodeStatus {
-    status.nodes.iter().find(|status| status.id == node).expect("a member").clone()
-}
-
-/// Waits until nothing waits in any journal of `nodes`, under a leader.
-async fn all_on_record(test: &TestCluster, nodes: &[NodeId]) {
-    let empty = test.cluster.wait_for("all on record", ON_RECORD, nodes, |status| {
-        status.leader.is_some()
-            && nodes.iter().all(|id| {
-                let node = of(status, *id);
-                node.reachable && node.journal_own + node.journal_told == 0
-            })
-    });
-    empty.await.expect("on record");
-}
-
-/// The audit trail of a stopped node; its chain holds.
-async fn audit_of(test: &TestCluster, node: NodeId) -> Vec<AuditRecord> {
-    let data = DataDir::open_or_create(data(test, node)).expect("the node is stopped");
-    let storage = Storage::open(&data, StorageOptions::default()).await.expect("its storage opens");
-    storage.replay_committed().await.expect("what is committed applies");
-    let (records, heads) = {
-        let view = storage.machine.view().expect("a view");
-        (lookup::audit(&view, 0, usize::MAX).expect("the trail"), lookup::heads(&view).expect("read"))
-    };
-    audit::verify(&records, audit::ChainHead::default(), heads.audit).expect("the chain is whole");
-    storage.close().await.expect("closed");
-    records
-}
-
-/// By its reason, how often a reveal that was shown is on record.
-fn shown(records: &[AuditRecord]) -> BTreeMap<String, usize> {
-    let mut shown = BTreeMap::new();
-    for record in records {
-        let reason = match &record.event {
-            AuditEvent::Reveal { reason, denied: None, .. } => reason,
-            AuditEvent::RevealReconciled { reveal, .. } if reveal.was_shown() => &reveal.reason,
-            _ => continue,
-        };
-        *shown.entry(reason.clone()).or_default() += 1;
-    }
-    shown
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,18 +147,6 @@ async fn a_lone_survivor_that_restarted_finds_and_reveals_and_each_is_on_record_
     }
 }
 
-/// A small generator: what is drawn is told by the seed.
-struct Seeded(u64);
-
-impl Seeded {
-    fn draw(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
-
 /// What was asked, by its reason, and whether the key was shown.
 type Asked = BTreeMap<String, bool>;
 
@@ -239,7 +162,7 @@ async fn ask(client: &Client, n: u64, reason: String, asked: &mut Asked) -> Opti
 /// Both sides of a partition reveal, one after the other; the node that was alone may lead when it begins, so that what
 /// it has proposed is committed after all, and may be killed before the heal or in it.
 async fn partition(test: &mut TestCluster, seed: u64, asked: &mut Asked) {
-    let mut seeded = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut seeded = Seeded::of(seed);
     let leader = test.leader().await;
     let alone = if seeded.draw(2) == 0 { leader } else { ALL[seeded.draw(3) as usize] };
     let others: Vec<_> = ALL.into_iter().filter(|id| *id != alone).collect();

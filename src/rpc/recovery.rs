@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status};
 
-use crate::escrow::command::{Action, Command, Reply, Reveal};
+use crate::escrow::command::{Action, Command, Refusal, Reply, Reveal};
 use crate::escrow::ids::KeyId;
 use crate::escrow::journal::{JournalEntry, Noted};
 use crate::escrow::lookup;
@@ -145,7 +145,9 @@ impl Context {
             position: revealed.position,
             on_record: OnRecord::Audit(revealed.audit_sequence),
         };
-        let mut shown = self.show(revealed.key_id, &shown, freshness).await?;
+        let held = self.held(revealed.key_id).await?;
+        let absent = || Status::internal("a key whose reveal is on record is not in this replica");
+        let mut shown = self.show(held.ok_or_else(absent)?, &shown, freshness).await?;
         shown.audit_sequence = revealed.audit_sequence;
         tracing::info!(key_id = %revealed.key_id, audit_sequence = revealed.audit_sequence, "revealed");
         Ok(shown)
@@ -168,6 +170,11 @@ impl Context {
         if let Some(refusal) = reveal.denied {
             return Err(status::degraded(refusal));
         }
+        let Some(held) = self.held(reveal.key_id).await? else {
+            // Another node showed it to this very request and told this one, which lags behind: it knows of no such key.
+            let absent = Refusal::NotFound(format!("no key {} is kept", reveal.key_id));
+            return Err(status::degraded(absent));
+        };
         let shown = Shown {
             to: reveal.by,
             user: reveal.user,
@@ -177,7 +184,7 @@ impl Context {
             position: reveal.knowledge.position,
             on_record: OnRecord::Journal(place),
         };
-        let mut shown = self.show(reveal.key_id, &shown, freshness).await?;
+        let mut shown = self.show(held, &shown, freshness).await?;
         shown.journal = place.journal.to_string();
         shown.journal_sequence = place.sequence;
         Ok(shown)
@@ -221,17 +228,8 @@ impl Context {
         }
     }
 
-    /// Opens a key whose reveal is on record or in the journal, from this replica.
-    async fn show(
-        &self,
-        key_id: KeyId,
-        shown: &Shown,
-        freshness: Freshness,
-    ) -> Result<RecoverResponse, Status> {
-        let held = self
-            .held(key_id)
-            .await?
-            .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
+    /// Shows a key whose reveal is on record or in the journal, from this replica.
+    async fn show(&self, held: Held, shown: &Shown, freshness: Freshness) -> Result<RecoverResponse, Status> {
         let secret = held.open()?;
         let Held { key, keyring } = held;
         let Beside { users, history, package, receipt } = self.beside(&key, &keyring, shown).await?;

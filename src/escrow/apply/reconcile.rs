@@ -2,7 +2,8 @@
 //! entry, once for each place in a journal, whoever proposes it and however often.
 //!
 //! The node may also have proposed the same request before it gave up waiting. If that was committed, the reveal is on
-//! record already, and this adds nothing; if it comes later, it is answered from what is remembered here.
+//! record already, and this adds nothing; if it comes later, it is answered from what is remembered here. A denial is no
+//! answer to it, for a quorum may know better: then it is decided anew, and put on record if it is granted after all.
 //!
 //! What is said of approvals is put on record and nothing else comes of it: see [`alone`](crate::escrow::journal::alone).
 
@@ -80,6 +81,8 @@ fn record<S: State>(
     let event = AuditEvent::RevealReconciled { place, reveal: Box::new(reveal.clone()) };
     let audit_sequence = turn.audit(event);
     if !reveal.was_shown() {
+        let note = Reply::Reconciled { audit_sequence: Some(audit_sequence) };
+        requests::remember_as(turn, same, note)?;
         return Ok(audit_sequence);
     }
     disclose(turn, reveal, shown_at)?;
