@@ -209,8 +209,10 @@ pub fn decide<R: Rows>(
             unrecorded.push(&entry.reveal);
         }
     }
-    // A clock that was set back shortens no limit and revives no approval.
-    let last = unrecorded.iter().map(|reveal| reveal.at).max().unwrap_or_default();
+    // A clock that was set back shortens no limit and revives no approval. Only this node's: another's that ran ahead
+    // would let limits and approvals expire here.
+    let own = unrecorded.iter().filter(|reveal| reveal.source.node == source.node);
+    let last = own.map(|reveal| reveal.at).max().unwrap_or_default();
     let at = asked.at.max(lookup::heads(rows)?.last_stamp).max(last);
     let asked = Asked { at, ..*asked };
     let person = asked.by.person();

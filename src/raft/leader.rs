@@ -17,12 +17,13 @@ use tonic::{Code, Status};
 use crate::escrow::apply::too_new;
 use crate::escrow::command::{Action, Command};
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::NodeId;
+use crate::escrow::ids::{NodeId, Timestamp};
 use crate::escrow::records::LogPosition;
 use crate::metrics::ProposalOutcome;
 use crate::proto::peer::{Envelope, ReadIndexRequest};
 use crate::store::format;
 
+use super::clock::is_credible;
 use super::error::NodeError;
 use super::node::{Committed, Node};
 use super::read_index::ReadIndex;
@@ -122,6 +123,8 @@ enum Attempt<T> {
 /// A command that another node forwards, known to be one that a replica can apply.
 pub struct Forwarded {
     body: Vec<u8>,
+    /// When it says it was given.
+    at: Timestamp,
     /// The node it says it came in through.
     pub source: NodeId,
     /// What it does.
@@ -146,7 +149,13 @@ impl Forwarded {
         let is_routine = matches!(command.action, Action::Escrow(_) | Action::EscrowPending(_));
         let kind = command.action.kind();
         let requires = FeatureLevel::required_by(&command);
-        Ok(Self { body, source: command.source.node, kind, requires, is_routine })
+        Ok(Self { body, at: command.at, source: command.source.node, kind, requires, is_routine })
+    }
+
+    /// The same, given at `now`: a stamp is nobody's word but the node's that passes it on.
+    fn restamped(self, now: Timestamp) -> Result<Self, NodeError> {
+        let command: Command = format::decode(&self.body)?;
+        Ok(Self { body: format::encode(&Command { at: now, ..command }), at: now, ..self })
     }
 }
 
@@ -156,7 +165,8 @@ impl Node {
     ///
     /// # Errors
     /// [`NodeError::NoQuorum`] after [`PROPOSE_TIMEOUT`] if nothing was begun, [`NodeError::Unconfirmed`] if the command
-    /// may still take effect: repeating it with its request id is safe. [`NodeError::Overloaded`]: nothing was begun.
+    /// may still take effect: repeating it with its request id is safe. [`NodeError::Overloaded`], and
+    /// [`NodeError::Clock`] if this node has stamped it with a clock that is wrong: nothing was begun.
     pub async fn propose(&self, command: &Command) -> Result<Committed, NodeError> {
         self.propose_within(command, PROPOSE_TIMEOUT).await
     }
@@ -178,6 +188,9 @@ impl Node {
     }
 
     async fn propose_uncounted(&self, command: &Command, limit: Duration) -> Result<Committed, NodeError> {
+        if let Some(skew) = self.clock_fault() {
+            return Err(NodeError::Clock(skew));
+        }
         let body = format::encode(command);
         let _permit = self.proposal_permit(body.len())?;
         let requires = FeatureLevel::required_by(command);
@@ -200,8 +213,15 @@ impl Node {
     /// # Errors
     /// [`NodeError::NotLeader`] if this node does not lead, [`NodeError::NoQuorum`] if it leads but has lost touch
     /// with the majority: nothing was written then. [`NodeError::Unconfirmed`] if that is not known.
-    pub async fn commit_forwarded(&self, forwarded: Forwarded) -> Result<Committed, NodeError> {
-        let Forwarded { body, source, kind, requires, is_routine } = forwarded;
+    pub async fn commit_forwarded(&self, mut forwarded: Forwarded) -> Result<Committed, NodeError> {
+        let now = self.inner.clock.now();
+        // What a leader with a wrong clock knows of the time is no better.
+        if !is_credible(forwarded.at, now) && self.clock_fault().is_none() {
+            let (source, stamp) = (forwarded.source, forwarded.at);
+            tracing::warn!(source, %stamp, "a command from the future counts as given now");
+            forwarded = forwarded.restamped(now)?;
+        }
+        let Forwarded { body, source, kind, requires, is_routine, .. } = forwarded;
         let _permit = self.proposal_permit(body.len())?;
         match timeout(PROPOSE_TIMEOUT, self.commit(body, requires)).await {
             Ok(Ok(committed)) => {

@@ -33,6 +33,7 @@ impl From<NodeError> for Status {
             NodeError::Decode(_) | NodeError::TooLarge { .. } => Code::InvalidArgument,
             NodeError::Imposter { .. } => Code::PermissionDenied,
             NodeError::Behind { .. }
+            | NodeError::Clock(_)
             | NodeError::Excluded(_)
             | NodeError::FeatureLevel { .. }
             | NodeError::Inapplicable { .. }
@@ -58,7 +59,8 @@ impl From<NodeError> for Status {
         match &error {
             NodeError::Change(refused) => with(status, HINT_KEY, &refused.instead),
             NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
-            NodeError::NoQuorum(_)
+            NodeError::Clock(_)
+            | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)
             | NodeError::Overloaded { .. }
             | NodeError::Quarantined(_) => with(status, NOT_BEGUN_KEY, "true"),
