@@ -106,12 +106,14 @@ impl Context {
         let wire::RecoverRequest { request, key_id, reason, user, package } =
             request.into_inner().try_into()?;
         let (to, for_user, why) = (caller.identity.clone(), user.clone(), reason.clone());
+        let reveal = Reveal { key_id, user, reason };
+        self.check_opens(&to, &reveal, package).await?;
         let command = Command {
             request,
             at: now(),
             by: caller.identity,
             source: caller.source,
-            action: Action::Reveal(Reveal { key_id, user, reason }),
+            action: Action::Reveal(reveal),
         };
         let committed = match self.node.propose_within(&command, self.reveal_timeout).await {
             Err(error @ (NodeError::NoQuorum(_) | NodeError::Unconfirmed(_))) => {
@@ -231,3 +233,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());
     tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;
