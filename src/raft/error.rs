@@ -36,6 +36,9 @@ pub enum NodeError {
     /// A peer sent bytes that do not decode.
     #[error("decoding a peer's message: {0}")]
     Decode(#[from] crate::store::format::FormatError),
+    /// There is a leader, and it does not take this. Nothing was written.
+    #[error("the leader does not take what this node passes on: {0}")]
+    Declined(String),
     /// The leader takes nothing from this node: it is no member (any more), or its certificate is revoked.
     #[error("the cluster refuses this node: {0}")]
     Excluded(String),

@@ -57,7 +57,7 @@ fn outcome(answer: &Result<crate::proto::Receipt, Status>) -> EscrowOutcome {
         Code::AlreadyExists => EscrowOutcome::Conflict,
         Code::InvalidArgument => EscrowOutcome::Invalid,
         Code::PermissionDenied | Code::Unauthenticated => EscrowOutcome::Denied,
-        Code::Unavailable => EscrowOutcome::Unavailable,
+        Code::ResourceExhausted | Code::Unavailable => EscrowOutcome::Unavailable,
         _ => EscrowOutcome::Failed,
     }
 }

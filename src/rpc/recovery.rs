@@ -75,7 +75,7 @@ fn outcome(answer: &Result<RecoverResponse, Status>) -> RevealOutcome {
         Code::InvalidArgument => RevealOutcome::Invalid,
         Code::NotFound => RevealOutcome::NotFound,
         Code::PermissionDenied | Code::Unauthenticated => RevealOutcome::Denied,
-        Code::Unavailable => RevealOutcome::Unavailable,
+        Code::ResourceExhausted | Code::Unavailable => RevealOutcome::Unavailable,
         _ => RevealOutcome::Failed,
     }
 }

@@ -30,10 +30,12 @@ impl From<NodeError> for Status {
                 Obstacle::NotFound => Code::NotFound,
                 Obstacle::Unavailable => Code::Unavailable,
             },
+            NodeError::Overloaded { .. } => Code::ResourceExhausted,
             NodeError::Decode(_) | NodeError::TooLarge { .. } => Code::InvalidArgument,
             NodeError::Imposter { .. } => Code::PermissionDenied,
             NodeError::Behind { .. }
             | NodeError::Clock(_)
+            | NodeError::Declined(_)
             | NodeError::Excluded(_)
             | NodeError::FeatureLevel { .. }
             | NodeError::Inapplicable { .. }
@@ -45,7 +47,6 @@ impl From<NodeError> for Status {
             | NodeError::Transfer(_)
             | NodeError::Unconfirmed(_)
             | NodeError::Unrepaired(_)
-            | NodeError::Overloaded { .. }
             | NodeError::Fatal(_) => Code::Unavailable,
             NodeError::Keyring(_) | NodeError::State(_) | NodeError::Store(_) => Code::Internal,
         };

@@ -43,13 +43,18 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn new(nodes: u64) -> Self {
+        Self::configured(nodes, "")
+    }
+
+    /// With more lines in every configuration.
+    pub(crate) fn configured(nodes: u64, extra_config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let plan = ClusterPlan {
             name: "test".parse().unwrap(),
             nodes,
             members: nodes,
             base_port: None,
-            extra_config: String::new(),
+            extra_config: extra_config.to_owned(),
         };
         // No process is started of it.
         let layout = LocalCluster::open_or_create(dir.path(), &plan, PathBuf::new()).unwrap();
