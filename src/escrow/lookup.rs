@@ -93,6 +93,8 @@ pub struct Query {
     pub user: Option<UserName>,
     /// At most this many; 0 stands for [`FIND_LIMIT_DEFAULT`].
     pub limit: usize,
+    /// Of the users of a machine, name the one that is asked for alone: who asks must know it.
+    pub names_asked_only: bool,
     /// Who asks, if an end user: only machines of that user are looked at, and no other user of them is named.
     pub seen_by: Option<UserName>,
 }
@@ -230,7 +232,9 @@ impl<S: Rows> Search<'_, S> {
         let owes_since = known.owes_since(machine);
         let MachineKeyState { key, history } = known;
         let MachineRecord { mut users, rotation_owed_since, .. } = machine.clone();
-        users.retain(|user| self.query.seen_by.as_ref().is_none_or(|own| own == user));
+        let Query { user: asked, seen_by, names_asked_only, .. } = self.query;
+        users.retain(|user| seen_by.as_ref().is_none_or(|own| own == user));
+        users.retain(|user| !names_asked_only || asked.as_ref() == Some(user));
         self.found.keys.push(FoundKey { key, history, owes_since, users, rotation_owed_since });
         Ok(true)
     }

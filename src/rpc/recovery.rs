@@ -8,7 +8,7 @@ use crate::escrow::command::{Action, Command, Reply, Reveal};
 use crate::escrow::ids::KeyId;
 use crate::escrow::journal::JournalEntry;
 use crate::escrow::lookup;
-use crate::escrow::policy::Operation;
+use crate::escrow::policy::{Operation, must_name_user};
 use crate::escrow::records::KeyRecord;
 use crate::metrics::RevealOutcome;
 use crate::proto::recovery_service_server::RecoveryService;
@@ -84,6 +84,8 @@ impl Context {
     /// Looks keys up in this replica, once it is as fresh as was asked for.
     async fn look_up(&self, caller: Caller, request: FindRequest) -> Result<FindResponse, Status> {
         let mut query = wire::query(&request)?;
+        // The help desk is told the name by whoever calls, and not by this answer.
+        query.names_asked_only = must_name_user(caller.identity.role);
         // An end user sees keys of machines on which that user was recorded, and nothing else exists.
         if let Some(own) = caller.identity.user() {
             query = query.seen_by(own);
