@@ -162,7 +162,8 @@ impl Context {
         let freshness = wire::freshness(&self.node, "degraded");
         let JournalEntry { place, reveal, .. } = match self.node.reveal_alone(command).await? {
             Alone::Closed => return Err(no_quorum.into()),
-            Alone::Refused(refusal) => return Err(refusal.into()),
+            // By the policy as this node has it: another may have a newer one.
+            Alone::Refused(refusal) => return Err(status::degraded(refusal)),
             Alone::Journalled(entry) => *entry,
         };
         if let Some(refusal) = reveal.denied {

@@ -81,3 +81,22 @@ async fn a_key_that_does_not_open_is_not_put_on_record_as_shown() {
     assert_eq!(denied(node), [true, false]);
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reason_that_is_refused_without_a_quorum_may_be_good_elsewhere() {
+    let fixture = Fixture::new(3);
+    let [first, second, third] = fixture.three().await;
+    let officer = fixture.client("officer", &[1]);
+    officer.set_policy(r#"{"reasons": {"min_chars": 10}}"#, 0).await.unwrap();
+    let applied = first.node.applied();
+    until("node 3 has the policy", || third.node.applied() >= applied).await;
+    first.stop().await;
+    second.stop().await;
+
+    let answer = fixture.client("helpdesk-advanced", &[3]).recover(DAMAGED, "short", None).await;
+    let Err(ClientError::Invalid(answer)) = &answer else { panic!("{answer:?}") };
+    assert_eq!(answer.field.as_deref(), Some("reason"));
+    let told = answer.status.metadata();
+    assert!(told.contains_key(status::DEGRADED_KEY), "a client asks the others as well: {told:?}");
+    third.stop().await;
+}
