@@ -1,6 +1,6 @@
 //! `strongroom recover`: show one secret, which puts the reveal on record.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 
 use super::find::{self, KeyIdPrefix};
 use super::output::{Format, facts, line};
-use super::receipt::ReceiptFile;
-use super::secret_file::SecretFile;
-use super::{Exit, Failure, Global, Printer};
+use super::whole_file::{Place, WholeFile};
+use super::{Exit, Failure, Global, Printer, receipt};
 use crate::client::{Client, Recovered};
 use crate::escrow::ids::{Invalid, KeyId, Timestamp, UserName};
 use crate::escrow::secrets::SecretKind;
@@ -77,8 +76,8 @@ impl RecoverCommand {
             KeyReference::Beginning(prefix) => return Err(list(&client, prefix, printer).await?),
         };
         // What would keep the files from being written is found out before anything is on record.
-        let package_out = self.package_out.map(SecretFile::prepare).transpose()?;
-        let receipt_out = self.receipt_out.as_deref().map(ReceiptFile::prepare).transpose()?;
+        let package_out = self.package_out.as_deref().map(package_file).transpose()?;
+        let receipt_out = self.receipt_out.as_deref().map(receipt::prepare).transpose()?;
         let recovered =
             client.recover_with(key_id, &self.reason, self.user.as_ref(), package_out.is_some()).await?;
         if let Some(warning) = warning(&recovered.details).filter(|_| printer.watched()) {
@@ -109,8 +108,13 @@ async fn list(client: &Client, prefix: &KeyIdPrefix, printer: Printer) -> Result
         .with_hint("compare machine, volume and user, and repeat the command with the whole id"))
 }
 
+/// A key package is written over nothing.
+fn package_file(path: &Path) -> Result<WholeFile, Failure> {
+    WholeFile::prepare("package_out", path, Place::New)
+}
+
 /// Writes the key package; of a key that is a package itself, what its text stands for.
-fn write_package(file: SecretFile, recovered: &Recovered) -> Result<(), Failure> {
+fn write_package(file: WholeFile, recovered: &Recovered) -> Result<(), Failure> {
     let decoded = is_package(recovered).then(|| {
         let text = recovered.secret.expose_text()?;
         data_encoding::BASE64.decode(text.as_bytes()).ok().map(Secret::new)
@@ -120,19 +124,19 @@ fn write_package(file: SecretFile, recovered: &Recovered) -> Result<(), Failure>
             "package_out: the key was revealed, but no key package is kept with it; no file was written";
         return Err(Failure::new(Exit::NotFound, message));
     };
-    file.write(&package).map_err(|error| {
+    file.write(package.expose()).map_err(|error| {
         let message =
             format!("package_out: the key was revealed, but its package could not be written: {error}");
         Failure::new(Exit::Failed, message)
     })
 }
 
-fn write_receipt(file: ReceiptFile, recovered: &Recovered) -> Result<(), Failure> {
-    let Some(receipt) = &recovered.receipt else {
+fn write_receipt(file: WholeFile, recovered: &Recovered) -> Result<(), Failure> {
+    let Some(signed) = &recovered.receipt else {
         let message = "receipt_out: the key was revealed, but the node gave no receipt of that";
         return Err(Failure::new(Exit::Failed, message).with_hint("it runs an older release"));
     };
-    file.write(receipt).map_err(|error| {
+    receipt::write(file, signed).map_err(|error| {
         let message =
             format!("receipt_out: the key was revealed, but the receipt could not be written: {error}");
         Failure::new(Exit::Failed, message)
@@ -366,7 +370,7 @@ mod tests {
             let details = proto::RecoverResponse { kind: kind.to_string(), ..Default::default() };
             let secret = Secret::from(secret.to_owned());
             let recovered = Recovered { secret, package: package.map(Secret::new), receipt: None, details };
-            let written = write_package(SecretFile::prepare(path.clone()).unwrap(), &recovered);
+            let written = write_package(package_file(&path).unwrap(), &recovered);
             written.map(|()| std::fs::read(path).unwrap())
         };
         let password = SecretKind::BitlockerPassword;
