@@ -10,8 +10,8 @@ use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserNa
 use super::journal::JournalPlace;
 use super::policy::document::Policy;
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyHistory, KeyRecord,
-    KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
+    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KEYS_PER_MACHINE_MAX, KeyHistory,
+    KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
 };
 use super::rotation::MachineKeyState;
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
@@ -279,6 +279,12 @@ pub fn key<S: Rows>(rows: &S, id: KeyId) -> Result<Option<KeyRecord>, StateError
 pub fn history<S: Rows>(rows: &S, id: KeyId) -> Result<KeyHistory, StateError> {
     let none = || KeyHistory { key_id: id, disclosed_at: None, retired_at: None, replaced_by: None };
     Ok(rows.row(&id.row_key())?.unwrap_or_else(none))
+}
+
+/// How many more keys of this machine can be kept.
+pub fn keys_left<S: Rows>(rows: &S, id: &MachineId) -> Result<usize, StateError> {
+    let keys: Vec<MachineKey> = rows.rows(&MachineKey::prefix(id), None, KEYS_PER_MACHINE_MAX)?;
+    Ok(KEYS_PER_MACHINE_MAX - keys.len())
 }
 
 /// The machine of this id.
