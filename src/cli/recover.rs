@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use super::find::{self, KeyIdPrefix};
 use super::output::{Format, facts, line};
@@ -156,16 +158,41 @@ fn show(recovered: &Recovered, package_written: bool, format: Format) -> Result<
     let secret = Some(secret).filter(|_| !(package_written && is_package(recovered)));
     match format {
         Format::Json => {
-            let mut document = details_json(recovered);
-            document["secret"] = secret.into();
-            document["package_written"] = package_written.into();
-            line(&format!("{document:#}"))
+            let mut details = details_json(recovered);
+            details["package_written"] = package_written.into();
+            line(&shown_json(secret, &details))
         }
         Format::Table => {
             let secret = secret.unwrap_or("the key package is in the file");
-            line(&format!("{secret}\n\n{}", details_text(&recovered.details)))
+            let details = details_text(&recovered.details);
+            let mut text = Zeroizing::new(String::with_capacity(secret.len() + 2 + details.len()));
+            for part in [secret, "\n\n", &details] {
+                text.push_str(part);
+            }
+            line(&text)
         }
     }
+}
+
+/// The secret and what is to be said of it. Written once, where there is room for all of it, so that nothing is moved
+/// and left behind, and wiped.
+fn shown_json(secret: Option<&str>, details: &Value) -> Zeroizing<String> {
+    /// Longest escape of a byte.
+    const ESCAPED_MAX_BYTES: usize = r"\u0000".len();
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        secret: Option<&'a str>,
+        #[serde(flatten)]
+        details: &'a Value,
+    }
+    let room = secret.map_or(0, str::len) * ESCAPED_MAX_BYTES
+        + format!("{details:#}").len()
+        + "  \"secret\": null,\n".len();
+    let mut json = Zeroizing::new(Vec::with_capacity(room));
+    serde_json::to_writer_pretty(&mut *json, &Shown { secret, details })
+        .expect("text and names, into memory");
+    debug_assert!(json.capacity() == room, "it was moved");
+    Zeroizing::new(String::from_utf8(std::mem::take(&mut *json)).expect("JSON is text"))
 }
 
 /// What to know about a key that was shown without a quorum.
@@ -379,6 +406,17 @@ mod tests {
         let none = write("none", password, "000000", None).unwrap_err();
         assert_eq!(none.exit, Exit::NotFound);
         assert!(!dir.path().join("none").exists());
+    }
+
+    #[test]
+    fn what_is_shown_as_json_is_written_once_whatever_the_secret() {
+        let details = json!({ "key_id": "b0b1c2d3", "users": ["user1", "user2"], "receipt": { "index": 7 } });
+        for secret in [Some("000000-000011"), Some("\u{1}\"\\\n\u{1f}\u{7f}ä"), Some(""), None] {
+            let shown: Value = serde_json::from_str(&shown_json(secret, &details)).unwrap();
+            let mut expected = details.clone();
+            expected["secret"] = secret.into();
+            assert_eq!(shown, expected);
+        }
     }
 
     #[test]

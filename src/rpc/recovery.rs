@@ -199,7 +199,7 @@ impl Context {
         let Held { key, keyring } = held;
         let Beside { users, history, package, receipt } = self.beside(&key, &keyring, shown).await?;
         Ok(RecoverResponse {
-            secret: secret.expose().to_vec(),
+            secret: secret.into_bytes(),
             key_id: key.id.to_string(),
             machine: key.machine.to_string(),
             volume: key.volume.to_string(),
@@ -208,7 +208,7 @@ impl Context {
             escrowed_at_ms: key.escrowed_at.0,
             freshness: Some(freshness),
             users: users.iter().map(ToString::to_string).collect(),
-            package: package.map(|package| package.expose().to_vec()).unwrap_or_default(),
+            package: package.map(Secret::into_bytes).unwrap_or_default(),
             receipt: Some(disclosure::receipt(receipt)),
             revealed_at_ms: shown.at.0,
             replaced_by: history.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
