@@ -8,12 +8,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::find::{self, KeyIdPrefix};
+use super::find;
 use super::output::{Format, facts, line};
 use super::whole_file::{Place, WholeFile};
 use super::{Exit, Failure, Global, Printer, receipt};
 use crate::client::{Client, Recovered};
 use crate::escrow::ids::{Invalid, KeyId, Timestamp, UserName};
+use crate::escrow::lookup::KeyIdPrefix;
 use crate::escrow::secrets::SecretKind;
 use crate::proto;
 use crate::secret::Secret;

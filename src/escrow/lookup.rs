@@ -49,6 +49,11 @@ pub struct KeyIdPrefix {
 }
 
 impl KeyIdPrefix {
+    /// The digits, in lower case.
+    pub fn digits(&self) -> &str {
+        &self.digits
+    }
+
     pub(super) fn matches(&self, id: KeyId) -> bool {
         id.0.simple().to_string().starts_with(&self.digits)
     }
