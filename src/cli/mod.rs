@@ -28,9 +28,9 @@ mod recover;
 mod recover_cluster;
 mod rotation;
 mod sample;
-mod secret_file;
 mod server;
 mod status;
+mod whole_file;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,5 @@
 //! `strongroom receipt`: receipts for people and for files, and their check, which needs no node.
 
-use std::fmt::Display;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -8,9 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tempfile::NamedTempFile;
 
 use super::output::facts;
+use super::whole_file::{Place, WholeFile};
 use super::{Exit, Failure, Global, Printer};
 use crate::error::chain;
 use crate::seal::receipt::disclosure::DisclosureReceipt;
@@ -122,43 +121,22 @@ fn read(path: &Path) -> Result<AnyReceipt, Failure> {
     AnyReceipt::from_json(&json).map_err(|error| invalid(format!("not a receipt: {error}")))
 }
 
-/// A file that a receipt will be written to, whole or not at all.
-pub(super) struct ReceiptFile {
-    path: PathBuf,
-    file: NamedTempFile,
+/// Makes sure that there can be a receipt at `path`, before there is one.
+///
+/// # Errors
+/// [`Exit::Invalid`] if there cannot.
+pub(super) fn prepare(path: &Path) -> Result<WholeFile, Failure> {
+    WholeFile::prepare("receipt_out", path, Place::NewOrOld)
 }
 
-impl ReceiptFile {
-    /// Makes sure that there can be a receipt at `path`, before there is one.
-    ///
-    /// # Errors
-    /// [`Exit::Invalid`] if there cannot.
-    pub(super) fn prepare(path: &Path) -> Result<Self, Failure> {
-        let invalid = |what: &dyn Display| {
-            Failure::new(Exit::Invalid, format!("receipt_out: {}: {what}", path.display()))
-        };
-        if path.is_dir() {
-            return Err(invalid(&"it is a directory"));
-        }
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::metadata(dir).map_err(|error| invalid(&error))?;
-        // The kind of the error alone: the name of the temporary file would only confuse.
-        let file = NamedTempFile::new_in(dir).map_err(|error| invalid(&io::Error::from(error.kind())))?;
-        Ok(Self { path: path.to_owned(), file })
-    }
-
-    /// Writes the receipt.
-    ///
-    /// # Errors
-    /// [`io::Error`] of the file system.
-    pub(super) fn write(mut self, receipt: &impl Serialize) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut self.file, receipt)?;
-        io::Write::write_all(&mut self.file, b"\n")?;
-        // A device may encrypt its disk on the strength of this file: without the sync, a power cut leaves it empty.
-        self.file.as_file().sync_all()?;
-        self.file.persist(&self.path).map_err(|error| error.error)?;
-        Ok(())
-    }
+/// Writes the receipt, as JSON.
+///
+/// # Errors
+/// [`io::Error`] of the file system.
+pub(super) fn write(file: WholeFile, receipt: &impl Serialize) -> io::Result<()> {
+    let mut json = serde_json::to_vec_pretty(receipt)?;
+    json.push(b'\n');
+    file.write(&json)
 }
 
 /// A receipt for people.

@@ -209,8 +209,8 @@ impl Client {
                 async move { RecoveryServiceClient::new(channel).recover(bounded(request, budget)).await }
             })
             .await?;
-        let secret = Secret::new(std::mem::take(&mut details.secret));
-        let package = Secret::new(std::mem::take(&mut details.package));
+        let secret = Secret::new(std::mem::take(&mut details.secret).into());
+        let package = Secret::new(std::mem::take(&mut details.package).into());
         let package = Some(package).filter(|package| !package.expose().is_empty());
         let receipt = details.receipt.take().and_then(receipt::disclosure);
         Ok(Recovered { secret, package, receipt, details })

@@ -24,7 +24,7 @@
 //! | `pending …` | escrows ahead of use; as `escrow` |
 //! | `confirm key=HEX machine= [by=]` | confirms a key; by default as an importer |
 //! | `standing machine=` | shows what a machine is told when it asks |
-//! | `find [key=PREFIX] [machine=] [user=] [limit=] [seen-by=]` | looks keys up |
+//! | `find [key=PREFIX] [machine=] [user=] [limit=] [asked-only=] [seen-by=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
 //! | `dump TABLE…` | shows the rows of tables |
@@ -178,6 +178,7 @@ impl Script {
             machine: optional(args, "machine")?,
             user: optional(args, "user")?,
             limit: optional(args, "limit")?.unwrap_or(0),
+            names_asked_only: optional(args, "asked-only")?.unwrap_or(false),
             ..Default::default()
         };
         let query = match optional(args, "seen-by")? {

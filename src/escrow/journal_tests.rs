@@ -214,3 +214,19 @@ fn the_hash_of_an_entry_never_changes() {
     let hash = data_encoding::HEXLOWER.encode(&alone.journal[0].hash()[..8]);
     assert_eq!(hash, "264651f3996b7bc5");
 }
+
+#[test]
+fn another_node_s_clock_moves_nothing_here() {
+    let day = 24 * 60 * 60 * 1_000;
+    let mut alone = Alone::under(r#"{"limits": {"person_per_hour": 2}}"#);
+    assert_eq!(alone.denial(1, "x", 60_000), "");
+    // Told by a node whose clock runs a day ahead.
+    let mut told = alone.journal[0].clone();
+    told.place.journal = Uuid::max();
+    let Noted::Reveal(reveal) = &mut told.what else { panic!("a reveal") };
+    reveal.request = RequestId(Uuid::from_u128(2));
+    (reveal.at, reveal.source.node) = (Timestamp(day), 2);
+    alone.journal.push(told);
+    assert!(alone.denial(3, "x", 61_000).contains("the limit is reached"), "it counts, and as given now");
+    assert_eq!(alone.journal[2].what.at(), Timestamp(61_000));
+}

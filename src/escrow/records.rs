@@ -173,6 +173,8 @@ pub struct MachineRecord {
 pub const USERS_PER_MACHINE_MAX: usize = 64;
 /// Most keys kept for one machine; past it an escrow is refused as a conflict to be looked into.
 pub const KEYS_PER_MACHINE_MAX: usize = 1_024;
+/// With room for no more than this many keys of a machine left, it is time to look into why it has so many.
+pub const KEYS_LEFT_WARNING: usize = 128;
 
 /// Where a key is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

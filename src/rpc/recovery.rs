@@ -9,8 +9,8 @@ use crate::escrow::command::{Action, Command, Refusal, Reply, Reveal};
 use crate::escrow::ids::KeyId;
 use crate::escrow::journal::{JournalEntry, Noted};
 use crate::escrow::lookup;
-use crate::escrow::policy::Operation;
 use crate::escrow::policy::document::WithoutQuorum;
+use crate::escrow::policy::{Operation, must_name_user};
 use crate::escrow::records::KeyRecord;
 use crate::metrics::RevealOutcome;
 use crate::proto::recovery_service_server::RecoveryService;
@@ -77,7 +77,7 @@ fn outcome(answer: &Result<RecoverResponse, Status>) -> RevealOutcome {
         Code::InvalidArgument => RevealOutcome::Invalid,
         Code::NotFound => RevealOutcome::NotFound,
         Code::PermissionDenied | Code::Unauthenticated => RevealOutcome::Denied,
-        Code::Unavailable => RevealOutcome::Unavailable,
+        Code::ResourceExhausted | Code::Unavailable => RevealOutcome::Unavailable,
         _ => RevealOutcome::Failed,
     }
 }
@@ -86,6 +86,8 @@ impl Context {
     /// Looks keys up in this replica, once it is as fresh as was asked for.
     async fn look_up(&self, caller: Caller, request: FindRequest) -> Result<FindResponse, Status> {
         let mut query = wire::query(&request)?;
+        // The help desk is told the name by whoever calls, and not by this answer.
+        query.names_asked_only = must_name_user(caller.identity.role);
         // An end user sees keys of machines on which that user was recorded, and nothing else exists.
         if let Some(own) = caller.identity.user() {
             query = query.seen_by(own);
@@ -108,12 +110,14 @@ impl Context {
         let wire::RecoverRequest { request, key_id, reason, user, package } =
             request.into_inner().try_into()?;
         let (to, for_user, why) = (caller.identity.clone(), user.clone(), reason.clone());
+        let reveal = Reveal { key_id, user, reason };
+        self.check_opens(&to, &reveal, package).await?;
         let command = Command {
             request,
             at: now(),
             by: caller.identity,
             source: caller.source,
-            action: Action::Reveal(Reveal { key_id, user, reason }),
+            action: Action::Reveal(reveal),
         };
         // Granted by a quorum at once, by this node only once it is approved: the same request must not stand in a log, to be
         // granted after all when its caller was told to have it approved.
@@ -222,7 +226,8 @@ impl Context {
         let freshness = wire::freshness(&self.node, "degraded");
         match self.node.decide_alone(command).await? {
             Alone::Closed => Err(no_quorum.into()),
-            Alone::Refused(refusal) => Err(refusal.into()),
+            // By the policy as this node has it: another may have a newer one.
+            Alone::Refused(refusal) => Err(status::degraded(refusal)),
             Alone::Waits(ask) => Err(status::needs_approval_alone(&ask)),
             Alone::Journalled(entry) => Ok((*entry, freshness)),
         }
@@ -234,7 +239,7 @@ impl Context {
         let Held { key, keyring } = held;
         let Beside { users, history, package, receipt } = self.beside(&key, &keyring, shown).await?;
         Ok(RecoverResponse {
-            secret: secret.expose().to_vec(),
+            secret: secret.into_bytes(),
             key_id: key.id.to_string(),
             machine: key.machine.to_string(),
             volume: key.volume.to_string(),
@@ -243,7 +248,7 @@ impl Context {
             escrowed_at_ms: key.escrowed_at.0,
             freshness: Some(freshness),
             users: users.iter().map(ToString::to_string).collect(),
-            package: package.map(|package| package.expose().to_vec()).unwrap_or_default(),
+            package: package.map(Secret::into_bytes).unwrap_or_default(),
             receipt: Some(disclosure::receipt(receipt)),
             revealed_at_ms: shown.at.0,
             replaced_by: history.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
@@ -271,3 +276,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());
     tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

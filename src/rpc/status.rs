@@ -32,9 +32,12 @@ impl From<NodeError> for Status {
                 Obstacle::NotFound => Code::NotFound,
                 Obstacle::Unavailable => Code::Unavailable,
             },
+            NodeError::Overloaded { .. } => Code::ResourceExhausted,
             NodeError::Decode(_) | NodeError::TooLarge { .. } => Code::InvalidArgument,
             NodeError::Imposter { .. } => Code::PermissionDenied,
             NodeError::Behind { .. }
+            | NodeError::Clock(_)
+            | NodeError::Declined(_)
             | NodeError::Excluded(_)
             | NodeError::FeatureLevel { .. }
             | NodeError::Inapplicable { .. }
@@ -46,7 +49,6 @@ impl From<NodeError> for Status {
             | NodeError::Transfer(_)
             | NodeError::Unconfirmed(_)
             | NodeError::Unrepaired(_)
-            | NodeError::Overloaded { .. }
             | NodeError::Fatal(_) => Code::Unavailable,
             NodeError::Keyring(_) | NodeError::State(_) | NodeError::Store(_) => Code::Internal,
         };
@@ -60,7 +62,8 @@ impl From<NodeError> for Status {
         match &error {
             NodeError::Change(refused) => with(status, HINT_KEY, &refused.instead),
             NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
-            NodeError::NoQuorum(_)
+            NodeError::Clock(_)
+            | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)
             | NodeError::Overloaded { .. }
             | NodeError::Quarantined(_) => with(status, NOT_BEGUN_KEY, "true"),

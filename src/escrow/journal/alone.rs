@@ -326,8 +326,10 @@ impl<'a> Ground<'a> {
                 unrecorded.push(&entry.what);
             }
         }
-        // A clock that was set back shortens no limit and revives no approval.
-        let last = unrecorded.iter().map(|noted| noted.at()).max().unwrap_or_default();
+        // A clock that was set back shortens no limit and revives no approval. Only this node's: another's that ran ahead
+        // would let limits and approvals expire here.
+        let own = unrecorded.iter().filter(|noted| noted.source().node == circumstances.source.node);
+        let last = own.map(|noted| noted.at()).max().unwrap_or_default();
         let at = at.max(lookup::heads(rows)?.last_stamp).max(last);
         let Circumstances { position, quorum_age_ms, .. } = *circumstances;
         let knowledge = Knowledge { position, quorum_age_ms, policy_version };

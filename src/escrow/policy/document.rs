@@ -413,6 +413,9 @@ mod tests {
         let own = policy.may_approve(&by(Role::HelpdeskAdvanced, "Desk1"), "desk1").unwrap_err();
         assert!(own.to_string().contains("asked for themselves"), "another role, one person: {own}");
         policy.may_approve(&by(Role::Operator, "ops1"), "desk1").unwrap_err();
+        let end_user = by(Role::SelfService, "CORP/Desk1");
+        policy.may_approve(&by(Role::Officer, "desk1"), &end_user.person()).unwrap_err();
+        assert_eq!(policy.may_approve(&by(Role::Officer, "olga"), &end_user.person()), Ok(()));
         let only = Policy {
             approval: ApprovalRule { approvers: vec![Role::Officer], ..ApprovalRule::default() },
             ..policy
