@@ -4,7 +4,7 @@
 //! The node may also have proposed the same request before it gave up waiting. If that was committed, the reveal is on
 //! record already, and this adds nothing; if it comes later, it is answered from what is remembered here.
 //!
-//! What is said of approvals is put on record and nothing else comes of it: see [`alone`](crate::escrow::journal::alone).
+//! What is said of approvals is put on record and nothing else comes of it: see [`approvals`](crate::escrow::journal::approvals).
 
 use super::{Halt, SOURCE_ADDRESS_MAX_BYTES, Turn, approval, requests, reveal};
 use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal, Revealed};
