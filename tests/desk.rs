@@ -201,6 +201,13 @@ async fn an_approval_is_anothers_and_is_used_once_whatever_nodes_are_asked() {
 
     let own = asker.decide_approval(id, true).await.expect_err("one's own");
     assert!(own.to_string().contains("asked for themselves"), "{own}");
+    let denied = ["audit", "list", "--outcome", "denied", "--actor", "dora", "--consistency", "quorum"];
+    let denied = done(&desk.test.strongroom("auditor", &ALL, &denied));
+    let [record] = denied["records"].as_array().expect("records").as_slice() else { panic!("{denied}") };
+    assert_eq!(
+        (&record["event"], &record["details"]["approval"], &record["details"]["granted"]),
+        (&"approval-refused".into(), &approval.id.as_str().into(), &true.into())
+    );
     officer.decide_approval(id, true).await.expect("granted");
 
     let mut asks = JoinSet::new();

@@ -1,4 +1,4 @@
-//! What a node without a quorum notes in its journal, and by which rules it decides ([`alone`]).
+//! What a node without a quorum notes in its journal, and by which rules it decides ([`alone`], [`approvals`]).
 //!
 //! An entry holds who asked for what, when and on what knowledge it was decided: all that its audit record will need, and
 //! no secret. Entries of one journal are numbered without gaps and chained by their hashes. After the heal each is put on
@@ -6,6 +6,7 @@
 //! it, any number of times.
 
 pub mod alone;
+pub mod approvals;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

@@ -26,7 +26,7 @@ use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal}
 use crate::escrow::disclosure::Asked;
 use crate::escrow::ids::{Invalid, NodeId, RequestId};
 use crate::escrow::journal::alone::{self, Circumstances, Verdict};
-use crate::escrow::journal::{DegradedAsk, JournalEntry, JournalPlace, Noted};
+use crate::escrow::journal::{DegradedAsk, JournalEntry, JournalPlace, Noted, approvals};
 use crate::escrow::lookup;
 use crate::escrow::records::{Approval, Source};
 use crate::proto::peer::{KeepJournalRequest, KeepJournalResponse};
@@ -68,7 +68,7 @@ impl Node {
 
     /// Whether this was asked for at this node without a quorum, and is not known to be on record.
     pub fn was_asked_alone(&self, approval: RequestId) -> bool {
-        alone::asked_for(&self.inner.journal.own(), approval).is_some()
+        approvals::asked_for(&self.inner.journal.own(), approval).is_some()
     }
 
     /// What was asked for at this node without a quorum and can be approved or used here, as long as none answers.
@@ -80,7 +80,7 @@ impl Node {
             return Ok(Vec::new());
         }
         let (own, view) = (self.inner.journal.own(), self.view()?);
-        Ok(alone::standing(&view, &own, now())?.iter().map(alone::Standing::to_approval).collect())
+        Ok(approvals::standing(&view, &own, now())?.iter().map(approvals::Standing::to_approval).collect())
     }
 
     /// Decides about the reveal or the approval that `command` asks for on what this node has, and puts that in the

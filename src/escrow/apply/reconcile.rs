@@ -5,7 +5,7 @@
 //! record already, and this adds nothing; if it comes later, it is answered from what is remembered here. A denial is no
 //! answer to it, for a quorum may know better: then it is decided anew, and put on record if it is granted after all.
 //!
-//! What is said of approvals is put on record and nothing else comes of it: see [`alone`](crate::escrow::journal::alone).
+//! What is said of approvals is put on record and nothing else comes of it: see [`approvals`](crate::escrow::journal::approvals).
 
 use super::{Halt, SOURCE_ADDRESS_MAX_BYTES, Turn, approval, requests, reveal};
 use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal, Revealed};
