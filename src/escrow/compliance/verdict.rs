@@ -92,6 +92,29 @@ impl KeyFacts {
     }
 }
 
+/// What is known of a machine at one time, as [`lookup::known`](crate::escrow::lookup::known) gathers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The machine.
+    pub machine: MachineRecord,
+    /// How it was, if it had said so by then.
+    pub state: Option<MachineState>,
+    /// Since when it had been so.
+    pub since: Option<Timestamp>,
+    /// Its keys that were in escrow, in the order of their ids.
+    pub keys: Vec<KeyFacts>,
+    /// Its exemption, as it is now.
+    pub exemption: Option<Exemption>,
+}
+
+impl Known {
+    /// All that a verdict at `at` rests on.
+    pub fn evidence<'a>(&'a self, policy: &'a CompliancePolicy, at: Timestamp) -> Evidence<'a> {
+        let Self { machine, state, keys, exemption, .. } = self;
+        Evidence::new(at, policy, machine, state.as_ref(), keys, exemption.as_ref())
+    }
+}
+
 impl<'a> Evidence<'a> {
     /// What there is of `machine` at `at`, if `state` and `keys` are of that time. A rotation that was owed then and has
     /// been done since is not known any more.
