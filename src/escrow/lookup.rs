@@ -390,8 +390,10 @@ pub fn known<S: Rows>(
     now: Timestamp,
 ) -> Result<Option<Known>, StateError> {
     let Some(machine) = machine(rows, id)? else { return Ok(None) };
+    let record = compliance(rows, id)?;
+    let told_at = record.as_ref().map(|record| record.at);
     let (state, since) = match as_of {
-        None => compliance(rows, id)?.map(|record| (record.report.state(), record.since)).unzip(),
+        None => record.map(|record| (record.report.state(), record.since)).unzip(),
         Some(at) => {
             let changes = compliance_changes(rows, id)?;
             history::as_of(&changes, at).map(|change| (change.state.clone(), change.at)).unzip()
@@ -400,7 +402,7 @@ pub fn known<S: Rows>(
     let at = as_of.unwrap_or(now);
     let keys = keys_of(rows, &machine)?.iter().filter_map(|key| KeyFacts::as_of(key, at)).collect();
     let exemption = exemption(rows, id)?;
-    Ok(Some(Known { machine, state, since, keys, exemption }))
+    Ok(Some(Known { machine, state, since, told_at, keys, exemption }))
 }
 
 /// How far sealing anew has come, unless it never began.

@@ -253,7 +253,7 @@ words! {
     ReasonKind, "reason":
     /// The machine never reported.
     NoReport = "no-report",
-    /// The machine was not heard of for long.
+    /// What the machine said last is too old.
     Stale = "stale",
     /// The device's own management does not enforce a policy.
     NotEnforced = "not-enforced",

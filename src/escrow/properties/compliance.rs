@@ -352,12 +352,13 @@ proptest! {
     #[test]
     fn a_verdict_rests_on_what_it_is_told_and_nothing_else(
         told in proptest::option::of(any_report()), policy in policy(), keys in vec(key(), 0..4),
-        exemption in proptest::option::of(exemption()), times in any::<[u8; 3]>(),
+        exemption in proptest::option::of(exemption()), times in any::<[u8; 4]>(),
     ) {
-        let [at, first_seen, last_contact] = times.map(|time| Timestamp(u64::from(time % 8) * DAY_MS));
+        let [at, first_seen, last_contact, told_at] = times.map(|time| Timestamp(u64::from(time % 8) * DAY_MS));
         let state = told.as_ref().map(MachineReport::state);
         let evidence = Evidence {
-            at, policy: &policy, state: state.as_ref(), first_seen, last_contact, rotation_owed_since: None,
+            at, policy: &policy, state: state.as_ref(), told_at: state.as_ref().map(|_| told_at),
+            first_seen, last_contact, rotation_owed_since: None,
             keys: &keys, exemption: exemption.as_ref(),
         };
         let judged = verdict(&evidence);
@@ -399,7 +400,8 @@ proptest! {
             id, volume: "C:".parse().unwrap(), escrowed_at: Timestamp(0), in_use: true, may_open: true,
         };
         let evidence = Evidence {
-            at: Timestamp(0), policy: &policy, state: Some(&state), first_seen: Timestamp(0), last_contact: Timestamp(0),
+            at: Timestamp(0), policy: &policy, state: Some(&state), told_at: Some(Timestamp(0)), first_seen: Timestamp(0),
+            last_contact: Timestamp(0),
             rotation_owed_since: None, keys: &[key], exemption: None,
         };
         prop_assert_eq!(verdict(&evidence).status, Status::Compliant);
