@@ -5,6 +5,10 @@ use std::cmp::{Ordering, Reverse};
 use std::fmt;
 use std::str::FromStr;
 
+use super::compliance::history::{self, CHANGES_MAX};
+use super::compliance::{
+    ComplianceChange, CompliancePolicy, CompliancePolicyRecord, ComplianceRecord, Exemption, KeyFacts, Known,
+};
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::journal::JournalPlace;
@@ -13,7 +17,7 @@ use super::records::{
     Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KEYS_PER_MACHINE_MAX, KeyHistory,
     KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
 };
-use super::rotation::MachineKeyState;
+use super::rotation::{MachineKeyState, keys_of};
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
 use super::state::{Row, Rows, StateError};
 
@@ -365,6 +369,61 @@ pub fn approval<S: Rows>(rows: &S, id: RequestId) -> Result<Option<Approval>, St
 /// What became of the entry of a journal, once it is on record.
 pub fn reconciled<S: Rows>(rows: &S, place: &JournalPlace) -> Result<Option<ReconciledEntry>, StateError> {
     rows.row(&place.row_key())
+}
+
+/// The newest that is known of the compliance of a machine.
+pub fn compliance<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<ComplianceRecord>, StateError> {
+    rows.row(&machine.row_key())
+}
+
+/// The changes of state of a machine, the oldest first: what [`as_of`](super::compliance::history::as_of) looks at.
+pub fn compliance_changes<S: Rows>(
+    rows: &S,
+    machine: &MachineId,
+) -> Result<Vec<ComplianceChange>, StateError> {
+    rows.rows(&ComplianceChange::prefix(machine), None, CHANGES_MAX)
+}
+
+/// The exemption of a machine, if one was ever asked for and not ended.
+pub fn exemption<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<Exemption>, StateError> {
+    rows.row(&machine.row_key())
+}
+
+/// The policy of compliance as an officer set it, if one did.
+pub fn compliance_policy_record<S: Rows>(rows: &S) -> Result<Option<CompliancePolicyRecord>, StateError> {
+    rows.row(ONLY_ROW)
+}
+
+/// The policy of compliance that is followed.
+pub fn compliance_policy<S: Rows>(rows: &S) -> Result<CompliancePolicy, StateError> {
+    compliance_policy_record(rows)?
+        .map_or_else(|| Ok(CompliancePolicy::default()), |record| CompliancePolicy::stored(&record.policy))
+}
+
+/// What is known of the compliance of a machine: now, or at an earlier time by what had been told and escrowed by then.
+/// `None` if the machine is not known at all. `now` is the time that is asked at.
+///
+/// Now is not just the latest time: a device whose clock is a little ahead tells of the next minute.
+pub fn known<S: Rows>(
+    rows: &S,
+    id: &MachineId,
+    as_of: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<Option<Known>, StateError> {
+    let Some(machine) = machine(rows, id)? else { return Ok(None) };
+    let record = compliance(rows, id)?;
+    let told_at = record.as_ref().map(|record| record.at);
+    let (state, since) = match as_of {
+        None => record.map(|record| (record.report.state(), record.since)).unzip(),
+        Some(at) => {
+            let changes = compliance_changes(rows, id)?;
+            history::as_of(&changes, at).map(|change| (change.state.clone(), change.at)).unzip()
+        }
+    };
+    let at = as_of.unwrap_or(now);
+    let keys = keys_of(rows, &machine)?.iter().filter_map(|key| KeyFacts::as_of(key, at)).collect();
+    let exemption = exemption(rows, id)?;
+    Ok(Some(Known { machine, state, since, told_at, keys, exemption }))
 }
 
 /// How far sealing anew has come, unless it never began.

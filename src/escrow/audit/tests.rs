@@ -3,6 +3,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::escrow::command::Refusal;
+use crate::escrow::compliance::ExemptionDecision;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, KeyId, RequestId, Role, Timestamp};
 use crate::escrow::journal::{DegradedAsk, DegradedDecision, DegradedReveal, JournalPlace, Knowledge};
@@ -60,6 +61,9 @@ fn event(choice: u8, text: &str) -> AuditEvent {
             let decision = Box::new(decision(denied));
             AuditEvent::ApprovalDecisionReconciled { place: place(u64::from(choice)), decision }
         }
+        4 if choice & 8 > 0 => {
+            AuditEvent::CompliancePolicySet { version: u64::from(choice), policy: text.to_owned() }
+        }
         4 => AuditEvent::PolicySet { version: u64::from(choice), policy: text.to_owned() },
         5 => AuditEvent::ApprovalAsked {
             approval: RequestId(key_id.0),
@@ -74,6 +78,22 @@ fn event(choice: u8, text: &str) -> AuditEvent {
             key_id,
             asked_by: officer(),
             granted: choice & 8 > 0,
+        },
+        3 if choice & 32 > 0 => AuditEvent::ExemptionDecided {
+            exemption: RequestId(key_id.0),
+            machine: "PC-0001".parse().unwrap(),
+            asked_by: officer(),
+            decision: match choice & 24 {
+                0 => ExemptionDecision::Reject,
+                8 => ExemptionDecision::Revoke,
+                _ => ExemptionDecision::Grant { until: (choice & 8 > 0).then_some(Timestamp(3)) },
+            },
+        },
+        3 if choice & 64 > 0 => AuditEvent::ExemptionRequested {
+            exemption: RequestId(key_id.0),
+            machine: "PC-0001".parse().unwrap(),
+            reason: text.to_owned(),
+            until: (choice & 8 > 0).then_some(Timestamp(3)),
         },
         7 => AuditEvent::ApprovalUsed { approval: RequestId(key_id.0), granted_by: officer() },
         _ => AuditEvent::Reveal {
@@ -239,6 +259,25 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             place: place(7),
             decision: Box::new(decision(Some(Refusal::Denied("no".to_owned())))),
         },
+        AuditEvent::ExemptionRequested {
+            exemption: RequestId(key_id.0),
+            machine: machine(),
+            reason: "lab bench".to_owned(),
+            until: Some(Timestamp(9)),
+        },
+        AuditEvent::ExemptionDecided {
+            exemption: RequestId(key_id.0),
+            machine: machine(),
+            asked_by: officer(),
+            decision: ExemptionDecision::Grant { until: Some(Timestamp(9)) },
+        },
+        AuditEvent::ExemptionDecided {
+            exemption: RequestId(key_id.0),
+            machine: machine(),
+            asked_by: officer(),
+            decision: ExemptionDecision::Reject,
+        },
+        AuditEvent::CompliancePolicySet { version: 2, policy: "{\"grace_days\":7}".to_owned() },
     ]
 }
 
@@ -328,6 +367,24 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                 AuditEvent::ApprovalUsed { approval, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;
                     AuditEvent::ApprovalUsed { approval, granted_by }
+                }
+                AuditEvent::ExemptionRequested { exemption, machine, reason, until } => {
+                    let until = if until.is_some() { None } else { Some(Timestamp(0)) };
+                    AuditEvent::ExemptionRequested { exemption, machine, reason, until }
+                }
+                AuditEvent::ExemptionDecided { exemption, machine, asked_by, decision } => {
+                    let decision = match decision {
+                        ExemptionDecision::Grant { until: Some(_) } => {
+                            ExemptionDecision::Grant { until: None }
+                        }
+                        ExemptionDecision::Grant { until: None } => ExemptionDecision::Revoke,
+                        ExemptionDecision::Revoke => ExemptionDecision::Reject,
+                        ExemptionDecision::Reject => ExemptionDecision::Grant { until: Some(Timestamp(0)) },
+                    };
+                    AuditEvent::ExemptionDecided { exemption, machine, asked_by, decision }
+                }
+                AuditEvent::CompliancePolicySet { version, policy } => {
+                    AuditEvent::PolicySet { version, policy }
                 }
                 AuditEvent::KeyringRotated { key_version } => AuditEvent::DataKeysDropped { key_version },
                 AuditEvent::DataKeysDropped { key_version } => AuditEvent::KeyringRotated { key_version },
