@@ -60,6 +60,9 @@ pub enum Action {
     EscrowPending(Escrow),
     /// Note that a volume is opened by this key now, and by no older one of its kind.
     ConfirmKey(ConfirmKey),
+    /// Keep many recovery keys, each judged as [`Action::Escrow`] is. At most
+    /// [`ESCROWS_PER_ENTRY_MAX`](super::apply::ESCROWS_PER_ENTRY_MAX) of them.
+    EscrowMany(Vec<BatchedEscrow>),
 }
 
 impl Action {
@@ -81,6 +84,7 @@ impl Action {
             Self::DropDataKeys(_) => "drop-data-keys",
             Self::EscrowPending(_) => "escrow-pending",
             Self::ConfirmKey(_) => "confirm-key",
+            Self::EscrowMany(_) => "escrow-many",
         }
     }
 }
@@ -122,6 +126,15 @@ pub struct Escrow {
     pub fingerprint: Fingerprint,
     /// A user of the machine, if known.
     pub user: Option<UserName>,
+}
+
+/// One of many recovery keys to keep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchedEscrow {
+    /// The same for every retry of this one, whatever batch it comes in: a contradiction leaves one audit record.
+    pub request: RequestId,
+    /// The key.
+    pub escrow: Escrow,
 }
 
 /// A recovery key to show.
@@ -304,6 +317,22 @@ pub enum Reply {
     DataKeysDropped,
     /// The key is the one in use, now or since an earlier entry.
     KeyConfirmed(KeyConfirmed),
+    /// What became of each of many, in their order.
+    EscrowedMany(Vec<EscrowAnswer>),
+}
+
+/// What became of one of many escrows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EscrowAnswer {
+    /// As [`Reply::Escrowed`].
+    Escrowed(Escrowed),
+    /// As [`Reply::OldDataKey`]: this one is to be sealed again.
+    OldDataKey {
+        /// The version that was current.
+        current: u32,
+    },
+    /// As [`Reply::Refused`]: the others are not touched by it.
+    Refused(Refusal),
 }
 
 /// A reveal that waits for a second person.

@@ -16,6 +16,8 @@ pub enum Operation {
     Custody,
     /// Keep a recovery key; see [`may_escrow`] for whose.
     Escrow,
+    /// Keep many recovery keys, of any machines, at once.
+    EscrowMany,
     /// Look keys up, without their secrets.
     Find,
     /// Make the first entry of a new cluster. Not a service: a node does it to itself when told to.
@@ -44,11 +46,12 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Approve,
         Self::ChangeMembership,
         Self::Custody,
         Self::Escrow,
+        Self::EscrowMany,
         Self::Find,
         Self::Initialize,
         Self::RaiseFeatureLevel,
@@ -72,6 +75,7 @@ impl std::fmt::Display for Operation {
             Self::ChangeMembership => "change the membership",
             Self::Custody => "ask for custody",
             Self::Escrow => "escrow keys",
+            Self::EscrowMany => "escrow keys in bulk",
             Self::Find => "look keys up",
             Self::Initialize => "initialise a cluster",
             Self::RaiseFeatureLevel => "raise the feature level",
@@ -91,11 +95,12 @@ impl std::fmt::Display for Operation {
 /// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
-        Approve, ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, ReadAudit,
-        Reconcile, Recover, RecoverCluster, Reseal, RotateKeyring, SetPolicy, ShowPolicy, Status,
+        Approve, ChangeMembership, Custody, Escrow, EscrowMany, Find, Initialize, RaiseFeatureLevel,
+        ReadAudit, Reconcile, Recover, RecoverCluster, Reseal, RotateKeyring, SetPolicy, ShowPolicy, Status,
     };
     match role {
-        Role::Agent | Role::Importer => matches!(operation, Escrow | Status),
+        Role::Agent => matches!(operation, Escrow | Status),
+        Role::Importer => matches!(operation, Escrow | EscrowMany | Status),
         Role::Auditor => matches!(operation, Custody | Find | ReadAudit | ShowPolicy | Status),
         Role::Helpdesk => matches!(operation, Custody | Find | Recover | ShowPolicy | Status),
         Role::HelpdeskAdvanced => {
@@ -135,16 +140,16 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // approve change custody escrow find init raise read-audit reconcile recover recover-cluster reseal rotate set-policy show-policy status
-            (Role::Agent, "...x...........x"),
-            (Role::Auditor, "..x.x..x......xx"),
-            (Role::Helpdesk, "..x.x....x....xx"),
-            (Role::HelpdeskAdvanced, "x.x.x....x....xx"),
-            (Role::Importer, "...x...........x"),
-            (Role::Node, ".....xx.x.xx...."),
-            (Role::Officer, "x.x.x.......xxxx"),
-            (Role::Operator, ".xx.xx......x.xx"),
-            (Role::SelfService, "....x....x.....x"),
+            // approve change custody escrow escrow-many find init raise read-audit reconcile recover recover-cluster reseal rotate set-policy show-policy status
+            (Role::Agent, "...x............x"),
+            (Role::Auditor, "..x..x..x......xx"),
+            (Role::Helpdesk, "..x..x....x....xx"),
+            (Role::HelpdeskAdvanced, "x.x..x....x....xx"),
+            (Role::Importer, "...xx...........x"),
+            (Role::Node, "......xx.x.xx...."),
+            (Role::Officer, "x.x..x.......xxxx"),
+            (Role::Operator, ".xx..xx......x.xx"),
+            (Role::SelfService, ".....x....x.....x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {

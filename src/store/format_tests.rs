@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::escrow::audit::ChainHead;
 use crate::escrow::command::{
-    Action, AdmitNode, Command, DropDataKeys, Escrow, Escrowed, Initialize, RaiseFeatureLevel,
+    Action, AdmitNode, BatchedEscrow, Command, DropDataKeys, Escrow, Escrowed, Initialize, RaiseFeatureLevel,
     RecoverCluster, Refusal, RemoveNode, Reply, Reseal, ResealedKey, Reveal, Revealed, RotateKeyring,
 };
 use crate::escrow::features::FeatureLevel;
@@ -131,6 +131,8 @@ fn commands_keep_decoding() {
     let reseal =
         Reseal { key_version: 2, after: Some(key_id), to_do: 70_000, rows: 64, keys: vec![resealed] };
     check("command reseal", &command(Action::Reseal(reseal)));
+    let batched = BatchedEscrow { request: RequestId(Uuid::from_u128(0x12)), escrow: escrow() };
+    check("command escrow-many", &command(Action::EscrowMany(vec![batched])));
     let drop = DropDataKeys { keyring: keyring() };
     check("command drop-data-keys", &command(Action::DropDataKeys(drop)));
     check("command admit-node", &command(Action::AdmitNode(AdmitNode { node: node(), keyring: keyring() })));

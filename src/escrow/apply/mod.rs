@@ -11,6 +11,7 @@
 mod admit;
 mod approval;
 mod escrow;
+mod escrow_many;
 mod feature_level;
 mod initialize;
 mod policy;
@@ -33,6 +34,7 @@ use super::state::{Row, State, StateError};
 pub use admit::{KEYRING_MAX_BYTES, NODE_ADDRESS_MAX_BYTES, NODES_MAX, RECIPIENT_MAX_BYTES, ZONE_MAX_BYTES};
 pub use approval::APPROVALS_MAX;
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
+pub use escrow_many::{ESCROWS_PER_ENTRY_MAX, ESCROWS_PER_ENTRY_MAX_BYTES, sealed_bytes};
 pub use feature_level::too_new;
 pub use reseal::{RESEAL_ROWS_MAX, sealed_digest};
 pub use reveal::{REASON_MAX_BYTES, check_reason};
@@ -115,6 +117,7 @@ impl<'a, S: State> Turn<'a, S> {
             Action::Reseal(step) => reseal::apply(self, step),
             Action::DropDataKeys(drop) => reseal::apply_drop(self, drop),
             Action::ConfirmKey(confirm) => rotation::apply(self, confirm),
+            Action::EscrowMany(escrows) => escrow_many::apply(self, escrows),
         }
     }
 

@@ -121,6 +121,8 @@ fn digest(command: &Command) -> [u8; 32] {
         Action::ConfirmKey(confirm) => {
             canonical.number(12).text(confirm.machine.as_str()).bytes(confirm.key_id.0.as_bytes())
         }
+        // Not remembered as a whole: each of them is, as an escrow of its own.
+        Action::EscrowMany(_) => canonical.number(23),
     };
     canonical.sha256()
 }
