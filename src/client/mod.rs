@@ -18,6 +18,7 @@ mod audit;
 mod connection;
 mod endpoint;
 mod error;
+mod escrow_many;
 mod receipt;
 mod rotation;
 
@@ -31,6 +32,7 @@ pub use self::attempts::ATTEMPT_TIMEOUT;
 pub use self::audit::AuditTrail;
 pub use self::endpoint::EndpointAddress;
 pub use self::error::{Answer, ClientError, Trouble};
+pub use self::escrow_many::{BulkAnswer, BulkKept, BulkRefused, UNANSWERED_MAX};
 
 use self::attempts::Pool;
 use crate::escrow::ids::{KeyId, MachineId, UserName, VolumeId};
