@@ -10,6 +10,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::compliance::ExemptionDecision;
 use super::digest::Canonical;
 use super::records::{AuditEvent, AuditRecord};
 
@@ -120,6 +121,28 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
                 .number(replaced.len() as u64);
             let canonical = replaced.iter().fold(canonical, |canonical, id| canonical.bytes(id.0.as_bytes()));
             canonical.optional_text(rotation_owed_since.map(|since| since.0.to_string()).as_deref())
+        }
+        AuditEvent::ExemptionRequested { exemption, machine, reason, until } => canonical
+            .number(30)
+            .bytes(exemption.0.as_bytes())
+            .text(machine.as_str())
+            .text(reason)
+            .optional_text(until.map(|until| until.0.to_string()).as_deref()),
+        AuditEvent::ExemptionDecided { exemption, machine, asked_by, decision } => {
+            let until = match decision {
+                ExemptionDecision::Grant { until } => *until,
+                ExemptionDecision::Reject | ExemptionDecision::Revoke => None,
+            };
+            canonical
+                .number(31)
+                .bytes(exemption.0.as_bytes())
+                .text(machine.as_str())
+                .text(&asked_by.to_string())
+                .text(decision.as_str())
+                .optional_text(until.map(|until| until.0.to_string()).as_deref())
+        }
+        AuditEvent::CompliancePolicySet { version, policy } => {
+            canonical.number(32).number(*version).text(policy)
         }
     };
     canonical.sha256()

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::compliance::{ExemptionDecision, MachineReport, Merged};
 use super::features::FeatureLevel;
 use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
@@ -60,6 +61,16 @@ pub enum Action {
     EscrowPending(Escrow),
     /// Note that a volume is opened by this key now, and by no older one of its kind.
     ConfirmKey(ConfirmKey),
+    /// Keep what devices say of themselves.
+    ReportCompliance(ReportCompliance),
+    /// Note that devices say what they said before.
+    NoteContact(NoteContact),
+    /// Ask that a machine need not be as the policy of compliance wants it.
+    RequestExemption(RequestExemption),
+    /// Grant, reject or end an exemption.
+    DecideExemption(DecideExemption),
+    /// Replace the policy of compliance.
+    SetCompliancePolicy(SetCompliancePolicy),
 }
 
 impl Action {
@@ -81,6 +92,11 @@ impl Action {
             Self::DropDataKeys(_) => "drop-data-keys",
             Self::EscrowPending(_) => "escrow-pending",
             Self::ConfirmKey(_) => "confirm-key",
+            Self::ReportCompliance(_) => "report-compliance",
+            Self::NoteContact(_) => "note-contact",
+            Self::RequestExemption(_) => "request-exemption",
+            Self::DecideExemption(_) => "decide-exemption",
+            Self::SetCompliancePolicy(_) => "set-compliance-policy",
         }
     }
 }
@@ -254,6 +270,64 @@ pub struct ConfirmKey {
     pub key_id: KeyId,
 }
 
+/// What one or several devices say of themselves. Each is answered by itself: one that is wrong does not hold up others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportCompliance {
+    /// At most [`COMPLIANCE_BATCH_MAX`](super::apply::COMPLIANCE_BATCH_MAX) of them.
+    pub reports: Vec<MachineReport>,
+}
+
+/// Devices that say what they said before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoteContact {
+    /// At most [`COMPLIANCE_BATCH_MAX`](super::apply::COMPLIANCE_BATCH_MAX) of them.
+    pub contacts: Vec<Contact>,
+}
+
+/// One device that says what it said before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contact {
+    /// The machine.
+    pub machine: MachineId,
+    /// When, by the device's clock.
+    pub at: Timestamp,
+    /// [`MachineReport::digest`] of what it says.
+    pub digest: [u8; 32],
+}
+
+/// An exemption to ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestExemption {
+    /// Of which machine.
+    pub machine: MachineId,
+    /// Why; not blank.
+    pub reason: String,
+    /// Until when; absent for good.
+    pub until: Option<Timestamp>,
+}
+
+/// What an officer decides about an exemption.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecideExemption {
+    /// Of which machine.
+    pub machine: MachineId,
+    /// The request that was looked at, or for a grant that is to end the one it was granted to: another one is not
+    /// decided by this.
+    pub exemption: RequestId,
+    /// What.
+    pub decision: ExemptionDecision,
+}
+
+/// A policy of compliance to follow from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetCompliancePolicy {
+    /// The whole of it, as JSON.
+    pub policy: String,
+    /// The version it replaces, so that two officers do not overwrite each other; 0 for the one that every cluster
+    /// begins with.
+    pub replaces: u64,
+}
+
 /// What apply answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -304,6 +378,34 @@ pub enum Reply {
     DataKeysDropped,
     /// The key is the one in use, now or since an earlier entry.
     KeyConfirmed(KeyConfirmed),
+    /// What became of each upload, in the order they were given.
+    ComplianceNoted(Vec<UploadOutcome>),
+    /// The exemption waits for an officer.
+    ExemptionRequested {
+        /// What the officer names.
+        exemption: RequestId,
+    },
+    /// The decision is on record.
+    ExemptionDecided,
+    /// The policy of compliance is followed from now on, as this version.
+    CompliancePolicySet {
+        /// Counts every change, from 1.
+        version: u64,
+    },
+}
+
+/// What became of the upload of one machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UploadOutcome {
+    /// It was taken.
+    Taken {
+        /// As what.
+        merged: Merged,
+        /// Since when its machine owes a rotation: the device is told so with the answer.
+        rotation_owed_since: Option<Timestamp>,
+    },
+    /// It was refused, and changed nothing.
+    Refused(Refusal),
 }
 
 /// A reveal that waits for a second person.

@@ -27,8 +27,10 @@ impl FeatureLevel {
     pub const DESK: Self = Self(3);
     /// Brought the rotation of the data key by itself, and sealing what is kept under the newest one.
     pub const RESEALING: Self = Self(3);
+    /// Brought compliance: the reports of devices, exemptions, and the policy of compliance.
+    pub const COMPLIANCE: Self = Self(4);
     /// The highest whose commands this release can apply.
-    pub const SUPPORTED: Self = Self(3);
+    pub const SUPPORTED: Self = Self(4);
 
     /// The level that allows `command`.
     pub fn required_by(command: &Command) -> Self {
@@ -50,6 +52,11 @@ impl FeatureLevel {
             | Action::EscrowPending(_)
             | Action::ConfirmKey(_) => Self::DESK,
             Action::RotateKeyring(_) | Action::Reseal(_) | Action::DropDataKeys(_) => Self::RESEALING,
+            Action::ReportCompliance(_)
+            | Action::NoteContact(_)
+            | Action::RequestExemption(_)
+            | Action::DecideExemption(_)
+            | Action::SetCompliancePolicy(_) => Self::COMPLIANCE,
         }
     }
 }

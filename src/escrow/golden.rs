@@ -20,6 +20,13 @@
 //! | `pending …` | escrows ahead of use; as `escrow` |
 //! | `confirm key=HEX machine= [by=]` | confirms a key; by default as an importer |
 //! | `standing machine=` | shows what a machine is told when it asks |
+//! | `put machine=ID/… [told=SECONDS] [c=CONVERSION] [protection=] [method=] [protectors=…] [keys=HEX/…] [reasons=CODE/…] [percent=] [d=CONVERSION] [user=] [enforcement=] [error=CODE] [model=] [label=] [seen=SECONDS] [by=]` | reports compliance; `C:` by default is as it should be |
+//! | `contact …` | notes that this was reported before; as `put` |
+//! | `exempt machine= [reason=] [until=SECONDS] [by=]` | asks for an exemption |
+//! | `decide-exemption machine= exemption=HEX [decision=grant\|reject\|revoke] [until=SECONDS] [by=]` | decides about one |
+//! | `compliance-policy [replaces=] [policy=JSON] [by=]` | sets the policy of compliance |
+//! | `judge machine= [now=SECONDS]` | shows verdict and findings, by what was known then |
+//! | `history machine=` | shows the changes of state that are kept |
 //! | `find [key=PREFIX] [machine=] [user=] [limit=] [seen-by=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
@@ -28,6 +35,8 @@
 //! Commands that are applied also take `at=SECONDS` since the beginning (by default one more than the last),
 //! `request=HEX` (by default a new one) and `address=`. `by=role/name` is who asks, `by=cluster:role/name` one of
 //! another cluster. `HEX` is repeated until an id is full.
+
+mod compliance;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -73,7 +82,11 @@ scripts!(
     admit,
     approval,
     clock,
+    compliance,
+    compliance_policy,
+    compliance_verdict,
     escrow,
+    exemption,
     feature_level,
     find,
     initialize,
@@ -110,6 +123,23 @@ impl goldenscript::Runner for Script {
         let output = match command.name.as_str() {
             "admit" => self.apply(&mut args, "operator/ops1", admit)?,
             "audit" => self.audit()?,
+            "compliance-policy" => {
+                self.apply(&mut args, "officer/olga", |args, _| compliance::set_policy(args))?
+            }
+            "contact" => {
+                let told = self.next(command)?;
+                self.apply(&mut args, "importer/imp", |args, _| compliance::contact(args, told))?
+            }
+            "decide-exemption" => {
+                self.apply(&mut args, "officer/olga", |args, _| compliance::decide(args))?
+            }
+            "exempt" => self.apply(&mut args, "helpdesk/desk1", |args, _| compliance::exempt(args))?,
+            "history" => compliance::history(&self.state, &mut args)?,
+            "judge" => compliance::judge(&self.state, &mut args, at(self.seconds))?,
+            "put" => {
+                let told = self.next(command)?;
+                self.apply(&mut args, "importer/imp", |args, _| compliance::put(args, told))?
+            }
             "count" => self.count(),
             "decide" => self.apply(&mut args, "officer/olga", decide)?,
             "dump" => self.dump(&mut args)?,
@@ -139,6 +169,11 @@ impl goldenscript::Runner for Script {
 }
 
 impl Script {
+    /// The stamp of the command that comes next.
+    fn next(&self, command: &goldenscript::Command) -> Outcome<Timestamp> {
+        Ok(at(optional(&mut command.consume_args(), "at")?.unwrap_or(self.seconds + 1)))
+    }
+
     fn apply(
         &mut self,
         args: &mut ArgumentConsumer<'_>,
@@ -150,7 +185,7 @@ impl Script {
         self.seconds = optional(args, "at")?.unwrap_or(self.seconds + 1);
         let command = Command {
             request: RequestId(id(args, "request")?.unwrap_or(Uuid::from_u128(self.requests))),
-            at: Timestamp(BEGINNING_MS + 1_000 * self.seconds),
+            at: at(self.seconds),
             by: identity(args.take_key("by").unwrap_or(by))?,
             source: Source { node: 1, address: args.take_key("address").unwrap_or("192.0.2.7").to_owned() },
             action: action(args, self.requests)?,
@@ -262,6 +297,18 @@ impl Script {
                         ids(&replaced),
                         or_none(rotation_owed_since),
                     )?;
+                }
+                AuditEvent::ExemptionRequested { exemption, machine, reason, until } => writeln!(
+                    text,
+                    "exemption-requested {exemption} machine={machine} reason={reason:?} until={}",
+                    or_none(until)
+                )?,
+                AuditEvent::ExemptionDecided { exemption, machine, asked_by, decision } => writeln!(
+                    text,
+                    "exemption-decided {exemption} machine={machine} asked-by={asked_by} {decision:?}"
+                )?,
+                AuditEvent::CompliancePolicySet { version, policy } => {
+                    writeln!(text, "compliance-policy version={version} {} bytes", policy.len())?;
                 }
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
@@ -495,6 +542,10 @@ fn describe(reply: &Reply) -> String {
         Reply::ApprovalAsked(asked) => {
             format!("needs approval {} until {}", asked.approval, asked.expires_at)
         }
+        Reply::ComplianceNoted(outcomes) => compliance::describe(outcomes),
+        Reply::ExemptionRequested { exemption } => format!("exemption {exemption} requested"),
+        Reply::ExemptionDecided => "exemption decided".to_owned(),
+        Reply::CompliancePolicySet { version } => format!("compliance policy version {version}"),
         Reply::ApprovalDecided => "decided".to_owned(),
         Reply::Reconciled { audit_sequence } => format!("reconciled audit={}", or_none(*audit_sequence)),
         Reply::KeyringRotated { key_version } => format!("rotated to data key {key_version}"),
@@ -524,6 +575,11 @@ fn describe(reply: &Reply) -> String {
             shown.key_id, shown.audit_sequence, shown.at, shown.position.index
         ),
     }
+}
+
+/// Seconds since the beginning.
+fn at(seconds: u64) -> Timestamp {
+    Timestamp(BEGINNING_MS + 1_000 * seconds)
 }
 
 fn identity(text: &str) -> Outcome<Identity> {

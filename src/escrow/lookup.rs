@@ -5,6 +5,10 @@ use std::cmp::{Ordering, Reverse};
 use std::fmt;
 use std::str::FromStr;
 
+use super::compliance::history::CHANGES_MAX;
+use super::compliance::{
+    ComplianceChange, CompliancePolicy, CompliancePolicyRecord, ComplianceRecord, Exemption, KeyFacts,
+};
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
 use super::journal::JournalPlace;
@@ -13,7 +17,7 @@ use super::records::{
     Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyHistory, KeyRecord,
     KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
 };
-use super::rotation::MachineKeyState;
+use super::rotation::{MachineKeyState, keys_of};
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
 use super::state::{Row, Rows, StateError};
 
@@ -344,6 +348,44 @@ pub fn approvals<S: Rows>(rows: &S, now: Timestamp) -> Result<Vec<Approval>, Sta
 /// What became of the entry of a journal, once it is on record.
 pub fn reconciled<S: Rows>(rows: &S, place: &JournalPlace) -> Result<Option<ReconciledEntry>, StateError> {
     rows.row(&place.row_key())
+}
+
+/// The newest that is known of the compliance of a machine.
+pub fn compliance<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<ComplianceRecord>, StateError> {
+    rows.row(&machine.row_key())
+}
+
+/// The changes of state of a machine, the oldest first: what [`as_of`](super::compliance::history::as_of) looks at.
+pub fn compliance_changes<S: Rows>(
+    rows: &S,
+    machine: &MachineId,
+) -> Result<Vec<ComplianceChange>, StateError> {
+    rows.rows(&ComplianceChange::prefix(machine), None, CHANGES_MAX)
+}
+
+/// The exemption of a machine, if one was ever asked for and not ended.
+pub fn exemption<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<Exemption>, StateError> {
+    rows.row(&machine.row_key())
+}
+
+/// The policy of compliance as an officer set it, if one did.
+pub fn compliance_policy_record<S: Rows>(rows: &S) -> Result<Option<CompliancePolicyRecord>, StateError> {
+    rows.row(ONLY_ROW)
+}
+
+/// The policy of compliance that is followed.
+pub fn compliance_policy<S: Rows>(rows: &S) -> Result<CompliancePolicy, StateError> {
+    compliance_policy_record(rows)?
+        .map_or_else(|| Ok(CompliancePolicy::default()), |record| CompliancePolicy::stored(&record.policy))
+}
+
+/// The keys of `machine` that count for its compliance at `at`, in the order of their ids.
+pub fn key_facts<S: Rows>(
+    rows: &S,
+    machine: &MachineRecord,
+    at: Timestamp,
+) -> Result<Vec<KeyFacts>, StateError> {
+    Ok(keys_of(rows, machine)?.iter().filter_map(|key| KeyFacts::as_of(key, at)).collect())
 }
 
 /// How far sealing anew has come, unless it never began.

@@ -16,6 +16,7 @@
 //! | [`disclosure`] | who may see a key: the rules of a reveal |
 //! | [`journal`] | what a node decides without a quorum, and writes down |
 //! | [`rotation`] | which keys owe a rotation, and which wait to be confirmed |
+//! | [`compliance`] | what devices say of their volumes, what is wanted of them, and how each machine stands |
 //! | [`state`] | the tables, as apply and lookups see them |
 //! | [`rows`] | in which table and under which key each record lives |
 //! | [`apply`] | what a command does to the state |
@@ -28,6 +29,7 @@
 pub mod apply;
 pub mod audit;
 pub mod command;
+pub mod compliance;
 mod digest;
 pub mod disclosure;
 pub mod features;

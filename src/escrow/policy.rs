@@ -14,6 +14,8 @@ pub enum Operation {
     ChangeMembership,
     /// Challenge every member to prove that it holds a key.
     Custody,
+    /// Grant, reject and end exemptions from the policy of compliance.
+    DecideExemption,
     /// Keep a recovery key; see [`may_escrow`] for whose.
     Escrow,
     /// Look keys up, without their secrets.
@@ -24,12 +26,20 @@ pub enum Operation {
     RaiseFeatureLevel,
     /// Put on record what a node decided without a quorum. Not a service: nodes do it by themselves.
     Reconcile,
+    /// Read what is known of the compliance of machines: records, reports, exemptions and the policy of it.
+    ReadCompliance,
     /// Read the audit trail, and where every member says it ends.
     ReadAudit,
     /// Reveal a recovery key; see [`must_name_user`] for to whom.
     Recover,
     /// Begin a new history after a quorum was lost for ever. Not a service: a node does it to itself when told to.
     RecoverCluster,
+    /// Keep what a device says of itself; see [`may_report`] for which.
+    ReportCompliance,
+    /// Ask that a machine need not be as the policy of compliance wants it.
+    RequestExemption,
+    /// Replace the policy of compliance.
+    SetCompliancePolicy,
     /// Replace the policy of reveals.
     SetPolicy,
     /// See the policy of reveals.
@@ -44,20 +54,25 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 21] = [
         Self::Approve,
         Self::ChangeMembership,
         Self::Custody,
+        Self::DecideExemption,
         Self::Escrow,
         Self::Find,
         Self::Initialize,
         Self::RaiseFeatureLevel,
         Self::ReadAudit,
+        Self::ReadCompliance,
         Self::Reconcile,
         Self::Recover,
         Self::RecoverCluster,
+        Self::ReportCompliance,
+        Self::RequestExemption,
         Self::Reseal,
         Self::RotateKeyring,
+        Self::SetCompliancePolicy,
         Self::SetPolicy,
         Self::ShowPolicy,
         Self::Status,
@@ -71,14 +86,19 @@ impl std::fmt::Display for Operation {
             Self::Approve => "approve reveals",
             Self::ChangeMembership => "change the membership",
             Self::Custody => "ask for custody",
+            Self::DecideExemption => "decide about exemptions",
             Self::Escrow => "escrow keys",
             Self::Find => "look keys up",
             Self::Initialize => "initialise a cluster",
             Self::RaiseFeatureLevel => "raise the feature level",
             Self::ReadAudit => "read the audit trail",
+            Self::ReadCompliance => "read compliance",
             Self::Reconcile => "reconcile journals",
             Self::Recover => "recover keys",
             Self::RecoverCluster => "recover a cluster",
+            Self::ReportCompliance => "report compliance",
+            Self::RequestExemption => "request exemptions",
+            Self::SetCompliancePolicy => "set the policy of compliance",
             Self::SetPolicy => "set the policy",
             Self::ShowPolicy => "see the policy",
             Self::Reseal => "seal keys anew",
@@ -91,28 +111,51 @@ impl std::fmt::Display for Operation {
 /// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
-        Approve, ChangeMembership, Custody, Escrow, Find, Initialize, RaiseFeatureLevel, ReadAudit,
-        Reconcile, Recover, RecoverCluster, Reseal, RotateKeyring, SetPolicy, ShowPolicy, Status,
+        Approve, ChangeMembership, Custody, DecideExemption, Escrow, Find, Initialize, RaiseFeatureLevel,
+        ReadAudit, ReadCompliance, Reconcile, Recover, RecoverCluster, ReportCompliance, RequestExemption,
+        Reseal, RotateKeyring, SetCompliancePolicy, SetPolicy, ShowPolicy, Status,
     };
     match role {
-        Role::Agent | Role::Importer => matches!(operation, Escrow | Status),
-        Role::Auditor => matches!(operation, Custody | Find | ReadAudit | ShowPolicy | Status),
-        Role::Helpdesk => matches!(operation, Custody | Find | Recover | ShowPolicy | Status),
-        Role::HelpdeskAdvanced => {
-            matches!(operation, Approve | Custody | Find | Recover | ShowPolicy | Status)
+        Role::Agent | Role::Importer => matches!(operation, Escrow | ReportCompliance | Status),
+        Role::Auditor => {
+            matches!(operation, Custody | Find | ReadAudit | ReadCompliance | ShowPolicy | Status)
         }
+        Role::Helpdesk => matches!(
+            operation,
+            Custody | Find | ReadCompliance | Recover | RequestExemption | ShowPolicy | Status
+        ),
+        Role::HelpdeskAdvanced => matches!(
+            operation,
+            Approve | Custody | Find | ReadCompliance | Recover | RequestExemption | ShowPolicy | Status
+        ),
         Role::Node => {
             matches!(operation, Initialize | RaiseFeatureLevel | Reconcile | RecoverCluster | Reseal)
         }
-        Role::Officer => {
-            matches!(operation, Approve | Custody | Find | RotateKeyring | SetPolicy | ShowPolicy | Status)
-        }
-        Role::Operator => {
-            matches!(
-                operation,
-                ChangeMembership | Custody | Find | Initialize | RotateKeyring | ShowPolicy | Status
-            )
-        }
+        Role::Officer => matches!(
+            operation,
+            Approve
+                | Custody
+                | DecideExemption
+                | Find
+                | ReadCompliance
+                | RotateKeyring
+                | SetCompliancePolicy
+                | SetPolicy
+                | ShowPolicy
+                | Status
+        ),
+        Role::Operator => matches!(
+            operation,
+            ChangeMembership
+                | Custody
+                | Find
+                | Initialize
+                | ReadCompliance
+                | RequestExemption
+                | RotateKeyring
+                | ShowPolicy
+                | Status
+        ),
         Role::SelfService => matches!(operation, Find | Recover | Status),
     }
 }
@@ -120,6 +163,11 @@ pub fn allows(role: Role, operation: Operation) -> bool {
 /// Whether `by` may escrow a key of `machine`: an agent only of the machine it is, an importer of any.
 pub fn may_escrow(by: &Identity, machine: &MachineId) -> bool {
     allows(by.role, Operation::Escrow) && (by.role != Role::Agent || by.name == machine.as_str())
+}
+
+/// Whether `by` may report the compliance of `machine`: an agent only of the machine it is, an importer of any.
+pub fn may_report(by: &Identity, machine: &MachineId) -> bool {
+    allows(by.role, Operation::ReportCompliance) && (by.role != Role::Agent || by.name == machine.as_str())
 }
 
 /// Whether `role` reveals a key only for a user who is named and known on its machine. An end user is that user.
@@ -135,16 +183,18 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // approve change custody escrow find init raise read-audit reconcile recover recover-cluster reseal rotate set-policy show-policy status
-            (Role::Agent, "...x...........x"),
-            (Role::Auditor, "..x.x..x......xx"),
-            (Role::Helpdesk, "..x.x....x....xx"),
-            (Role::HelpdeskAdvanced, "x.x.x....x....xx"),
-            (Role::Importer, "...x...........x"),
-            (Role::Node, ".....xx.x.xx...."),
-            (Role::Officer, "x.x.x.......xxxx"),
-            (Role::Operator, ".xx.xx......x.xx"),
-            (Role::SelfService, "....x....x.....x"),
+            // approve change custody decide-exemption escrow find init raise read-audit read-compliance reconcile
+            // recover recover-cluster report-compliance request-exemption reseal rotate set-compliance-policy
+            // set-policy show-policy status
+            (Role::Agent, "....x........x......x"),
+            (Role::Auditor, "..x..x..xx.........xx"),
+            (Role::Helpdesk, "..x..x...x.x..x....xx"),
+            (Role::HelpdeskAdvanced, "x.x..x...x.x..x....xx"),
+            (Role::Importer, "....x........x......x"),
+            (Role::Node, "......xx..x.x..x....."),
+            (Role::Officer, "x.xx.x...x......xxxxx"),
+            (Role::Operator, ".xx..xx..x....x.x..xx"),
+            (Role::SelfService, ".....x.....x........x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {
@@ -154,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_escrows_for_its_own_machine_only() {
+    fn an_agent_escrows_and_reports_for_its_own_machine_only() {
         let by = |role, name| Identity::new("acme".parse().unwrap(), role, name).unwrap();
         let machine: MachineId = "PC-0001".parse().unwrap();
         assert!(may_escrow(&by(Role::Agent, "PC-0001"), &machine));
@@ -162,6 +212,10 @@ mod tests {
         assert!(!may_escrow(&by(Role::Agent, "pc-0001"), &machine));
         assert!(may_escrow(&by(Role::Importer, "migration"), &machine));
         assert!(!may_escrow(&by(Role::Operator, "PC-0001"), &machine));
+        assert!(may_report(&by(Role::Agent, "PC-0001"), &machine));
+        assert!(!may_report(&by(Role::Agent, "pc-0001"), &machine));
+        assert!(may_report(&by(Role::Importer, "migration"), &machine));
+        assert!(!may_report(&by(Role::Operator, "PC-0001"), &machine));
     }
 
     #[test]

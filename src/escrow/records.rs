@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::compliance::ExemptionDecision;
 use super::features::FeatureLevel;
 use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
@@ -426,6 +427,35 @@ pub enum AuditEvent {
         replaced: Vec<KeyId>,
         /// Since when the machine still owes a rotation.
         rotation_owed_since: Option<Timestamp>,
+    },
+    /// An exemption from the policy of compliance was asked for.
+    ExemptionRequested {
+        /// Names it.
+        exemption: RequestId,
+        /// The machine.
+        machine: MachineId,
+        /// The reason given.
+        reason: String,
+        /// Until when it is wanted; absent for good.
+        until: Option<Timestamp>,
+    },
+    /// An officer decided about an exemption.
+    ExemptionDecided {
+        /// Names it.
+        exemption: RequestId,
+        /// The machine.
+        machine: MachineId,
+        /// Who had asked.
+        asked_by: Identity,
+        /// What was decided.
+        decision: ExemptionDecision,
+    },
+    /// The policy of compliance was replaced.
+    CompliancePolicySet {
+        /// Its version from now on.
+        version: u64,
+        /// The whole of it, as JSON.
+        policy: String,
     },
 }
 

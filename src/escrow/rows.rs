@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::ChainHead;
 use super::command::Reply;
+use super::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption};
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyHistory,
@@ -180,6 +181,22 @@ impl Approval {
     }
 }
 row!(ResealRecord, Reseal, |_| ONLY_ROW.to_vec());
+row!(ComplianceRecord, Compliance, |record| record.report.machine.row_key());
+row!(ComplianceChange, ComplianceChange, |change| {
+    let mut key = Self::prefix(&change.machine);
+    key.extend_from_slice(&change.at.0.to_be_bytes());
+    key.extend_from_slice(&change.rank.to_be_bytes());
+    key
+});
+row!(Exemption, Exemption, |exemption| exemption.machine.row_key());
+row!(CompliancePolicyRecord, CompliancePolicy, |_| ONLY_ROW.to_vec());
+
+impl ComplianceChange {
+    /// What the row keys of all changes of `machine` begin with; behind it they stand in the order of time.
+    pub fn prefix(machine: &MachineId) -> Vec<u8> {
+        terminated(machine.as_str())
+    }
+}
 
 /// The row key of a node.
 pub fn node_key(node: NodeId) -> Vec<u8> {

@@ -52,6 +52,14 @@ pub enum Table {
     Reseal = 20,
     /// Key id (16 bytes): what became of a key.
     KeyHistory = 18,
+    /// Machine id: the newest that is known of its compliance.
+    Compliance = 21,
+    /// Machine id, zero byte, device time (8 bytes, big endian), rank of the state (8 bytes, big endian): changes of it.
+    ComplianceChange = 22,
+    /// Machine id: its exemption.
+    Exemption = 23,
+    /// One row: the policy of compliance.
+    CompliancePolicy = 24,
 }
 
 /// A type of row.

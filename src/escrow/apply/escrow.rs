@@ -12,7 +12,7 @@
 use super::{Halt, Turn, requests, rotation};
 use crate::escrow::command::{Escrow, Escrowed, Refusal, Reply};
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::{Invalid, UserName};
+use crate::escrow::ids::{Invalid, MachineId, UserName};
 use crate::escrow::lookup;
 use crate::escrow::policy::may_escrow;
 use crate::escrow::records::{
@@ -119,15 +119,20 @@ fn keep<S: State>(
         key_id: key.id,
         fingerprint: key.fingerprint,
     });
-    let machine = machine.unwrap_or_else(|| MachineRecord {
-        id: escrow.machine.clone(),
+    let machine = machine.unwrap_or_else(|| first_heard_of(turn, &escrow.machine));
+    contact(turn, machine, escrow.user.as_ref());
+    Reply::Escrowed(escrowed(&key, false))
+}
+
+/// A machine that is heard of for the first time.
+pub(super) fn first_heard_of<S: State>(turn: &Turn<'_, S>, id: &MachineId) -> MachineRecord {
+    MachineRecord {
+        id: id.clone(),
         users: Vec::new(),
         first_seen: turn.at,
         last_contact: turn.at,
         rotation_owed_since: None,
-    });
-    contact(turn, machine, escrow.user.as_ref());
-    Reply::Escrowed(escrowed(&key, false))
+    }
 }
 
 /// Answers from the key that is kept. Only what is known of its machine moves on.
@@ -203,9 +208,13 @@ fn same_key<S: State>(
 }
 
 /// Notes that a machine was heard of, and who was seen on it.
-pub(super) fn contact<S: State>(turn: &mut Turn<'_, S>, mut machine: MachineRecord, user: Option<&UserName>) {
+pub(super) fn contact<'u, S: State>(
+    turn: &mut Turn<'_, S>,
+    mut machine: MachineRecord,
+    users: impl IntoIterator<Item = &'u UserName>,
+) {
     machine.last_contact = turn.at;
-    if let Some(user) = user {
+    for user in users {
         machine.users.retain(|known| known != user);
         machine.users.push(user.clone());
         if machine.users.len() > USERS_PER_MACHINE_MAX {

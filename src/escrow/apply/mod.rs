@@ -10,7 +10,10 @@
 
 mod admit;
 mod approval;
+mod compliance;
+mod compliance_policy;
 mod escrow;
+mod exemption;
 mod feature_level;
 mod initialize;
 mod policy;
@@ -32,6 +35,7 @@ use super::state::{Row, State, StateError};
 
 pub use admit::{KEYRING_MAX_BYTES, NODE_ADDRESS_MAX_BYTES, NODES_MAX, RECIPIENT_MAX_BYTES, ZONE_MAX_BYTES};
 pub use approval::APPROVALS_MAX;
+pub use compliance::COMPLIANCE_BATCH_MAX;
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
 pub use feature_level::too_new;
 pub use reseal::{RESEAL_ROWS_MAX, sealed_digest};
@@ -115,6 +119,11 @@ impl<'a, S: State> Turn<'a, S> {
             Action::Reseal(step) => reseal::apply(self, step),
             Action::DropDataKeys(drop) => reseal::apply_drop(self, drop),
             Action::ConfirmKey(confirm) => rotation::apply(self, confirm),
+            Action::ReportCompliance(report) => compliance::apply(self, report),
+            Action::NoteContact(note) => compliance::apply_contacts(self, note),
+            Action::RequestExemption(request) => exemption::apply(self, request),
+            Action::DecideExemption(decide) => exemption::apply_decision(self, decide),
+            Action::SetCompliancePolicy(set) => compliance_policy::apply(self, set),
         }
     }
 

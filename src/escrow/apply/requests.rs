@@ -5,6 +5,7 @@
 
 use super::{Halt, Turn};
 use crate::escrow::command::{Action, Command, Refusal, Reply};
+use crate::escrow::compliance::ExemptionDecision;
 use crate::escrow::digest::Canonical;
 use crate::escrow::rows::{REQUESTS_MAX, RequestRow, RequestSlot, number_key};
 use crate::escrow::state::{State, StateError};
@@ -121,6 +122,27 @@ fn digest(command: &Command) -> [u8; 32] {
         Action::ConfirmKey(confirm) => {
             canonical.number(12).text(confirm.machine.as_str()).bytes(confirm.key_id.0.as_bytes())
         }
+        // Not remembered: what is kept of a machine answers for itself.
+        Action::ReportCompliance(_) => canonical.number(30),
+        Action::NoteContact(_) => canonical.number(31),
+        Action::RequestExemption(request) => canonical
+            .number(32)
+            .text(request.machine.as_str())
+            .text(&request.reason)
+            .optional_text(request.until.map(|until| until.0.to_string()).as_deref()),
+        Action::DecideExemption(decide) => {
+            let until = match decide.decision {
+                ExemptionDecision::Grant { until } => until,
+                ExemptionDecision::Reject | ExemptionDecision::Revoke => None,
+            };
+            canonical
+                .number(33)
+                .text(decide.machine.as_str())
+                .bytes(decide.exemption.0.as_bytes())
+                .text(decide.decision.as_str())
+                .optional_text(until.map(|until| until.0.to_string()).as_deref())
+        }
+        Action::SetCompliancePolicy(set) => canonical.number(34).text(&set.policy).number(set.replaces),
     };
     canonical.sha256()
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::escrow::compliance::ExemptionDecision;
 use crate::escrow::ids::{Invalid, KeyId, MachineId, UserName};
 use crate::escrow::records::AuditEvent;
 
@@ -89,6 +90,15 @@ impl<'a> Facts<'a> {
                 key_id: Some(*key_id),
                 ..Self::NONE
             },
+            AuditEvent::ExemptionRequested { machine, .. } => Self { machine: Some(machine), ..Self::NONE },
+            AuditEvent::ExemptionDecided { machine, decision, .. } => Self {
+                outcome: match decision {
+                    ExemptionDecision::Reject => Outcome::Denied,
+                    ExemptionDecision::Grant { .. } | ExemptionDecision::Revoke => Outcome::Allowed,
+                },
+                machine: Some(machine),
+                ..Self::NONE
+            },
             AuditEvent::KeyConfirmed { key_id, machine, .. } => {
                 Self { machine: Some(machine), key_id: Some(*key_id), ..Self::NONE }
             }
@@ -102,6 +112,7 @@ impl<'a> Facts<'a> {
             AuditEvent::ApprovalUsed { .. }
             | AuditEvent::ClusterInitialized
             | AuditEvent::ClusterRecovered { .. }
+            | AuditEvent::CompliancePolicySet { .. }
             | AuditEvent::DataKeysDropped { .. }
             | AuditEvent::FeatureLevelRaised { .. }
             | AuditEvent::KeyringRotated { .. }

@@ -3,6 +3,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::escrow::command::Refusal;
+use crate::escrow::compliance::ExemptionDecision;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, KeyId, RequestId, Role, Timestamp};
 use crate::escrow::journal::{DegradedReveal, JournalPlace, Knowledge};
@@ -44,6 +45,9 @@ fn event(choice: u8, text: &str) -> AuditEvent {
             rotation_owed_since: (choice & 16 > 0).then_some(Timestamp(3)),
         },
         2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
+        4 if choice & 8 > 0 => {
+            AuditEvent::CompliancePolicySet { version: u64::from(choice), policy: text.to_owned() }
+        }
         4 => AuditEvent::PolicySet { version: u64::from(choice), policy: text.to_owned() },
         5 => AuditEvent::ApprovalAsked {
             approval: RequestId(key_id.0),
@@ -58,6 +62,22 @@ fn event(choice: u8, text: &str) -> AuditEvent {
             key_id,
             asked_by: officer(),
             granted: choice & 8 > 0,
+        },
+        3 if choice & 32 > 0 => AuditEvent::ExemptionDecided {
+            exemption: RequestId(key_id.0),
+            machine: "PC-0001".parse().unwrap(),
+            asked_by: officer(),
+            decision: match choice & 24 {
+                0 => ExemptionDecision::Reject,
+                8 => ExemptionDecision::Revoke,
+                _ => ExemptionDecision::Grant { until: (choice & 8 > 0).then_some(Timestamp(3)) },
+            },
+        },
+        3 if choice & 64 > 0 => AuditEvent::ExemptionRequested {
+            exemption: RequestId(key_id.0),
+            machine: "PC-0001".parse().unwrap(),
+            reason: text.to_owned(),
+            until: (choice & 8 > 0).then_some(Timestamp(3)),
         },
         7 => AuditEvent::ApprovalUsed { approval: RequestId(key_id.0), granted_by: officer() },
         _ => AuditEvent::Reveal {
@@ -163,6 +183,25 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             replaced: vec![KeyId(Uuid::from_u128(6))],
             rotation_owed_since: Some(Timestamp(8)),
         },
+        AuditEvent::ExemptionRequested {
+            exemption: RequestId(key_id.0),
+            machine: machine(),
+            reason: "lab bench".to_owned(),
+            until: Some(Timestamp(9)),
+        },
+        AuditEvent::ExemptionDecided {
+            exemption: RequestId(key_id.0),
+            machine: machine(),
+            asked_by: officer(),
+            decision: ExemptionDecision::Grant { until: Some(Timestamp(9)) },
+        },
+        AuditEvent::ExemptionDecided {
+            exemption: RequestId(key_id.0),
+            machine: machine(),
+            asked_by: officer(),
+            decision: ExemptionDecision::Reject,
+        },
+        AuditEvent::CompliancePolicySet { version: 2, policy: "{\"grace_days\":7}".to_owned() },
     ]
 }
 
@@ -240,6 +279,24 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                 AuditEvent::ApprovalUsed { approval, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;
                     AuditEvent::ApprovalUsed { approval, granted_by }
+                }
+                AuditEvent::ExemptionRequested { exemption, machine, reason, until } => {
+                    let until = if until.is_some() { None } else { Some(Timestamp(0)) };
+                    AuditEvent::ExemptionRequested { exemption, machine, reason, until }
+                }
+                AuditEvent::ExemptionDecided { exemption, machine, asked_by, decision } => {
+                    let decision = match decision {
+                        ExemptionDecision::Grant { until: Some(_) } => {
+                            ExemptionDecision::Grant { until: None }
+                        }
+                        ExemptionDecision::Grant { until: None } => ExemptionDecision::Revoke,
+                        ExemptionDecision::Revoke => ExemptionDecision::Reject,
+                        ExemptionDecision::Reject => ExemptionDecision::Grant { until: Some(Timestamp(0)) },
+                    };
+                    AuditEvent::ExemptionDecided { exemption, machine, asked_by, decision }
+                }
+                AuditEvent::CompliancePolicySet { version, policy } => {
+                    AuditEvent::PolicySet { version, policy }
                 }
                 AuditEvent::KeyringRotated { key_version } => AuditEvent::DataKeysDropped { key_version },
                 AuditEvent::DataKeysDropped { key_version } => AuditEvent::KeyringRotated { key_version },

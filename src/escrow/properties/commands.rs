@@ -299,7 +299,12 @@ fn entitled_role(action: &Action, drawn: Role) -> Role {
         Action::Escrow(_) | Action::EscrowPending(_) | Action::ConfirmKey(_) => Role::Importer,
         Action::Reveal(_) if drawn < Role::Importer => Role::Helpdesk,
         Action::Reveal(_) => Role::HelpdeskAdvanced,
-        Action::SetPolicy(_) | Action::DecideApproval(_) => Role::Officer,
+        Action::SetPolicy(_)
+        | Action::DecideApproval(_)
+        | Action::DecideExemption(_)
+        | Action::SetCompliancePolicy(_) => Role::Officer,
+        Action::ReportCompliance(_) | Action::NoteContact(_) => Role::Importer,
+        Action::RequestExemption(_) => Role::Helpdesk,
     }
 }
 
