@@ -101,7 +101,12 @@ impl PolicyService for Context {
 
 impl Context {
     /// Commits what `caller` decides.
-    async fn decided(&self, request_id: &str, caller: Caller, action: Action) -> Result<Reply, Status> {
+    pub(super) async fn decided(
+        &self,
+        request_id: &str,
+        caller: Caller,
+        action: Action,
+    ) -> Result<Reply, Status> {
         let Caller { identity, source } = caller;
         let request = wire::request_id(request_id)?;
         let command = Command { request, at: now(), by: identity, source, action };
