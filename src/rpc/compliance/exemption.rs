@@ -6,6 +6,7 @@ use super::{Context, unexpected};
 use crate::escrow::command::{Action, DecideExemption, Reply, RequestExemption};
 use crate::escrow::compliance::{Exemption, ExemptionDecision, ExemptionRequest};
 use crate::escrow::ids::{Invalid, MachineId, RequestId, Timestamp};
+use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
 use crate::escrow::state::Rows;
 use crate::proto::{
@@ -66,7 +67,7 @@ impl Context {
         request: Request<ListExemptionsRequest>,
     ) -> Result<ListExemptionsResponse, Status> {
         self.admit(&request, Operation::ReadCompliance)?;
-        let ListExemptionsRequest { waiting, after, limit, consistency } = request.into_inner();
+        let ListExemptionsRequest { waiting, after, limit, consistency, machine } = request.into_inner();
         let limit = match usize::try_from(limit).unwrap_or(usize::MAX) {
             0 => LIMIT_DEFAULT,
             limit if limit <= LIMIT_MAX => limit,
@@ -75,7 +76,13 @@ impl Context {
         let after: Option<MachineId> = wire::optional(&after, str::parse)?;
         let freshness = self.fresh(consistency).await?;
         let (node, at) = (self.node.clone(), now());
-        let listed = blocking(move || Ok(list(&node.view()?, after, waiting, limit, at)?));
+        let machine: Option<MachineId> = wire::optional(&machine, str::parse)?;
+        let listed = blocking(move || {
+            let view = node.view()?;
+            let Some(machine) = machine else { return list(&view, after, waiting, limit, at) };
+            let exemption = lookup::exemption(&view, &machine)?;
+            Ok((exemption.map(|exemption| shown(&exemption, waiting, at)).unwrap_or_default(), None))
+        });
         let (exemptions, next) = listed.await?;
         let next = next.map(|machine| machine.to_string()).unwrap_or_default();
         Ok(ListExemptionsResponse { exemptions, next, freshness: Some(freshness) })

@@ -111,12 +111,8 @@ impl Context {
         let place = places.take()?;
         self.node.wait_applied(request.min_index).await?;
         let freshness = self.fresh(request.consistency).await?;
-        let spool = self.node.spool();
-        let source = self.source_of(&asked, &spool).await?;
-        let index = source.position.index;
-        tracing::info!(by = %caller.identity, report = %kind, index, "a report is made");
-        let header = header(&asked, &source, freshness);
-        Ok(Sender::start(self.clone(), certificate, place, header, asked, source, spool))
+        tracing::info!(by = %caller.identity, report = %kind, "a report is made");
+        Ok(Sender::start(self.clone(), certificate, place, asked, freshness))
     }
 
     async fn source_of(&self, asked: &Asked, spool: &Spool) -> Result<Source, Status> {

@@ -15,7 +15,7 @@ use crate::escrow::audit::query::{Filter, Window};
 use crate::escrow::lookup;
 use crate::escrow::reports::{KeyRequest, MachineReport, RecoveryFilter, Row};
 use crate::proto::report_chunk::Part;
-use crate::proto::{ReportChunk, ReportHeader, ReportRow, ReportRows, ReportTotals};
+use crate::proto::{Freshness, ReportChunk, ReportHeader, ReportRow, ReportRows, ReportTotals};
 use crate::raft::NodeError;
 use crate::request_id::carried;
 use crate::store::StoreError;
@@ -67,15 +67,13 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// Starts sending.
+    /// Starts taking down what the report needs and, from there, sending it.
     pub fn start(
         context: Context,
         certificate: Option<PeerCertificate>,
         place: OwnedSemaphorePermit,
-        header: ReportHeader,
         asked: Asked,
-        source: Source,
-        spool: Spool,
+        freshness: Freshness,
     ) -> ReportStream {
         let (chunks, stream) = mpsc::channel(BATCHES_AHEAD);
         let sender = Self {
@@ -89,17 +87,31 @@ impl Sender {
             totals: ReportTotals::default(),
             _place: place,
         };
-        let span = tracing::Span::current();
-        let made = carried(async move {
-            let made = tokio::task::spawn_blocking(move || {
-                let _in_span = span.enter();
-                sender.serve(header, &asked, source, spool);
-            });
-            // It tells the reader itself what went wrong; after a panic there are no totals.
-            drop(made.await);
-        });
-        tokio::spawn(made.in_current_span());
+        tokio::spawn(carried(sender.begin(asked, freshness)).in_current_span());
         Box::pin(ReceiverStream::new(stream))
+    }
+
+    async fn begin(self, asked: Asked, freshness: Freshness) {
+        let spool = self.context.node.spool();
+        let chunks = self.chunks.clone();
+        let source = tokio::select! {
+            // Nobody waits for it any more: then nothing more is read of the base either.
+            () = chunks.closed() => return,
+            source = self.context.source_of(&asked, &spool) => source,
+        };
+        drop(chunks);
+        let source = match source {
+            Ok(source) => source,
+            Err(status) => return drop(self.chunks.send(Err(status)).await),
+        };
+        let header = super::header(&asked, &source, freshness);
+        let span = tracing::Span::current();
+        let served = tokio::task::spawn_blocking(move || {
+            let _in_span = span.enter();
+            self.serve(header, &asked, source, spool);
+        });
+        // It tells the reader itself what went wrong; after a panic there are no totals.
+        drop(served.await);
     }
 
     fn serve(mut self, header: ReportHeader, asked: &Asked, source: Source, spool: Spool) {
