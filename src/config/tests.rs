@@ -180,8 +180,8 @@ fn every_refusal_names_its_field_and_what_is_expected() {
         ("raft", "election_max_ms = 120001", "raft.election_max_ms", "to 120000"),
         ("raft", "snapshot_log_bytes = 1048575", "raft.snapshot_log_bytes", "from 1048576"),
         ("raft", "keep_entries = true", "raft.keep_entries", "not true"),
-        ("upgrade", "hold_feature_level = 0", "upgrade.hold_feature_level", "from 1 to 3, not 0"),
-        ("upgrade", "hold_feature_level = 4", "upgrade.hold_feature_level", "from 1 to 3, not 4"),
+        ("upgrade", "hold_feature_level = 0", "upgrade.hold_feature_level", "from 1 to 4, not 0"),
+        ("upgrade", "hold_feature_level = 5", "upgrade.hold_feature_level", "from 1 to 4, not 5"),
     ];
     for (section, line, field, expected) in cases {
         let found = problems(&with(section, line));

@@ -25,7 +25,7 @@
 //! | `exempt machine= [reason=] [until=SECONDS] [by=]` | asks for an exemption |
 //! | `decide-exemption machine= exemption=HEX [decision=grant\|reject\|revoke] [until=SECONDS] [by=]` | decides about one |
 //! | `compliance-policy [replaces=] [policy=JSON] [by=]` | sets the policy of compliance |
-//! | `judge machine= [now=SECONDS]` | shows verdict and findings, by what was known then |
+//! | `judge machine= [now=SECONDS] [as-of=SECONDS]` | shows verdict and findings; as of a time by what was known then |
 //! | `history machine=` | shows the changes of state that are kept |
 //! | `find [key=PREFIX] [machine=] [user=] [limit=] [seen-by=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |

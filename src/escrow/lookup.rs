@@ -5,9 +5,9 @@ use std::cmp::{Ordering, Reverse};
 use std::fmt;
 use std::str::FromStr;
 
-use super::compliance::history::CHANGES_MAX;
+use super::compliance::history::{self, CHANGES_MAX};
 use super::compliance::{
-    ComplianceChange, CompliancePolicy, CompliancePolicyRecord, ComplianceRecord, Exemption, KeyFacts,
+    ComplianceChange, CompliancePolicy, CompliancePolicyRecord, ComplianceRecord, Exemption, KeyFacts, Known,
 };
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
@@ -379,13 +379,30 @@ pub fn compliance_policy<S: Rows>(rows: &S) -> Result<CompliancePolicy, StateErr
         .map_or_else(|| Ok(CompliancePolicy::default()), |record| CompliancePolicy::stored(&record.policy))
 }
 
-/// The keys of `machine` that count for its compliance at `at`, in the order of their ids.
-pub fn key_facts<S: Rows>(
+/// What is known of the compliance of a machine: now, or at an earlier time by what had been told and escrowed by then.
+/// `None` if the machine is not known at all. `now` is the time that is asked at.
+///
+/// Now is not just the latest time: a device whose clock is a little ahead tells of the next minute.
+pub fn known<S: Rows>(
     rows: &S,
-    machine: &MachineRecord,
-    at: Timestamp,
-) -> Result<Vec<KeyFacts>, StateError> {
-    Ok(keys_of(rows, machine)?.iter().filter_map(|key| KeyFacts::as_of(key, at)).collect())
+    id: &MachineId,
+    as_of: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<Option<Known>, StateError> {
+    let Some(machine) = machine(rows, id)? else { return Ok(None) };
+    let record = compliance(rows, id)?;
+    let told_at = record.as_ref().map(|record| record.at);
+    let (state, since) = match as_of {
+        None => record.map(|record| (record.report.state(), record.since)).unzip(),
+        Some(at) => {
+            let changes = compliance_changes(rows, id)?;
+            history::as_of(&changes, at).map(|change| (change.state.clone(), change.at)).unzip()
+        }
+    };
+    let at = as_of.unwrap_or(now);
+    let keys = keys_of(rows, &machine)?.iter().filter_map(|key| KeyFacts::as_of(key, at)).collect();
+    let exemption = exemption(rows, id)?;
+    Ok(Some(Known { machine, state, since, told_at, keys, exemption }))
 }
 
 /// How far sealing anew has come, unless it never began.

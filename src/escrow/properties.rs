@@ -1,13 +1,15 @@
 //! What must hold for any sequence of commands.
 
 mod commands;
+mod compliance;
 mod rotation;
 
 use proptest::prelude::*;
 
 use super::apply::apply;
 use super::audit::{ChainHead, verify};
-use super::command::{Action, Command, Reply};
+use super::command::{Action, Command, Reply, UploadOutcome};
+use super::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption, Merged};
 use super::features::FeatureLevel;
 use super::ids::{KeyId, Role};
 use super::lookup;
@@ -22,7 +24,7 @@ use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 19] = [
+const TABLES: [Table; 23] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -42,6 +44,10 @@ const TABLES: [Table; 19] = [
     Table::Reconciled,
     Table::Reseal,
     Table::KeyHistory,
+    Table::Compliance,
+    Table::ComplianceChange,
+    Table::Exemption,
+    Table::CompliancePolicy,
 ];
 
 /// Applies `commands` as the entries from `index` on.
@@ -80,12 +86,22 @@ fn may_follow(old: KeyState, new: KeyState, action: &Action, key: KeyId) -> bool
     }
 }
 
-/// A reply but for the mark that a key had been kept before.
+/// A reply but for the mark that a key or a report had been kept before.
 fn settled(reply: Reply) -> Reply {
     match reply {
         Reply::Escrowed(mut kept) => {
             kept.already_escrowed = true;
             Reply::Escrowed(kept)
+        }
+        Reply::ComplianceNoted(mut outcomes) => {
+            for outcome in &mut outcomes {
+                if let UploadOutcome::Taken { merged, .. } = outcome
+                    && *merged != Merged::Changed
+                {
+                    *merged = Merged::Repeated;
+                }
+            }
+            Reply::ComplianceNoted(outcomes)
         }
         other => other,
     }
@@ -321,5 +337,7 @@ proptest! {
         prop_assert!(survive_encoding::<Approval>(&state) && survive_encoding::<ResealRecord>(&state));
         prop_assert!(survive_encoding::<ReconciledEntry>(&state) && survive_encoding::<KeyHistory>(&state));
         prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
+        prop_assert!(survive_encoding::<ComplianceRecord>(&state) && survive_encoding::<ComplianceChange>(&state));
+        prop_assert!(survive_encoding::<Exemption>(&state) && survive_encoding::<CompliancePolicyRecord>(&state));
     }
 }

@@ -133,3 +133,7 @@ impl<'a> Payload<'a> {
 #[cfg(test)]
 #[path = "format_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "format_compliance_tests.rs"]
+mod compliance_tests;

@@ -1,6 +1,6 @@
 //! Exemptions from the policy of compliance: asked for, granted, rejected, ended. Each step is on record.
 
-use super::{Halt, Turn, requests, reveal};
+use super::{Halt, REASON_MAX_BYTES, Turn, requests, reveal};
 use crate::escrow::command::{DecideExemption, Refusal, Reply, RequestExemption};
 use crate::escrow::compliance::{
     Exemption, ExemptionDecision, ExemptionGrant, ExemptionRejection, ExemptionRequest,
@@ -17,8 +17,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, asked: &RequestExemption) 
         let why = format!("role {} does not request exemptions", turn.by().role);
         return Err(Refusal::Denied(why).into());
     }
-    let reason = reveal::check_reason(&asked.reason)
-        .map_err(|error| Invalid::new(error.field, "why the machine need not comply, as of any reason"))?;
+    let reason = check_reason(&asked.reason)?;
     if let Some(reply) = requests::answered(turn)? {
         return Ok(reply);
     }
@@ -113,6 +112,16 @@ fn revoked<S: State>(
     let in_force = before.in_force(turn.at).filter(|grant| grant.request.id == decide.exemption);
     let Some(grant) = in_force.cloned() else { return Err(gone(decide).into()) };
     Ok((grant.request, Exemption { grant: None, ..before }))
+}
+
+fn check_reason(reason: &str) -> Result<&str, Invalid> {
+    let expected = "why the machine need not comply";
+    reveal::check_reason(reason).map_err(|_| {
+        Invalid::new(
+            "reason",
+            format!("{expected}, 1 to {REASON_MAX_BYTES} bytes without control characters"),
+        )
+    })
 }
 
 fn check_until<S: State>(turn: &Turn<'_, S>, until: Option<Timestamp>) -> Result<(), Invalid> {

@@ -3,7 +3,13 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::escrow::command::{Escrow, Initialize, Reveal};
+use crate::escrow::command::{
+    Contact, Escrow, Initialize, NoteContact, RaiseFeatureLevel, ReportCompliance, Reveal, UploadOutcome,
+};
+use crate::escrow::compliance::MachineReport;
+use crate::escrow::compliance::facts::TEXT_MAX_BYTES;
+use crate::escrow::compliance::history::CHANGES_MAX;
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, KeyId, MachineId, RequestId, Role};
 use crate::escrow::lookup::{self, FIND_LIMIT_MAX, FIND_ROWS_MAX, Query};
 use crate::escrow::memory::Memory;
@@ -225,4 +231,65 @@ fn a_reason_is_bounded_and_kept_without_white_space_around_it() {
     assert_eq!(check_reason("\t lost PIN \n"), Ok("lost PIN"));
     assert!(check_reason(&"x".repeat(REASON_MAX_BYTES)).is_ok());
     assert_eq!(check_reason(&"x".repeat(REASON_MAX_BYTES + 1)).unwrap_err().field, "reason");
+}
+
+fn compliance(history: &mut History, reports: Vec<MachineReport>) -> Reply {
+    history.apply(Role::Importer, Action::ReportCompliance(ReportCompliance { reports }))
+}
+
+fn with_compliance() -> History {
+    let mut history = History::begin();
+    let raise = RaiseFeatureLevel { level: FeatureLevel::COMPLIANCE };
+    history.apply(Role::Node, Action::RaiseFeatureLevel(raise));
+    history
+}
+
+fn report(at: u64, error: u32) -> MachineReport {
+    let document = format!(
+        r#"{{"machine": "PC-0001", "at": "@{at}ms", "policy": {{"enforcement": "enforced"}},
+            "error": {{"code": {error}}}, "volumes": []}}"#
+    );
+    MachineReport::from_json(&document).unwrap()
+}
+
+#[test]
+fn a_batch_of_uploads_is_bounded() {
+    let mut history = with_compliance();
+    let contact = Contact { machine: machine(), at: Timestamp(1), digest: [0; 32] };
+    for count in [0, COMPLIANCE_BATCH_MAX + 1] {
+        let before = history.state.clone();
+        let reply = compliance(&mut history, vec![report(1, 1); count]);
+        assert!(matches!(reply, Reply::Refused(Refusal::Invalid(invalid)) if invalid.field == "reports"));
+        let note = NoteContact { contacts: vec![contact.clone(); count] };
+        let reply = history.apply(Role::Importer, Action::NoteContact(note));
+        assert!(matches!(reply, Reply::Refused(Refusal::Invalid(invalid)) if invalid.field == "contacts"));
+        assert_eq!(history.state, before);
+    }
+    let reply = compliance(&mut history, vec![report(1, 1); COMPLIANCE_BATCH_MAX]);
+    assert!(matches!(reply, Reply::ComplianceNoted(outcomes) if outcomes.len() == COMPLIANCE_BATCH_MAX));
+}
+
+#[test]
+fn the_history_of_a_machine_is_bounded_and_no_row_of_it_stays_behind() {
+    let mut history = with_compliance();
+    for at in 0..CHANGES_MAX as u64 + 9 {
+        compliance(&mut history, vec![report(at, (at % 2) as u32)]);
+    }
+    assert_eq!(history.state.count(Table::ComplianceChange), CHANGES_MAX);
+    let changes = lookup::compliance_changes(&history.state, &machine()).unwrap();
+    assert_eq!(changes[0].at, Timestamp(9));
+    let kept = lookup::compliance(&history.state, &machine()).unwrap().unwrap();
+    assert_eq!(kept.floor.map(|floor| floor.at), Some(Timestamp(8)));
+}
+
+#[test]
+fn what_a_node_let_through_is_checked_again() {
+    let mut history = with_compliance();
+    let long = MachineReport { model: "x".repeat(TEXT_MAX_BYTES + 1), ..report(1, 1) };
+    let before = history.state.clone();
+    let Reply::ComplianceNoted(outcomes) = compliance(&mut history, vec![long]) else { panic!("noted") };
+    assert!(
+        matches!(&outcomes[..], [UploadOutcome::Refused(Refusal::Invalid(invalid))] if invalid.field == "model")
+    );
+    assert_eq!(history.state, before);
 }

@@ -44,9 +44,10 @@ pub(super) fn read<T: DeserializeOwned>(root: &str, text: &str) -> Result<T, Inv
     let whole = if root.is_empty() { FIELD } else { root };
     let mut reader = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        // What has no name yet ends in a question mark.
         let path = error.path().to_string();
-        let field = match (path.as_str(), root) {
-            (".", _) => whole.to_owned(),
+        let field = match (path.trim_end_matches(['?', '.']), root) {
+            ("", _) => whole.to_owned(),
             (path, "") => path.to_owned(),
             (path, root) => format!("{root}.{path}"),
         };
@@ -55,3 +56,6 @@ pub(super) fn read<T: DeserializeOwned>(root: &str, text: &str) -> Result<T, Inv
     reader.end().map_err(|_| Invalid::new(whole, "one JSON object and nothing after it"))?;
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,3 +166,108 @@ impl History {
 pub fn as_of(runs: &[ComplianceChange], at: Timestamp) -> Option<&ComplianceChange> {
     runs[..runs.partition_point(|run| run.at <= at)].last()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::escrow::compliance::words::Enforcement;
+
+    fn machine() -> MachineId {
+        "PC-0001".parse().unwrap()
+    }
+
+    fn state(error: u32) -> MachineState {
+        MachineState { enforcement: Enforcement::Enforced, error: Some(error), volumes: Vec::new() }
+    }
+
+    fn tell(history: &mut History, at: u64, error: u32) {
+        history.tell(&machine(), Timestamp(at), &state(error));
+        history.bound(Timestamp(at));
+    }
+
+    /// State, since when, and when again.
+    fn runs(history: &History) -> Vec<(u32, u64, Vec<u64>)> {
+        let run = |run: &ComplianceChange| {
+            (run.state.error.unwrap(), run.at.0, run.again.iter().map(|at| at.0).collect())
+        };
+        history.runs().iter().map(run).collect()
+    }
+
+    #[test]
+    fn a_late_report_splits_the_run_that_it_contradicts_and_joins_those_that_it_continues() {
+        let mut history = History::default();
+        for (at, error) in [(10, 1), (30, 1), (50, 1), (70, 2)] {
+            tell(&mut history, at, error);
+        }
+        assert_eq!(runs(&history), [(1, 10, vec![30, 50]), (2, 70, vec![])]);
+        tell(&mut history, 40, 3);
+        assert_eq!(runs(&history), [(1, 10, vec![30]), (3, 40, vec![]), (1, 50, vec![]), (2, 70, vec![])]);
+        tell(&mut history, 45, 1);
+        tell(&mut history, 35, 3);
+        tell(&mut history, 5, 1);
+        tell(&mut history, 60, 2);
+        let expected = [(1, 5, vec![10, 30]), (3, 35, vec![40]), (1, 45, vec![50]), (2, 60, vec![70])];
+        assert_eq!(runs(&history), expected);
+        tell(&mut history, 1, 2);
+        assert_eq!(runs(&history)[..2], [(2, 1, vec![]), (1, 5, vec![10, 30])]);
+        tell(&mut history, 40, 3);
+        assert_eq!(runs(&history)[1..], expected, "told twice");
+    }
+
+    #[test]
+    fn the_state_at_a_time_is_what_was_told_last_before_it() {
+        let mut history = History::default();
+        for (at, error) in [(10, 1), (20, 2), (30, 2)] {
+            tell(&mut history, at, error);
+        }
+        let found = |at| as_of(history.runs(), Timestamp(at)).map(|run| (run.state.error, run.at.0));
+        assert_eq!(found(9), None);
+        assert_eq!(found(10), Some((Some(1), 10)));
+        assert_eq!(found(19), Some((Some(1), 10)));
+        assert_eq!(found(20), Some((Some(2), 20)));
+        assert_eq!(found(u64::MAX), Some((Some(2), 20)));
+        assert_eq!(as_of(&[], Timestamp(1)), None);
+    }
+
+    #[test]
+    fn the_repeats_that_are_kept_of_a_run_are_the_newest() {
+        let mut history = History::default();
+        for at in 0..=2 * AGAIN_MAX as u64 {
+            tell(&mut history, at, 1);
+        }
+        let newest: Vec<u64> = (AGAIN_MAX as u64 + 1..=2 * AGAIN_MAX as u64).collect();
+        assert_eq!(runs(&history), [(1, 0, newest)]);
+    }
+
+    #[test]
+    fn the_newest_changes_are_kept_and_what_was_dropped_does_not_come_back() {
+        let mut history = History::default();
+        for at in 0..CHANGES_MAX as u64 {
+            tell(&mut history, at, (at % 2) as u32);
+        }
+        assert_eq!((history.runs().len(), history.floor()), (CHANGES_MAX, None));
+        tell(&mut history, CHANGES_MAX as u64, 2);
+        assert_eq!(history.runs().len(), CHANGES_MAX);
+        assert_eq!(history.floor(), Some(Moment { at: Timestamp(0), rank: state(0).rank() }));
+        let before = history.clone();
+        tell(&mut history, 0, 0);
+        assert_eq!(history, before);
+    }
+
+    #[test]
+    fn the_state_at_the_oldest_time_that_counts_is_known_however_old_it_is() {
+        let day = |days: u64| days * DAY_MS;
+        let mut history = History::default();
+        tell(&mut history, 0, 1);
+        tell(&mut history, day(10), 2);
+        tell(&mut history, day(HISTORY_MAX_DAYS + 9), 3);
+        assert_eq!(history.runs().len(), 3, "at the oldest time the first is still the one");
+        tell(&mut history, day(HISTORY_MAX_DAYS + 10), 3);
+        assert_eq!(runs(&history)[0].0, 2);
+        tell(&mut history, day(5_000), 3);
+        assert_eq!(
+            runs(&history),
+            [(3, day(HISTORY_MAX_DAYS + 9), vec![day(HISTORY_MAX_DAYS + 10), day(5_000)])]
+        );
+    }
+}

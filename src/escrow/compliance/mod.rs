@@ -40,5 +40,5 @@ pub use history::{ComplianceChange, History, Moment};
 pub use policy::{CompliancePolicy, CompliancePolicyRecord};
 pub use record::{ComplianceRecord, Merged};
 pub use state::{MachineState, VolumeState};
-pub use verdict::{Evidence, KeyFacts, Reason, Verdict, verdict};
+pub use verdict::{Evidence, KeyFacts, Known, Reason, Verdict, verdict};
 pub use words::{FindingKind, ReasonKind, Status};

@@ -34,7 +34,7 @@ pub struct CompliancePolicy {
     pub device_reasons: Vec<Code>,
     /// Days from when a machine was first heard of in which it is not held to the policy.
     pub grace_days: u32,
-    /// Days after which a machine that was not heard of is unknown, and found to be silent.
+    /// Days after which what a machine said counts for nothing, and one that was not heard of at all is found to be silent.
     pub stale_days: u32,
     /// Days after which a rotation that is owed is found to be overdue.
     pub rotation_days: u32,

@@ -5,7 +5,7 @@
 //! The rules, in this order; the first that holds decides:
 //!
 //! 1. an exemption in force: exempt, or temporarily exempt;
-//! 2. no report, or nothing heard for longer than the policy's `stale_days`: unknown;
+//! 2. no report, or none for longer than the policy's `stale_days`: unknown;
 //! 3. the device's own management does not enforce a policy on it: not enforced;
 //! 4. nothing is amiss: compliant;
 //! 5. what is amiss is only what the device cannot say, as of locked drives: unknown;
@@ -36,9 +36,11 @@ pub struct Evidence<'a> {
     pub policy: &'a CompliancePolicy,
     /// How the machine was at that time, if it ever said.
     pub state: Option<&'a MachineState>,
+    /// When it last said so. Later than `at` if the question is about the past; what it said was not too old then.
+    pub told_at: Option<Timestamp>,
     /// When it was first heard of.
     pub first_seen: Timestamp,
-    /// When it was last heard of. Later than `at` if the question is about the past; it was not silent then.
+    /// When it was last heard of, by a report, an escrow or whatever. It may be later than `at` as well.
     pub last_contact: Timestamp,
     /// Since when it owes a rotation.
     pub rotation_owed_since: Option<Timestamp>,
@@ -92,20 +94,54 @@ impl KeyFacts {
     }
 }
 
+/// What is known of a machine at one time, as [`lookup::known`](crate::escrow::lookup::known) gathers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The machine.
+    pub machine: MachineRecord,
+    /// How it was, if it had said so by then.
+    pub state: Option<MachineState>,
+    /// Since when it had been so.
+    pub since: Option<Timestamp>,
+    /// When it last said so, be it later than the time that is asked about.
+    pub told_at: Option<Timestamp>,
+    /// Its keys that were in escrow, in the order of their ids.
+    pub keys: Vec<KeyFacts>,
+    /// Its exemption, as it is now.
+    pub exemption: Option<Exemption>,
+}
+
+impl Known {
+    /// All that a verdict at `at` rests on.
+    pub fn evidence<'a>(&'a self, policy: &'a CompliancePolicy, at: Timestamp) -> Evidence<'a> {
+        let Self { machine, state, since: _, told_at, keys, exemption } = self;
+        let told = state.as_ref().zip(*told_at);
+        Evidence::new(at, policy, machine, told, keys, exemption.as_ref())
+    }
+}
+
 impl<'a> Evidence<'a> {
-    /// What there is of `machine` at `at`, if `state` and `keys` are of that time. A rotation that was owed then and has
+    /// What there is of `machine` at `at`: the state that it `told`, and when it last did, and its `keys`, both of that time.
+    /// A rotation that was owed then and has
     /// been done since is not known any more.
     pub fn new(
         at: Timestamp,
         policy: &'a CompliancePolicy,
         machine: &MachineRecord,
-        state: Option<&'a MachineState>,
+        told: Option<(&'a MachineState, Timestamp)>,
         keys: &'a [KeyFacts],
         exemption: Option<&'a Exemption>,
     ) -> Self {
+        let (state, told_at) = told.unzip();
         let MachineRecord { first_seen, last_contact, rotation_owed_since, .. } = *machine;
         let rotation_owed_since = rotation_owed_since.filter(|since| *since <= at);
-        Self { at, policy, state, first_seen, last_contact, rotation_owed_since, keys, exemption }
+        Self { at, policy, state, told_at, first_seen, last_contact, rotation_owed_since, keys, exemption }
+    }
+
+    /// Whether what the machine said is older than the policy's `stale_days`, whatever else was heard of it: an escrow says
+    /// nothing of its volumes.
+    pub fn is_stale(&self) -> bool {
+        self.told_at.is_some_and(|told| is_longer_than(self.policy.stale_days, told, self.at))
     }
 
     /// Whether the machine has not been heard of for longer than the policy's `stale_days`.
@@ -162,7 +198,7 @@ fn status(evidence: &Evidence<'_>, reasons: &[Reason]) -> (Status, Option<Timest
         let status = if grant.until.is_some() { Status::TemporarilyExempt } else { Status::Exempt };
         return (status, grant.until);
     }
-    let Some(state) = evidence.state.filter(|_| !evidence.is_silent()) else {
+    let Some(state) = evidence.state.filter(|_| !evidence.is_stale()) else {
         return (Status::Unknown, None);
     };
     if state.enforcement != Enforcement::Enforced {
@@ -188,7 +224,7 @@ fn reasons(evidence: &Evidence<'_>) -> Vec<Reason> {
     let Some(state) = evidence.state else {
         return vec![machine(ReasonKind::NoReport)];
     };
-    if evidence.is_silent() {
+    if evidence.is_stale() {
         reasons.push(machine(ReasonKind::Stale));
     }
     match state.enforcement {

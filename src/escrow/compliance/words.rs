@@ -1,10 +1,11 @@
 //! The words of compliance: what a device may say of its volumes and of the policy it was given. Each has one name, in
-//! documents, on the wire and in reports. On disk it is a number by its place: new words come last.
+//! documents, on the wire and in reports. On disk it is a number, by its place: new words come last.
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::escrow::ids::Invalid;
 
@@ -12,9 +13,9 @@ use crate::escrow::ids::Invalid;
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident, $field:literal: $($(#[$word_doc:meta])* $word:ident = $text:literal,)+) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name {
-            $($(#[$word_doc])* #[serde(rename = $text)] $word,)+
+            $($(#[$word_doc])* $word,)+
         }
 
         impl $name {
@@ -25,6 +26,29 @@ macro_rules! words {
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$word => $text,)+
+                }
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.serialize_str(self.as_str())
+                } else {
+                    serializer.serialize_u8(*self as u8)
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if deserializer.is_human_readable() {
+                    let word: Result<Self, Invalid> = String::deserialize(deserializer)?.parse();
+                    word.map_err(|error| D::Error::custom(error.expected))
+                } else {
+                    let place = u8::deserialize(deserializer)?;
+                    let word = Self::ALL.get(usize::from(place)).copied();
+                    word.ok_or_else(|| D::Error::custom(format!("no {} has the number {place}", $field)))
                 }
             }
         }
@@ -229,7 +253,7 @@ words! {
     ReasonKind, "reason":
     /// The machine never reported.
     NoReport = "no-report",
-    /// The machine was not heard of for long.
+    /// What the machine said last is too old.
     Stale = "stale",
     /// The device's own management does not enforce a policy.
     NotEnforced = "not-enforced",

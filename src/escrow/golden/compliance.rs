@@ -9,13 +9,12 @@ use crate::escrow::command::{
     Action, Contact, DecideExemption, NoteContact, ReportCompliance, RequestExemption, SetCompliancePolicy,
     UploadOutcome,
 };
-use crate::escrow::compliance::history::as_of;
 use crate::escrow::compliance::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, VolumeKind,
 };
 use crate::escrow::compliance::{
-    DeviceError, DevicePolicy, Evidence, ExemptionDecision, MachineReport, Merged, Percent, VolumeReport,
-    findings, verdict,
+    DeviceError, DevicePolicy, ExemptionDecision, MachineReport, Merged, Percent, VolumeReport, findings,
+    verdict,
 };
 use crate::escrow::ids::{KeyId, RequestId, Timestamp};
 use crate::escrow::lookup;
@@ -168,20 +167,16 @@ pub(super) fn describe(outcomes: &[UploadOutcome]) -> String {
 
 /// How a machine stands at a time, by what was known of it then.
 pub(super) fn judge(state: &Memory, args: &mut ArgumentConsumer<'_>, now: Timestamp) -> Outcome {
+    let as_of = optional::<u64>(args, "as-of")?.map(at);
     let now = optional::<u64>(args, "now")?.map_or(now, at);
-    let id = required(args, "machine")?;
-    let Some(machine) = lookup::machine(state, &id)? else { return Ok("no machine".to_owned()) };
+    let Some(known) = lookup::known(state, &required(args, "machine")?, as_of, now)? else {
+        return Ok("no machine".to_owned());
+    };
     let policy = lookup::compliance_policy(state)?;
-    let changes = lookup::compliance_changes(state, &id)?;
-    let change = as_of(&changes, now);
-    let keys = lookup::key_facts(state, &machine, now)?;
-    let exemption = lookup::exemption(state, &id)?;
-    let evidence =
-        Evidence::new(now, &policy, &machine, change.map(|change| &change.state), &keys, exemption.as_ref());
+    let evidence = known.evidence(&policy, as_of.unwrap_or(now));
     let judged = verdict(&evidence);
-    let mut text = format!("{} until={} since={}\n", judged.status, or_none(judged.until), {
-        or_none(change.map(|change| change.at))
-    });
+    let (until, since) = (or_none(judged.until), or_none(known.since));
+    let mut text = format!("{} until={until} since={since}\n", judged.status);
     for reason in judged.reasons {
         writeln!(text, "reason {} {} code={}", reason.kind, or_none(reason.volume), or_none(reason.code))?;
     }

@@ -4,12 +4,15 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::compliance;
 use crate::escrow::apply::{apply, sealed_digest};
 use crate::escrow::command::{
-    Action, AdmitNode, Command, ConfirmKey, DecideApproval, DropDataKeys, Escrow, Initialize,
-    RaiseFeatureLevel, Reconcile, RecoverCluster, Refusal, RemoveNode, Reseal, ResealedKey, Reveal,
-    RotateKeyring, SetPolicy,
+    Action, AdmitNode, Command, ConfirmKey, Contact, DecideApproval, DecideExemption, DropDataKeys, Escrow,
+    Initialize, NoteContact, RaiseFeatureLevel, Reconcile, RecoverCluster, Refusal, RemoveNode,
+    ReportCompliance, RequestExemption, Reseal, ResealedKey, Reveal, RotateKeyring, SetCompliancePolicy,
+    SetPolicy,
 };
+use crate::escrow::compliance::{Exemption, ExemptionDecision};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
 use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge};
@@ -110,7 +113,7 @@ fn recover_cluster() -> impl Strategy<Value = Action> {
 }
 
 fn raise() -> impl Strategy<Value = Action> {
-    (1..4_u32).prop_map(|level| Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel(level) }))
+    (1..5_u32).prop_map(|level| Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel(level) }))
 }
 
 fn set_policy() -> impl Strategy<Value = Action> {
@@ -122,6 +125,52 @@ fn set_policy() -> impl Strategy<Value = Action> {
             "reasons": { "listed": if listed { vec!["a", "b"] } else { vec![] }, "free_text": !listed },
         });
         Action::SetPolicy(SetPolicy { policy: policy.to_string(), replaces })
+    })
+}
+
+fn report_compliance() -> impl Strategy<Value = Action> {
+    let report = (1..4_u8, 0..1_000_u64, 0..4_u8, 0..3_u8);
+    vec(report, 1..4).prop_map(|drawn| {
+        let report = |(machine, at, state, beside)| compliance::report(machine, at, state, beside);
+        let reports = drawn.into_iter().map(report).collect();
+        Action::ReportCompliance(ReportCompliance { reports })
+    })
+}
+
+/// In vain, unless it is of a machine that says the same still, see [`as_proposed`].
+fn note_contact() -> impl Strategy<Value = Action> {
+    (1..4_u8, 0..1_000_u64).prop_map(|(machine, at)| {
+        let machine = name("PC-", machine).parse().unwrap();
+        let contact = Contact { machine, at: Timestamp(at), digest: [0; 32] };
+        Action::NoteContact(NoteContact { contacts: vec![contact] })
+    })
+}
+
+fn request_exemption() -> impl Strategy<Value = Action> {
+    (1..4_u8, "[a-c]{0,3}", proptest::option::of(0..2_000_u64)).prop_map(|(machine, reason, until)| {
+        let machine = name("PC-", machine).parse().unwrap();
+        Action::RequestExemption(RequestExemption { machine, reason, until: until.map(Timestamp) })
+    })
+}
+
+/// In vain, unless it is of what waits or is in force, see [`as_proposed`].
+fn decide_exemption() -> impl Strategy<Value = Action> {
+    let decision = prop_oneof![
+        proptest::option::of(0..2_000_u64)
+            .prop_map(|until| ExemptionDecision::Grant { until: until.map(Timestamp) }),
+        Just(ExemptionDecision::Reject),
+        Just(ExemptionDecision::Revoke),
+    ];
+    (1..4_u8, decision).prop_map(|(machine, decision)| {
+        let (machine, exemption) = (name("PC-", machine).parse().unwrap(), RequestId(Uuid::nil()));
+        Action::DecideExemption(DecideExemption { machine, exemption, decision })
+    })
+}
+
+fn set_compliance_policy() -> impl Strategy<Value = Action> {
+    (0..6_u32, 0..3_u64).prop_map(|(days, replaces)| {
+        let policy = format!(r#"{{"stale_days": {days}}}"#);
+        Action::SetCompliancePolicy(SetCompliancePolicy { policy, replaces })
     })
 }
 
@@ -197,6 +246,24 @@ fn as_proposed(state: &Memory, action: Action) -> Action {
         Action::Reseal(drawn) if drawn.rows > 0 => Action::Reseal(leaders_step(state, current, &drawn)),
         Action::RotateKeyring(_) => Action::RotateKeyring(RotateKeyring { keyring: follows(current + 1) }),
         Action::DropDataKeys(_) => Action::DropDataKeys(DropDataKeys { keyring: follows(current) }),
+        Action::NoteContact(mut note) => {
+            for contact in &mut note.contacts {
+                let kept = lookup::compliance(state, &contact.machine).unwrap();
+                contact.digest = kept.map_or(contact.digest, |kept| kept.report.digest());
+            }
+            Action::NoteContact(note)
+        }
+        Action::DecideExemption(decide) => {
+            let Exemption { request, grant, .. } = lookup::exemption(state, &decide.machine)
+                .unwrap()
+                .unwrap_or_else(|| Exemption::none(decide.machine.clone()));
+            let about = match decide.decision {
+                ExemptionDecision::Revoke => grant.map(|grant| grant.request),
+                _ => request,
+            };
+            let exemption = about.map_or(decide.exemption, |request| request.id);
+            Action::DecideExemption(DecideExemption { exemption, ..decide })
+        }
         other => other,
     }
 }
@@ -265,6 +332,11 @@ fn command() -> impl Strategy<Value = Command> {
         4 => reconcile(),
         4 => pending(),
         6 => confirm(),
+        6 => report_compliance(),
+        3 => note_contact(),
+        3 => request_exemption(),
+        4 => decide_exemption(),
+        2 => set_compliance_policy(),
         1 => (1..3_u128).prop_map(initialize),
     ];
     let entitled = proptest::bool::weighted(0.75);
