@@ -39,8 +39,15 @@ impl<'a> Judged<'a> {
             true => keys.filter_map(|known| KeyFacts::as_of(known, at)).collect(),
             false => keys.filter_map(|known| KeyFacts::of(&known.key)).collect(),
         };
-        let evidence =
-            Evidence::new(at, policy, &bundle.machine, state.as_ref(), &keys, bundle.exemption.as_ref());
+        let told_at = bundle.compliance.as_ref().map(|record| record.at);
+        let evidence = Evidence::new(
+            at,
+            policy,
+            &bundle.machine,
+            state.as_ref().zip(told_at),
+            &keys,
+            bundle.exemption.as_ref(),
+        );
         let (verdict, findings) = (verdict(&evidence), findings(&evidence));
         let last_contact = Some(bundle.machine.last_contact).filter(|last| !query.as_of || *last <= at);
         let last_contact = last_contact.or(told);

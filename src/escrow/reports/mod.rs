@@ -91,6 +91,3 @@ impl MachineReport {
         self.machines
     }
 }
-
-#[cfg(test)]
-mod tests;
