@@ -396,6 +396,11 @@ impl Machine {
         }
     }
 
+    /// Whether it is being closed, or was.
+    pub fn is_closing(&self) -> bool {
+        self.0.shared.is_closing()
+    }
+
     /// What it takes. Looks at the files of the base: not for every request.
     ///
     /// # Errors

@@ -103,7 +103,7 @@ fn machine(judged: &Judged<'_>) -> Row {
         Cell::text(policy.map(|policy| policy.removable)),
         Cell::text(error.map(|error| format!("{}: {}", error.code, error.text))),
         Cell::time(judged.last_contact),
-        Cell::time(record.map(|record| record.at)),
+        Cell::time(judged.reported_at),
         record.map_or(Cell::Absent, |record| Cell::flag(record.clock_ahead())),
         Cell::time(judged.state_since),
         Cell::time(judged.rotation_owed_since()),

@@ -115,7 +115,7 @@ pub(super) fn detail(judged: &Judged<'_>) -> Row {
             .map_or(Cell::Absent, |code| Cell::Number(code.into())),
         Cell::text(error.map(|error| &error.text)),
         Cell::time(judged.last_contact),
-        Cell::time(record.map(|record| record.at)),
+        Cell::time(judged.reported_at),
         record.map_or(Cell::Absent, |record| Cell::flag(record.clock_ahead())),
         Cell::time(judged.state_since),
         Cell::Number(judged.keys.iter().filter(|key| key.may_open).count() as u64),

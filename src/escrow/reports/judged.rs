@@ -24,6 +24,8 @@ pub(super) struct Judged<'a> {
     pub findings: Vec<Finding>,
     /// When it was last heard of by that time, as far as that is known.
     pub last_contact: Option<Timestamp>,
+    /// When it last told how it was by that time, as far as that is known.
+    pub reported_at: Option<Timestamp>,
 }
 
 impl<'a> Judged<'a> {
@@ -51,7 +53,8 @@ impl<'a> Judged<'a> {
         let (verdict, findings) = (verdict(&evidence), findings(&evidence));
         let last_contact = Some(bundle.machine.last_contact).filter(|last| !query.as_of || *last <= at);
         let last_contact = last_contact.or(told);
-        Some(Self { bundle, at, state, state_since, keys, verdict, findings, last_contact })
+        let reported_at = if query.as_of { told } else { told_at };
+        Some(Self { bundle, at, state, state_since, keys, verdict, findings, last_contact, reported_at })
     }
 
     /// Whether it is one of those that are asked for.

@@ -39,7 +39,7 @@ pub(super) fn row(judged: &Judged<'_>, days: u32) -> Option<Row> {
         Cell::Text(judged.exemption().0.to_owned()),
         judged.users_cell(),
         judged.said(|report| report.machine_type.as_str()),
-        Cell::time(judged.record().map(|record| record.at)),
+        Cell::time(judged.reported_at),
         Cell::Number(judged.keys.iter().filter(|key| key.may_open).count() as u64),
         Cell::time(judged.rotation_owed_since()),
     ])
