@@ -3,25 +3,26 @@
 
 mod common;
 
-use std::fmt::Write as _;
 use std::process::{Command, Output};
 
 use common::*;
 use serde_json::{Value, json};
 use strongroom::escrow::features::FeatureLevel;
-use strongroom::escrow::ids::NodeId;
+use strongroom::escrow::ids::{NodeId, Timestamp};
 
 const NODE_DOWN: NodeId = 3;
-/// Long after every report of these tests, so that a node's clock plays no part.
-const AT: &str = "2026-03-01T00:00:00Z";
-const REPORTS: [&[&str]; 6] = [
-    &["enterprise"],
-    &["enterprise", "--details"],
-    &["enterprise", "--details", "--as-of", "2026-02-02T12:00:00Z"],
-    &["findings", "--sort", "machine", "--descending"],
-    &["stale", "--days", "20", "--sort", "days_silent"],
-    &["computer", "PC-00001"],
-];
+const MINUTE_MS: u64 = 60_000;
+const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
+
+/// So many milliseconds from now, as it is written.
+fn from_now(ms: i64) -> String {
+    Timestamp(strongroom::raft::now().0.saturating_add_signed(ms)).to_string()
+}
+
+/// An hour ago.
+fn before() -> String {
+    from_now(-60 * MINUTE_MS as i64)
+}
 
 /// Three voters that know of compliance.
 async fn cluster() -> TestCluster {
@@ -68,14 +69,14 @@ fn put(test: &TestCluster, nodes: &[NodeId], document: &Value) -> Value {
     done_json(test.strongroom_with_input("importer", nodes, &put, &document.to_string()))
 }
 
-/// A report of one node as CSV, made once it has applied `index`.
-fn csv(test: &TestCluster, profile: &str, node: NodeId, report: &[&str], index: u64) -> String {
+/// A report of one node as CSV, made once it has applied `index`, and judged at `at` unless it is of the past.
+fn csv(test: &TestCluster, profile: &str, node: NodeId, report: &[&str], at: &str, index: u64) -> String {
     let index = index.to_string();
     let mut arguments = vec!["report"];
     arguments.extend(report);
     arguments.extend(["--format", "csv", "--min-index", &index]);
     if !report.contains(&"--as-of") {
-        arguments.extend(["--at", AT]);
+        arguments.extend(["--at", at]);
     }
     done(test.strongroom(profile, &[node], &arguments))
 }
@@ -87,58 +88,62 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
     for n in 1..=4 {
         importer.escrow(&deposit(n)).await.expect("kept");
     }
-    // Nobody could open the fifth; the fourth stays silent from then on.
-    let early: String = (1..=5).fold(String::new(), |mut lines, n| {
-        writeln!(lines, "{}", document(n, "2026-02-01T00:00:00Z")).expect("a string");
-        lines
-    });
+    // Nobody could open the fifth.
+    let early: String = (1..=5).map(|n| format!("{}\n", document(n, &before()))).collect();
     let many = test.strongroom_with_input("importer", &ALL, &["compliance", "put", "-", "--many"], &early);
     assert_eq!(done_json(many)["newest"], 5);
+    let (then, later) = (from_now(0), from_now(5 * MINUTE_MS as i64));
 
     test.cluster.kill(NODE_DOWN).await.expect("killed");
     let left = [1, 2];
-    let mut opened = document(1, "2026-02-20T00:00:00Z");
+    let mut opened = document(1, &later);
     opened["volumes"][0]["protection"] = "off".into();
     let outcome = put(&test, &left, &opened);
     assert_eq!((&outcome["outcome"], &outcome["state_changed"]), (&json!("newest"), &json!(true)));
     // The same again, and what is older than that: neither changes anything.
     assert_eq!(put(&test, &left, &opened)["outcome"], "repeated");
-    assert_eq!(put(&test, &left, &document(1, "2026-02-10T00:00:00Z"))["outcome"], "superseded");
+    assert_eq!(put(&test, &left, &document(1, &then))["outcome"], "superseded");
     // Nothing new but the time.
-    let outcome = put(&test, &left, &document(2, "2026-02-21T00:00:00Z"));
+    let outcome = put(&test, &left, &document(2, &later));
     assert_eq!((&outcome["outcome"], &outcome["state_changed"]), (&json!("newest"), &json!(false)));
-    let known = done_json(test.strongroom(
-        "auditor",
-        &[2],
-        &["compliance", "get", "PC-00001", "--consistency", "quorum"],
-    ));
+    let get = ["compliance", "get", "PC-00001", "--consistency", "quorum"];
+    let known = done_json(test.strongroom("auditor", &[2], &get));
     assert_eq!(known["document"]["volumes"][0]["protection"], "off");
     assert_eq!(known["compliance"]["status"], "non-compliant");
 
+    let at = from_now(25 * DAY_MS as i64);
+    let reports: [&[&str]; 6] = [
+        &["enterprise"],
+        &["enterprise", "--details"],
+        &["enterprise", "--details", "--as-of", &then],
+        &["findings", "--sort", "machine", "--descending"],
+        &["stale", "--days", "20", "--sort", "days_silent"],
+        &["computer", "PC-00001"],
+    ];
     let index = test.cluster.wait_settled(&left).await.expect("settled").nodes[0].applied;
     let meanwhile: Vec<String> =
-        REPORTS.iter().map(|report| csv(&test, "auditor", 1, report, index)).collect();
+        reports.iter().map(|report| csv(&test, "auditor", 1, report, &at, index)).collect();
     test.cluster.start(NODE_DOWN).await.expect("started");
     test.cluster.wait_agreed(&ALL).await.expect("agreed");
-    for (report, expected) in REPORTS.iter().zip(&meanwhile) {
+    for (report, expected) in reports.iter().zip(&meanwhile) {
         for node in ALL {
-            assert_eq!(csv(&test, "helpdesk", node, report, index), *expected, "{report:?} at node {node}");
+            let made = csv(&test, "helpdesk", node, report, &at, index);
+            assert_eq!(made, *expected, "{report:?} at node {node}");
         }
     }
     let overview: Vec<&str> = meanwhile[0].lines().collect();
-    assert_eq!(overview[..3], ["status,machines,percent", "compliant,1,20.0", "non-compliant,1,20.0"]);
-    assert!(meanwhile[0].contains("unknown,3,60.0"), "stale since February: {}", meanwhile[0]);
-    assert!(
-        meanwhile[2].lines().any(|line| line.starts_with("PC-00001,laptop-1,CORP,compliant")),
-        "as it was"
-    );
-    assert!(meanwhile[3].contains("PC-00005,laptop-5,CORP,recovery-key-missing,C:"), "{}", meanwhile[3]);
+    assert_eq!(overview[..3], ["status,machines,percent", "compliant,3,60.0", "non-compliant,2,40.0"]);
+    let row = |report: &str, begins: &str| report.lines().any(|line| line.starts_with(begins));
+    assert!(row(&meanwhile[1], "PC-00001,laptop-1,CORP,non-compliant,C: protection-off"), "{}", meanwhile[1]);
+    assert!(row(&meanwhile[2], "PC-00001,laptop-1,CORP,compliant"), "as it was: {}", meanwhile[2]);
+    assert!(row(&meanwhile[3], "PC-00005,laptop-5,CORP,recovery-key-missing,C:"), "{}", meanwhile[3]);
+    assert_eq!(meanwhile[4].lines().count(), 6, "all are silent by then: {}", meanwhile[4]);
 
     // The audit of recoveries, from the trail.
     let key = deposit(1).key_id.expect("given");
     test.client("helpdesk-advanced", &ALL).recover(key, "locked out", None).await.expect("shown");
     let index = test.cluster.wait_settled(&ALL).await.expect("settled").nodes[0].applied;
-    let audits = ALL.map(|node| csv(&test, "auditor", node, &["recovery-audit"], index));
+    let audits = ALL.map(|node| csv(&test, "auditor", node, &["recovery-audit"], &at, index));
     assert!(audits[0].contains(",shown,") && audits[0].contains("PC-00001,bitlocker-password,locked out"));
     assert!(audits.iter().all(|audit| *audit == audits[0]));
 }
@@ -146,7 +151,8 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_names_what_it_was_made_from_and_keeps_to_its_order_and_limit() {
     let test = cluster().await;
-    let lines: String = (1..=300).map(|n| format!("{}\n", document(n, "2026-02-01T00:00:00Z"))).collect();
+    let told = before();
+    let lines: String = (1..=300).map(|n| format!("{}\n", document(n, &told))).collect();
     let many = test.strongroom_with_input("importer", &ALL, &["compliance", "put", "-", "--many"], &lines);
     assert_eq!(done_json(many)["newest"], 300);
     let again = test.strongroom_with_input("importer", &[2], &["compliance", "put", "-", "--many"], &lines);
@@ -154,7 +160,8 @@ async fn a_report_names_what_it_was_made_from_and_keeps_to_its_order_and_limit()
     test.cluster.wait_settled(&ALL).await.expect("settled");
 
     let json = |more: &[&str]| -> Vec<Value> {
-        let report = [&["report", "enterprise", "--details", "--format", "json", "--at", AT], more].concat();
+        let at = ["--at", "2100-03-01T00:00:00Z"];
+        let report = [&["report", "enterprise", "--details", "--format", "json"], &at[..], more].concat();
         let printed = done(test.strongroom("officer", &[2], &report));
         printed.lines().map(|line| serde_json::from_str(line).expect("a document a line")).collect()
     };
@@ -163,7 +170,7 @@ async fn a_report_names_what_it_was_made_from_and_keeps_to_its_order_and_limit()
     assert_eq!(header["freshness"]["node"], 2);
     assert_eq!(header["freshness"]["consistency"], "local");
     assert!(header["freshness"]["applied"].as_u64() > Some(0));
-    assert_eq!(header["at"], "2026-03-01T00:00:00.000Z");
+    assert_eq!(header["at"], "2100-03-01T00:00:00.000Z");
     assert_eq!(all[301], json!({"totals": {"rows": 300, "machines": 300, "truncated": false}}));
     assert_eq!(all[1]["row"]["machine"], "PC-00001");
     assert_eq!(all[1]["row"]["users"], json!([r"CORP\user1"]));
@@ -185,18 +192,18 @@ async fn a_report_names_what_it_was_made_from_and_keeps_to_its_order_and_limit()
 #[tokio::test(flavor = "multi_thread")]
 async fn each_role_may_do_what_the_table_says() {
     let test = cluster().await;
-    put(&test, &ALL, &document(1, "2026-02-01T00:00:00Z"));
+    put(&test, &ALL, &document(1, &before()));
     let file = test.dir.path().join("policy.json");
     std::fs::write(&file, "{}").expect("written");
     let policy = file.to_str().expect("a path");
     let asked = ["compliance", "exempt", "request", "PC-00001", "--reason", "to be decided about"];
     done(test.strongroom("helpdesk", &ALL, &asked));
-    let own = json!({"machine": "PC-0001", "at": "2026-02-01T00:00:00Z", "policy": {"enforcement": "enforced"},
+    let own = json!({"machine": "PC-0001", "at": before(), "policy": {"enforcement": "enforced"},
         "volumes": []});
     let own =
         test.strongroom_with_input("agent-PC-0001", &ALL, &["compliance", "put", "-"], &own.to_string());
     assert_eq!(done_json(own)["outcome"], "newest", "an agent speaks for the machine that it is");
-    let document = document(1, "2026-02-02T00:00:00Z").to_string();
+    let document = document(1, &from_now(0)).to_string();
     // put, get, report, recovery audit, request an exemption, decide about one, set the policy
     let table = [
         ("agent-PC-0001", "......."),
@@ -233,19 +240,18 @@ async fn each_role_may_do_what_the_table_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exemption_is_asked_for_granted_until_a_date_and_ended() {
     let test = cluster().await;
-    let mut open = document(1, "2026-02-01T00:00:00Z");
+    let mut open = document(1, &before());
     open["volumes"][0]["conversion"] = "decrypted".into();
     put(&test, &ALL, &open);
     let exempt = |profile: &str, arguments: &[&str]| {
         done_json(test.strongroom(profile, &ALL, &[&["compliance", "exempt"], arguments].concat()))
     };
-    let status = |at: &str| {
-        let csv =
-            ["report", "enterprise", "--details", "--format", "csv", "--consistency", "quorum", "--at", at];
+    let status = || {
+        let csv = ["report", "enterprise", "--details", "--format", "csv", "--consistency", "quorum"];
         let printed = done(test.strongroom("officer", &ALL, &csv));
         printed.lines().nth(1).and_then(|row| row.split(',').nth(3)).expect("a row").to_owned()
     };
-    assert_eq!(status("2026-02-02T00:00:00Z"), "non-compliant");
+    assert_eq!(status(), "non-compliant");
     let asked =
         exempt("helpdesk", &["request", "PC-00001", "--reason", "test bench", "--until", "2100-01-01"]);
     let listed = exempt("officer", &["list", "--waiting", "--consistency", "quorum"]);
@@ -267,10 +273,9 @@ async fn an_exemption_is_asked_for_granted_until_a_date_and_ended() {
 async fn a_changed_policy_judges_every_machine_anew() {
     let test = cluster().await;
     test.client("importer", &ALL).escrow(&deposit(1)).await.expect("kept");
-    put(&test, &ALL, &document(1, "2026-02-01T00:00:00Z"));
+    put(&test, &ALL, &document(1, &before()));
     let overview = || {
-        let csv =
-            ["report", "enterprise", "--format", "csv", "--consistency", "quorum", "--at", "2026-02-02"];
+        let csv = ["report", "enterprise", "--format", "csv", "--consistency", "quorum"];
         done(test.strongroom("officer", &ALL, &csv))
     };
     assert!(overview().contains("\ncompliant,1,100.0"));
@@ -316,7 +321,7 @@ fn wrong_input_is_refused_by_the_path_of_the_field() {
         let message = error["message"].as_str().expect("a message");
         assert!(message.contains(expected), "{arguments:?}: {message}");
     };
-    let mut document = document(1, "2026-02-01T00:00:00Z");
+    let mut document = document(1, &before());
     document["volumes"][1]["percent"] = 101.into();
     wrong(&["compliance", "put", "-"], &document.to_string(), "volumes[1].percent: ");
     wrong(&["compliance", "put", "-"], "{", "document: ");

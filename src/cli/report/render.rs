@@ -158,7 +158,7 @@ fn header_text(header: &ReportHeader) -> String {
         0 => "the policy that every cluster begins with".to_owned(),
         version => format!("policy version {version}"),
     };
-    format!("report {} {time}, {policy}\n{}", header.report, freshness_text(header.freshness.as_ref()))
+    format!("report {} {time}\n{policy}\n{}", header.report, freshness_text(header.freshness.as_ref()))
 }
 
 fn totals_text(kind: ReportKind, totals: &ReportTotals) -> String {

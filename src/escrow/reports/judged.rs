@@ -32,10 +32,11 @@ impl<'a> Judged<'a> {
     /// Judges a machine; `None` if it was not known yet at that time.
     pub fn of(bundle: &'a Bundle, query: &MachineQuery, policy: &CompliancePolicy) -> Option<Self> {
         let at = query.at;
-        if query.as_of && bundle.machine.first_seen > at {
+        let (state, state_since, told) = state_of(bundle, query);
+        // What a device told late, of a time before it was first heard of, is known all the same.
+        if query.as_of && bundle.machine.first_seen > at && state.is_none() {
             return None;
         }
-        let (state, state_since, told) = state_of(bundle, query);
         let keys = bundle.keys.iter();
         let keys: Vec<KeyFacts> = match query.as_of {
             true => keys.filter_map(|known| KeyFacts::as_of(known, at)).collect(),
