@@ -26,6 +26,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("methods.rs"), methods(&descriptors))?;
     tonic_prost_build::configure()
         .bytes(".strongroom.v1.peer")
+        // Bytes may be of an owner that wipes them.
+        .bytes(".strongroom.v1.RecoverResponse")
         .skip_debug(SECRET_MESSAGES)
         .compile_fds(descriptors)?;
     Ok(())

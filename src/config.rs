@@ -36,7 +36,9 @@ pub const ADMIN_PORT: u16 = 7422;
 const ZONE_MAX_BYTES: usize = 63;
 /// Node ids: TOML's whole numbers end there.
 const NODE_IDS: RangeInclusive<u64> = 1..=i64::MAX as u64;
-const QUORUM_TIMEOUT_MS: RangeInclusive<u64> = 100..=60_000;
+/// Shorter, and an election would be taken for the loss of a quorum. Longer, and a client would have gone on to another
+/// node (`client::attempts` gives each three seconds) before this one has told its peers and shown the key.
+const QUORUM_TIMEOUT_MS: RangeInclusive<u64> = 500..=2_400;
 const CONNECTIONS: RangeInclusive<u64> = 1..=65_536;
 const IN_FLIGHT: RangeInclusive<u64> = 1..=65_536;
 const DRAIN_TIMEOUT_MS: RangeInclusive<u64> = 0..=300_000;
@@ -122,7 +124,7 @@ pub struct IdentityFile {
 /// How a reveal is decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Recovery {
-    /// How long a reveal waits for a quorum, in milliseconds: 100 to 60,000, default 2,000.
+    /// How long a reveal waits for a quorum, in milliseconds: 500 to 2,400, default 2,000.
     pub quorum_timeout_ms: u64,
 }
 
@@ -157,7 +159,8 @@ impl Limits {
 /// late before anybody calls an election.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RaftSettings {
-    /// How often the leader is heard of, in milliseconds: 10 to 10,000, default 100.
+    /// How often the leader is heard of, in milliseconds: 10 to 10,000, default 100. More than the longest round trip
+    /// between two nodes, with room to spare: an answer that takes longer counts as none, and nobody stays the leader.
     pub heartbeat_ms: u64,
     /// The soonest a follower calls an election without a leader, in milliseconds: at least three heartbeats,
     /// default 400.

@@ -21,7 +21,7 @@
 //!
 //! A write travels `rpc/escrow.rs` → `raft/leader.rs` → `store/log` → `store/machine.rs` → [`escrow::apply`], and the
 //! reply comes back the same way. A reveal that no quorum answers travels `rpc/recovery.rs` → [`raft::journal`] →
-//! [`escrow::journal`] → [`store::journal`], and comes on record later by way of `escrow/apply/reconcile.rs`. A report
+//! [`escrow::journal::alone`] → [`store::journal`], and comes on record later by way of `escrow/apply/reconcile.rs`. A report
 //! travels `rpc/report` → [`store::export`] → [`store::spool`] → [`escrow::reports`], and is printed by `cli/report`.
 
 pub mod cli;

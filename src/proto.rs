@@ -104,8 +104,8 @@ mod tests {
         };
         let response = RecoverResponse {
             machine: "PC-1".to_owned(),
-            secret: hidden.clone(),
-            package: hidden.clone(),
+            secret: hidden.clone().into(),
+            package: hidden.clone().into(),
             ..RecoverResponse::default()
         };
         let custody = CustodyRequest { key_id: "PC-1".to_owned(), secret: hidden.clone() };

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use zeroize::Zeroizing;
 
 /// Plaintext that must not be shown or kept. `Debug` does not show it, there is no `Display`, no serde and no
@@ -18,6 +19,17 @@ impl Secret {
     /// The plaintext. Every call is a place to look at in a review.
     pub fn expose(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The plaintext as a message carries it, wiped when the last part of it is dropped.
+    pub fn into_bytes(self) -> Bytes {
+        struct Wiped(Secret);
+        impl AsRef<[u8]> for Wiped {
+            fn as_ref(&self) -> &[u8] {
+                self.0.expose()
+            }
+        }
+        Bytes::from_owner(Wiped(self))
     }
 
     /// The plaintext as text, if it is UTF-8.
@@ -47,5 +59,8 @@ mod tests {
         let secret = Secret::from("hunter2".to_owned());
         assert_eq!(format!("{secret:?}"), "Secret(redacted)");
         assert_eq!(secret.expose_text(), Some("hunter2"));
+        let place = secret.expose().as_ptr();
+        let carried = secret.into_bytes();
+        assert_eq!((&carried[..], carried.as_ptr()), (&b"hunter2"[..], place), "no copy is left behind");
     }
 }

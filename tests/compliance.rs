@@ -127,10 +127,15 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
     test.cluster.wait_agreed(&ALL).await.expect("agreed");
     for (report, expected) in reports.iter().zip(&meanwhile) {
         for node in ALL {
-            let made = csv(&test, "helpdesk", node, report, &at, index);
+            let made = csv(&test, "auditor", node, report, &at, index);
             assert_eq!(made, *expected, "{report:?} at node {node}");
         }
     }
+    // Who has to name a user is not told of one.
+    let details = csv(&test, "helpdesk", 1, reports[1], &at, index);
+    assert!(meanwhile[1].contains("user1") && !details.contains("user1"), "{details}");
+    let known = text(&test.strongroom("helpdesk", &ALL, &get).stdout);
+    assert!(known.contains("PC-00001") && !known.contains("user1"), "{known}");
     let overview: Vec<&str> = meanwhile[0].lines().collect();
     assert_eq!(overview[..3], ["status,machines,percent", "compliant,3,60.0", "non-compliant,2,40.0"]);
     let row = |report: &str, begins: &str| report.lines().any(|line| line.starts_with(begins));

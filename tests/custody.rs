@@ -18,10 +18,6 @@ use uuid::Uuid;
 /// Requests under way at once.
 const AT_ONCE: usize = 8;
 
-fn key(n: u64) -> KeyId {
-    deposit(n).key_id.expect("given")
-}
-
 /// By node, what the command says.
 fn outcomes(output: &std::process::Output) -> Vec<(u64, String)> {
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");

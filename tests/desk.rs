@@ -10,7 +10,7 @@ use common::*;
 use strongroom::client::{Client, ClientError, ClientOptions};
 use strongroom::escrow::features::FeatureLevel;
 use strongroom::escrow::ids::{KeyId, NodeId, Role};
-use strongroom::proto::{Consistency, FindRequest, StatusResponse};
+use strongroom::proto::{Consistency, FindRequest, ReadAuditRequest, StatusResponse};
 use strongroom::seal::receipt::Receipt;
 use strongroom::tls::ca::{Authority, IssueRequest};
 use strongroom::tls::{Tls, TlsPaths};
@@ -80,16 +80,17 @@ fn let_in<T>(answer: Result<T, ClientError>) -> bool {
 async fn each_role_can_do_over_the_ports_exactly_what_the_table_says() {
     let desk = Desk::new().await;
     let known = desk.escrow(1).await.key_id;
-    // escrow, find, recover, custody, status, show the policy, set it, approve, change the membership
+    // escrow, find, recover, custody, status, show the policy, set it, approve, list approvals, change the membership,
+    // rotate the data key, read the audit trail, ask for checkpoints, ask what is owed, confirm a key
     let table = [
-        (Role::Agent, "PC-00001", "x...x...."),
-        (Role::Auditor, "ada", ".x.xxx..."),
-        (Role::Helpdesk, "desk1", ".xxxxx..."),
-        (Role::HelpdeskAdvanced, "desk2", ".xxxxx.x."),
-        (Role::Importer, "imp", "x...x...."),
-        (Role::Officer, "olga", ".x.xxxxx."),
-        (Role::Operator, "ops", ".x.xxx..x"),
-        (Role::SelfService, "CORP/user1", ".xx.x...."),
+        (Role::Agent, "PC-00001", "x...x........xx"),
+        (Role::Auditor, "ada", ".x.xxx.....xx.."),
+        (Role::Helpdesk, "desk1", ".xxxxx........."),
+        (Role::HelpdeskAdvanced, "desk2", ".xxxxx.xx......"),
+        (Role::Importer, "imp", "x...x........xx"),
+        (Role::Officer, "olga", ".x.xxxxxx.x...."),
+        (Role::Operator, "ops", ".x.xxx...xx...."),
+        (Role::SelfService, "CORP/user1", ".xx.x.........."),
     ];
     assert_eq!(table.len(), Role::ALL.len() - 1, "every role but nodes, which have a port of their own");
     for (node, (role, name, expected)) in ALL.iter().cycle().zip(table) {
@@ -112,7 +113,13 @@ async fn each_role_can_do_over_the_ports_exactly_what_the_table_says() {
             let_in(client.policy(Consistency::Local).await),
             let_in(client.set_policy("{}", u64::MAX).await),
             let_in(client.decide_approval(Uuid::new_v4(), true).await),
+            let_in(client.approvals(Consistency::Local).await),
             let_in(client.change_membership(&dry_run).await),
+            let_in(client.rotate_keyring().await),
+            let_in(client.read_audit(&ReadAuditRequest::default()).await),
+            let_in(client.audit_checkpoints().await),
+            let_in(client.rotation(&deposit(1).machine, 0).await),
+            let_in(client.confirm_key(&deposit(1).machine, KeyId(Uuid::new_v4())).await),
         ];
         let allowed: String = allowed.iter().map(|allowed| if *allowed { 'x' } else { '.' }).collect();
         assert_eq!(allowed, expected, "{role}");
@@ -194,6 +201,13 @@ async fn an_approval_is_anothers_and_is_used_once_whatever_nodes_are_asked() {
 
     let own = asker.decide_approval(id, true).await.expect_err("one's own");
     assert!(own.to_string().contains("asked for themselves"), "{own}");
+    let denied = ["audit", "list", "--outcome", "denied", "--actor", "dora", "--consistency", "quorum"];
+    let denied = done(&desk.test.strongroom("auditor", &ALL, &denied));
+    let [record] = denied["records"].as_array().expect("records").as_slice() else { panic!("{denied}") };
+    assert_eq!(
+        (&record["event"], &record["details"]["approval"], &record["details"]["granted"]),
+        (&"approval-refused".into(), &approval.id.as_str().into(), &true.into())
+    );
     officer.decide_approval(id, true).await.expect("granted");
 
     let mut asks = JoinSet::new();

@@ -13,8 +13,6 @@ use strongroom::proto::{
     AddMember, CustodyRequest, EscrowRequest, FindRequest, MembershipChange, RecoverRequest,
     membership_change,
 };
-use strongroom::tls::{ExpectedPeer, Tls, TlsPaths};
-use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
 /// A well-formed BitLocker password (every group is divisible by 11) and ones that are not.
@@ -162,7 +160,7 @@ async fn bad_requests(test: &TestCluster) {
         ("secret", EscrowRequest { secret: vec![0xff; 55], ..good.clone() }),
         ("user", EscrowRequest { user: r"\".to_owned(), ..good.clone() }),
     ];
-    let mut escrow = EscrowServiceClient::new(channel(test, "importer").await);
+    let mut escrow = EscrowServiceClient::new(test.channel("importer", 1).await);
     for (field, request) in bad {
         assert_field(escrow.escrow(request).await.map(drop), field);
     }
@@ -173,7 +171,7 @@ async fn bad_requests(test: &TestCluster) {
         "{status}"
     );
 
-    let mut recovery = RecoveryServiceClient::new(channel(test, "helpdesk-advanced").await);
+    let mut recovery = RecoveryServiceClient::new(test.channel("helpdesk-advanced", 1).await);
     let find = |find: FindRequest| find;
     for (field, request) in [
         ("query", find(FindRequest::default())),
@@ -208,7 +206,7 @@ async fn bad_requests(test: &TestCluster) {
         "key_id",
     );
 
-    let mut cluster = ClusterServiceClient::new(channel(test, "operator").await);
+    let mut cluster = ClusterServiceClient::new(test.channel("operator", 1).await);
     let add = membership_change::Change::Add(AddMember::default());
     let request = MembershipChange { change: Some(add), ..MembershipChange::default() };
     assert_field(cluster.change_membership(request).await.map(drop), "peer_address");
@@ -230,7 +228,7 @@ async fn a_node_tells_its_health_and_its_services() {
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
     let test = three_nodes().await;
-    let channel = channel(&test, "auditor").await;
+    let channel = test.channel("auditor", 1).await;
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
     let service = "strongroom.v1.RecoveryService".to_owned();
     let answer = health.check(tonic_health::pb::HealthCheckRequest { service }).await.expect("healthy");
@@ -260,21 +258,6 @@ async fn a_node_tells_its_health_and_its_services() {
         let (code, body) = test.page(1, path).await;
         assert!(code == 200 && body.contains(says), "{path}: {code} {body}");
     }
-}
-
-async fn channel(test: &TestCluster, profile: &str) -> Channel {
-    let layout = test.cluster.layout();
-    let tls = Tls::load(TlsPaths::profile(&layout.profile(profile))).expect("credentials");
-    let address = layout.node(1).expect("a node").api_address();
-    let connector = tower::service_fn(move |_: Uri| {
-        let (tls, address) = (tls.clone(), address.clone());
-        async move {
-            let tcp = tokio::net::TcpStream::connect(address).await?;
-            let stream = tls.connect(tcp, ExpectedPeer::AnyNode).await.map_err(std::io::Error::other)?;
-            Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-        }
-    });
-    Endpoint::from_static("http://node.test").connect_with_connector(connector).await.expect("connected")
 }
 
 /// Secrets are never arguments, so no help text offers such a flag, and help always works.

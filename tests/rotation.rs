@@ -279,3 +279,73 @@ async fn a_rotation_by_command_line() {
     assert_eq!(code, 5, "{error}");
     assert!(error["message"].as_str().expect("words").contains(&second), "{error}");
 }
+
+/// P5 and P8 for every state a key can be in, sealed anew meanwhile: what a lone survivor shows is what was escrowed, and its
+/// receipts name the entries of the journal that come on record later.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_keys_of_every_state_are_shown_and_their_receipts_name_what_comes_on_record() {
+    let mut test = desk_cluster().await;
+    let agent = test.client("agent-PC-0001", &ALL);
+    let first = agent.escrow(&password(1, false)).await.expect("kept").key_id;
+    let second = agent.escrow(&password(2, true)).await.expect("kept").key_id;
+    agent.confirm_key(&machine(), second).await.expect("confirmed");
+    let third = agent.escrow(&password(3, true)).await.expect("kept").key_id;
+    test.client("officer", &ALL).rotate_keyring().await.expect("rotated");
+    let resealed = |status: &strongroom::proto::StatusResponse| {
+        status.keyring.as_ref().is_some_and(|keyring| !keyring.has_old_data_keys)
+    };
+    test.cluster.wait_for("all sealed anew", SOON, &ALL, resealed).await.expect("in the background");
+    test.cluster.wait_settled(&ALL).await.expect("all have it");
+    // One that does not lead: what a leader has proposed may be committed later, and is on record by that.
+    let leader = test.leader().await;
+    let alone = ALL.into_iter().find(|id| *id != leader).expect("three nodes");
+    let others: Vec<_> = ALL.into_iter().filter(|id| *id != alone).collect();
+    for node in &others {
+        test.cluster.kill(*node).await.expect("killed");
+    }
+
+    let ca = test.cluster.layout().profile("auditor").join("ca.crt");
+    let mut noted = Vec::new();
+    for (n, key, state) in [(1, first, "retired"), (2, second, "active"), (3, third, "pending")] {
+        let file = test.dir.path().join(format!("{state}.json"));
+        let file = file.to_str().expect("text");
+        let arguments = ["recover", &key.to_string(), "--reason", state, "--receipt-out", file];
+        let shown = json(&test.strongroom("helpdesk-advanced", &[alone], &arguments));
+        assert_eq!(shown["freshness"]["consistency"], "degraded");
+        assert_eq!(shown["secret"].as_str(), password(n, false).secret.expose_text());
+        let arguments = ["receipt", "verify", file, "--ca", ca.to_str().expect("text")];
+        let verified = json(&test.strongroom("auditor", &[alone], &arguments));
+        let receipt = &verified["receipt"];
+        assert_eq!((&verified["degraded"], &receipt["state"]), (&true.into(), &state.into()), "{verified}");
+        assert_eq!(receipt["audit_sequence"], serde_json::Value::Null);
+        assert_eq!(receipt["journal"]["journal"], shown["journal"]["id"]);
+        assert_eq!(receipt["journal"]["sequence"], shown["journal"]["sequence"]);
+        noted.push((receipt["journal"].clone(), state));
+    }
+
+    for node in &others {
+        test.cluster.start(*node).await.expect("comes back");
+    }
+    let empty = |status: &strongroom::proto::StatusResponse| {
+        status.leader.is_some()
+            && status.nodes.iter().all(|node| node.reachable && node.journal_own + node.journal_told == 0)
+    };
+    test.cluster.wait_for("all on record", SOON, &ALL, empty).await.expect("on record");
+    test.cluster.wait_settled(&ALL).await.expect("settled");
+    let export = test.strongroom("auditor", &[leader], &["audit", "export"]);
+    let lines: Vec<serde_json::Value> = String::from_utf8_lossy(&export.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    for (place, state) in noted {
+        let of_it = lines.iter().filter(|line| line["details"]["place"] == place);
+        let reasons: Vec<_> = of_it.map(|line| line["details"]["reveal"]["reason"].clone()).collect();
+        assert_eq!(reasons, [state], "{lines:#?}");
+    }
+    // What was seen while it was pending owes a rotation once it is in use.
+    agent.confirm_key(&machine(), third).await.expect("confirmed");
+    test.cluster.wait_settled(&ALL).await.expect("settled");
+    let keys = keys_at(&test, alone, 0).await;
+    assert_eq!(states(&keys), ["disclosed", "retired", "retired"]);
+    assert!(keys[0].owes_since_ms.is_some());
+}

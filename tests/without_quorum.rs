@@ -4,34 +4,21 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::trail::*;
 use common::*;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use strongroom::client::{Client, ClientError, Recovered};
-use strongroom::escrow::audit;
-use strongroom::escrow::ids::{KeyId, NodeId};
-use strongroom::escrow::lookup;
+use strongroom::escrow::features::FeatureLevel;
+use strongroom::escrow::ids::NodeId;
+use strongroom::escrow::journal::JournalPlace;
 use strongroom::escrow::records::{AuditEvent, AuditRecord};
 use strongroom::proto::membership_change::Change;
 use strongroom::proto::replace_member::Replacement;
-use strongroom::proto::{FindRequest, MembershipChange, NodeStatus, ReplaceMember, StatusResponse};
-use strongroom::raft::storage::{Storage, StorageOptions};
-use strongroom::store::directory::DataDir;
-
-/// Longest a reveal that was told to another node may wait for it to lose its patience, and to be committed.
-const ON_RECORD: Duration = Duration::from_secs(60);
-
-fn key(n: u64) -> KeyId {
-    deposit(n).key_id.expect("given")
-}
-
-fn data(test: &TestCluster, node: NodeId) -> PathBuf {
-    test.cluster.layout().node(node).expect("a node").data_path()
-}
+use strongroom::proto::{Consistency, FindRequest, MembershipChange, ReplaceMember, StatusResponse};
 
 fn signal(test: &TestCluster, node: NodeId, signal: Signal) {
     let pid = test.cluster.pid(node).expect("the node runs");
@@ -44,54 +31,6 @@ async fn escrow(test: &TestCluster, nodes: &[NodeId], keys: std::ops::Range<u64>
     for n in keys {
         importer.escrow(&deposit(n)).await.expect("kept");
     }
-}
-
-fn consistency(recovered: &Recovered) -> &str {
-    &recovered.details.freshness.as_ref().expect("said").consistency
-}
-
-fn of(status: &StatusResponse, node: NodeId) -> NodeStatus {
-    status.nodes.iter().find(|status| status.id == node).expect("a member").clone()
-}
-
-/// Waits until nothing waits in any journal of `nodes`, under a leader.
-async fn all_on_record(test: &TestCluster, nodes: &[NodeId]) {
-    let empty = test.cluster.wait_for("all on record", ON_RECORD, nodes, |status| {
-        status.leader.is_some()
-            && nodes.iter().all(|id| {
-                let node = of(status, *id);
-                node.reachable && node.journal_own + node.journal_told == 0
-            })
-    });
-    empty.await.expect("on record");
-}
-
-/// The audit trail of a stopped node; its chain holds.
-async fn audit_of(test: &TestCluster, node: NodeId) -> Vec<AuditRecord> {
-    let data = DataDir::open_or_create(data(test, node)).expect("the node is stopped");
-    let storage = Storage::open(&data, StorageOptions::default()).await.expect("its storage opens");
-    storage.replay_committed().await.expect("what is committed applies");
-    let (records, heads) = {
-        let view = storage.machine.view().expect("a view");
-        (lookup::audit(&view, 0, usize::MAX).expect("the trail"), lookup::heads(&view).expect("read"))
-    };
-    audit::verify(&records, audit::ChainHead::default(), heads.audit).expect("the chain is whole");
-    storage.close().await.expect("closed");
-    records
-}
-
-/// By its reason, how often a reveal that was shown is on record.
-fn shown(records: &[AuditRecord]) -> BTreeMap<String, usize> {
-    let mut shown = BTreeMap::new();
-    for record in records {
-        let reason = match &record.event {
-            AuditEvent::Reveal { reason, denied: None, .. } => reason,
-            AuditEvent::RevealReconciled { reveal, .. } if reveal.was_shown() => &reveal.reason,
-            _ => continue,
-        };
-        *shown.entry(reason.clone()).or_default() += 1;
-    }
-    shown
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,18 +147,6 @@ async fn a_lone_survivor_that_restarted_finds_and_reveals_and_each_is_on_record_
     }
 }
 
-/// A small generator: what is drawn is told by the seed.
-struct Seeded(u64);
-
-impl Seeded {
-    fn draw(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
-
 /// What was asked, by its reason, and whether the key was shown.
 type Asked = BTreeMap<String, bool>;
 
@@ -235,7 +162,7 @@ async fn ask(client: &Client, n: u64, reason: String, asked: &mut Asked) -> Opti
 /// Both sides of a partition reveal, one after the other; the node that was alone may lead when it begins, so that what
 /// it has proposed is committed after all, and may be killed before the heal or in it.
 async fn partition(test: &mut TestCluster, seed: u64, asked: &mut Asked) {
-    let mut seeded = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut seeded = Seeded::of(seed);
     let leader = test.leader().await;
     let alone = if seeded.draw(2) == 0 { leader } else { ALL[seeded.draw(3) as usize] };
     let others: Vec<_> = ALL.into_iter().filter(|id| *id != alone).collect();
@@ -347,6 +274,144 @@ async fn a_journal_that_takes_nothing_means_no_reveal() {
     all_on_record(&test, &[1, 2]).await;
 }
 
+/// What of approvals without a quorum is on record, in the order of journals: how often each entry, and what it says.
+fn approvals(records: &[AuditRecord]) -> BTreeMap<JournalPlace, (usize, String)> {
+    let mut found: BTreeMap<JournalPlace, (usize, String)> = BTreeMap::new();
+    for record in records {
+        let (place, says) = match &record.event {
+            AuditEvent::ApprovalAskReconciled { place, ask } => (place, format!("asked {}", ask.approval)),
+            AuditEvent::ApprovalDecisionReconciled { place, decision } => {
+                let outcome = match (&decision.denied, decision.granted) {
+                    (Some(_), _) => "denied",
+                    (None, true) => "granted",
+                    (None, false) => "rejected",
+                };
+                (place, format!("{outcome} {}", decision.approval))
+            }
+            AuditEvent::RevealReconciled { place, reveal } => {
+                let approval = reveal.approval.map(|approval| approval.to_string()).unwrap_or_default();
+                (place, format!("shown {approval}"))
+            }
+            _ => continue,
+        };
+        found.entry(*place).or_insert((0, says)).0 += 1;
+    }
+    found
+}
+
+/// The id in the command that a denied reveal asks another person to run.
+#[track_caller]
+fn asked_for(error: &Value) -> String {
+    let hint = error["hint"].as_str().expect("a hint");
+    let command = hint.split('`').nth(1).expect("the command to run");
+    command.strip_prefix("strongroom approval grant ").expect("a grant").to_owned()
+}
+
+async fn set_policy(test: &TestCluster, nodes: &[NodeId], policy: &str) {
+    let allowed = |status: &StatusResponse| status.feature_level >= FeatureLevel::DESK.0;
+    test.cluster.wait_for("the feature level", SOON, nodes, allowed).await.expect("raised");
+    test.client("officer", nodes).set_policy(policy, 0).await.expect("set");
+}
+
+async fn power_cut(test: &mut TestCluster, node: NodeId) {
+    test.cluster.kill(node).await.expect("killed");
+    test.cluster.start(node).await.expect("comes back alone");
+}
+
+/// Asked for, granted by another and used once at the only node that is left, which dies after each step.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_survivor_has_a_reveal_approved_by_another_person_once_and_all_of_it_is_on_record_once() {
+    let mut test = three_nodes().await;
+    escrow(&test, &ALL, 1..2).await;
+    set_policy(&test, &ALL, r#"{"without_quorum": "approve"}"#).await;
+    test.cluster.wait_settled(&ALL).await.expect("all have it");
+    // It led: what it would propose now might be committed after the heal.
+    let alone = test.leader().await;
+    let others: Vec<NodeId> = ALL.into_iter().filter(|id| *id != alone).collect();
+    for node in &others {
+        test.cluster.kill(*node).await.expect("killed");
+    }
+    let id = key(1).to_string();
+    let recover = ["recover", &id, "--reason", "roof on fire"];
+    let (code, error) = failure(&test.strongroom("helpdesk-advanced", &[alone], &recover));
+    assert_eq!(code, 4, "{error}");
+    assert!(error["message"].as_str().expect("words").contains(&format!("at node {alone}")), "{error}");
+    let asked = asked_for(&error);
+    power_cut(&mut test, alone).await;
+
+    let listed =
+        test.client("officer", &[alone]).approvals(Consistency::Local).await.expect("listed").approvals;
+    let [waits] = listed.as_slice() else { panic!("one waits: {listed:?}") };
+    assert_eq!((&waits.id, waits.degraded, waits.granted_by.as_str()), (&asked, true, ""));
+    let (code, error) =
+        failure(&test.strongroom("helpdesk-advanced", &[alone], &["approval", "grant", &asked]));
+    assert_eq!(code, 4, "{error}");
+    assert!(error["message"].as_str().expect("words").contains("asked for themselves"), "{error}");
+    power_cut(&mut test, alone).await;
+    let (code, error) = failure(&test.strongroom("helpdesk-advanced", &[alone], &recover));
+    assert_eq!((code, asked_for(&error)), (4, asked.clone()), "it waits still: {error}");
+
+    let output = test.strongroom("officer", &[alone], &["approval", "grant", &asked]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let granted: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (&granted["journal"]["sequence"], &granted["freshness"]["consistency"]),
+        (&3.into(), &"degraded".into())
+    );
+    power_cut(&mut test, alone).await;
+
+    let output = test.strongroom("helpdesk-advanced", &[alone], &recover);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown_once: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(deposit(1).secret.expose() == shown_once["secret"].as_str().expect("a secret").as_bytes());
+    assert_eq!(
+        (&shown_once["freshness"]["consistency"], &shown_once["journal"]["sequence"]),
+        (&"degraded".into(), &4.into())
+    );
+    power_cut(&mut test, alone).await;
+
+    let (code, error) = failure(&test.strongroom("helpdesk-advanced", &[alone], &recover));
+    let again = asked_for(&error);
+    assert_eq!(code, 4, "used once: {error}");
+    assert_ne!(again, asked);
+    let granted = test.strongroom("officer", &[alone], &["approval", "grant", &again]);
+    assert!(granted.status.success(), "{}", String::from_utf8_lossy(&granted.stderr));
+    power_cut(&mut test, alone).await;
+
+    // With a quorum it is good for nothing, granted or not, and machines that are not marked need none.
+    for node in others {
+        test.cluster.start(node).await.expect("comes back");
+    }
+    all_on_record(&test, &ALL).await;
+    let listed =
+        test.client("officer", &[alone]).approvals(Consistency::Quorum).await.expect("listed").approvals;
+    assert!(listed.is_empty(), "{listed:?}");
+    let (code, error) = failure(&test.strongroom("officer", &ALL, &["approval", "grant", &again]));
+    assert_eq!(code, 3, "{error}");
+    test.cluster.wait_settled(&ALL).await.expect("settled");
+    for node in ALL {
+        assert!(test.cluster.stop(node).await.expect("stopped"), "by itself");
+    }
+    for node in ALL {
+        let records = audit_of(&test, node).await;
+        let entries: Vec<(usize, String)> = approvals(&records).into_values().collect();
+        let expected = [
+            format!("asked {asked}"),
+            format!("denied {asked}"),
+            format!("granted {asked}"),
+            format!("shown {asked}"),
+            format!("asked {again}"),
+            format!("granted {again}"),
+        ];
+        assert_eq!(entries, expected.map(|says| (1, says)), "node {node}");
+        assert_eq!(shown(&records), BTreeMap::from([("roof on fire".to_owned(), 1)]));
+        let refused = records.iter().filter(|record| {
+            matches!(&record.event, AuditEvent::ApprovalRefused { approval, .. } if approval.to_string() == again)
+        });
+        assert_eq!(refused.count(), 1, "node {node}: what was tried after the heal is on record as well");
+    }
+}
+
 /// Five voters, of which two are left; one of those reveals, tells the other, and is lost for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_comes_back_after_all() {
@@ -359,6 +424,8 @@ async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_com
     let mut test = TestCluster { cluster, dir };
     let all = [1, 2, 3, 4, 5];
     escrow(&test, &all, 1..3).await;
+    let marked = format!(r#"{{"approval": {{"machines": ["{}"]}}}}"#, deposit(2).machine);
+    set_policy(&test, &all, &marked).await;
     test.cluster.wait_settled(&all).await.expect("all have it");
     for node in [1, 2, 3] {
         test.cluster.kill(node).await.expect("killed");
@@ -369,6 +436,13 @@ async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_com
     // Told before it was shown.
     let status = test.client("operator", &[5]).status().await.expect("status");
     assert_eq!((of(&status, 4).journal_own, of(&status, 5).journal_told), (1, 1));
+    // An approval counts at the node where it was asked for: whoever decides finds it, and it is used there alone.
+    let recover = ["recover", &key(2).to_string(), "--reason", "marked"];
+    let asked = asked_for(&failure(&test.strongroom("helpdesk-advanced", &[4], &recover)).1);
+    let granted = test.strongroom("officer", &[5, 4], &["approval", "grant", &asked]);
+    assert!(granted.status.success(), "{}", String::from_utf8_lossy(&granted.stderr));
+    let elsewhere = asked_for(&failure(&test.strongroom("helpdesk-advanced", &[5], &recover)).1);
+    assert_ne!(elsewhere, asked, "node 5 was told of it, and has it asked for anew");
     test.cluster.kill(4).await.expect("lost");
     test.cluster.kill(5).await.expect("killed: it keeps it over a restart");
     let rest = [1, 2, 5];
@@ -381,7 +455,20 @@ async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_com
     all_on_record(&test, &four).await;
     test.cluster.wait_settled(&four).await.expect("settled");
     test.cluster.stop(4).await.expect("stopped");
-    assert_eq!(shown(&audit_of(&test, 4).await), BTreeMap::from([("told".to_owned(), 1)]));
+    let records = audit_of(&test, 4).await;
+    assert_eq!(shown(&records), BTreeMap::from([("told".to_owned(), 1)]));
+    let entries = approvals(&records);
+    assert!(entries.values().all(|(times, _)| *times == 1), "{entries:?}");
+    let mut says: Vec<String> = entries.into_values().map(|(_, says)| says).collect();
+    says.sort();
+    let mut expected = [
+        "shown ".to_owned(),
+        format!("asked {asked}"),
+        format!("granted {asked}"),
+        format!("asked {elsewhere}"),
+    ];
+    expected.sort();
+    assert_eq!(says, expected);
 }
 
 /// Cut off, asked, killed, and replaced meanwhile: it belongs to nothing any more when it comes back.

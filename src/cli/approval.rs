@@ -57,12 +57,33 @@ impl ApprovalCommand {
 
 impl DecideCommand {
     async fn run(self, granted: bool, global: &Global, printer: Printer) -> Result<(), Failure> {
-        global.client()?.decide_approval(self.approval, granted).await?;
+        let decided = global.client()?.decide_approval(self.approval, granted).await?;
         let approval = self.approval.to_string();
-        printer.result(&json!({ "approval": approval, "granted": granted }), || {
+        printer.result(&decided_json(&approval, granted, &decided), || {
             let decision = if granted { "granted: it can be used once" } else { "rejected" };
-            format!("reveal {approval} is {decision}")
+            format!("reveal {approval} is {decision}{}", decided_where(&decided))
         })
+    }
+}
+
+fn decided_json(approval: &str, granted: bool, decided: &proto::DecideApprovalResponse) -> Value {
+    json!({
+        "approval": approval,
+        "granted": granted,
+        "journal": (decided.journal_sequence > 0)
+            .then(|| json!({ "id": decided.journal, "sequence": decided.journal_sequence })),
+        "freshness": freshness_json(decided.freshness.as_ref()),
+    })
+}
+
+/// Where a decision without a quorum counts, and how long.
+fn decided_where(decided: &proto::DecideApprovalResponse) -> String {
+    match (&decided.freshness, decided.journal_sequence) {
+        (Some(freshness), 1..) => format!(
+            "\n\nwithout a quorum: it counts at node {} alone, until a quorum answers;\nit is entry {} of its journal, not on record yet",
+            freshness.node, decided.journal_sequence
+        ),
+        _ => String::new(),
     }
 }
 
@@ -83,6 +104,7 @@ fn json_of(waiting: &proto::ListApprovalsResponse) -> Value {
                 "asked_at": at(approval.asked_at_ms),
                 "expires_at": at(approval.expires_at_ms),
                 "granted_by": given(&approval.granted_by),
+                "degraded": approval.degraded,
             })
         })
         .collect();
@@ -108,8 +130,10 @@ fn block(approval: &proto::Approval) -> String {
         asked_at_ms,
         expires_at_ms,
         granted_by,
+        degraded,
     } = approval;
     let state = if granted_by.is_empty() { "waits".to_owned() } else { format!("granted by {granted_by}") };
+    let counts = if *degraded { "at this node alone, until a quorum answers" } else { "at every node" };
     let user = if user.is_empty() { "not named" } else { user };
     facts(&[
         ("request", id.clone()),
@@ -121,6 +145,7 @@ fn block(approval: &proto::Approval) -> String {
         ("asked", Timestamp(*asked_at_ms).to_string()),
         ("expires", Timestamp(*expires_at_ms).to_string()),
         ("state", state),
+        ("counts", counts.to_owned()),
     ])
 }
 
@@ -140,10 +165,18 @@ mod tests {
             asked_at_ms: 1_700_000_000_000,
             expires_at_ms: 1_700_003_600_000,
             granted_by: String::new(),
+            degraded: true,
         };
         let waiting = proto::ListApprovalsResponse { approvals: vec![approval], freshness: None };
         let text = text_of(&waiting);
-        for said in ["CEO-1", "forgotten PIN", "helpdesk-advanced/desk2", "2023-11-14T23:13:20", "waits"] {
+        for said in [
+            "CEO-1",
+            "forgotten PIN",
+            "helpdesk-advanced/desk2",
+            "2023-11-14T23:13:20",
+            "waits",
+            "at this node alone",
+        ] {
             assert!(text.contains(said), "{text}");
         }
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
@@ -153,5 +186,18 @@ mod tests {
             (&Value::Null, &Value::Null)
         );
         assert!(text_of(&proto::ListApprovalsResponse::default()).starts_with("no reveal waits"));
+    }
+
+    #[test]
+    fn a_decision_without_a_quorum_says_where_it_counts() {
+        let freshness = proto::Freshness { node: 2, consistency: "quorum".into(), ..Default::default() };
+        let mut decided = proto::DecideApprovalResponse { freshness: Some(freshness), ..Default::default() };
+        assert_eq!(decided_where(&decided), "");
+        assert_eq!(decided_json("a", true, &decided)["journal"], Value::Null);
+        (decided.journal, decided.journal_sequence) = ("0b".into(), 3);
+        let text = decided_where(&decided);
+        assert!(text.contains("at node 2 alone") && text.contains("entry 3 of its journal"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert_eq!(decided_json("a", true, &decided)["journal"]["sequence"], 3);
     }
 }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::receipt::ReceiptFile;
 use super::{Exit, Failure, Global, Printer, input, receipt};
 use crate::client::Deposit;
 use crate::escrow::ids::{KeyId, MachineId, UserName, VolumeId};
@@ -45,12 +44,12 @@ pub(super) struct EscrowCommand {
 impl EscrowCommand {
     pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
         let client = global.client()?;
-        let receipt_out = self.receipt_out.as_deref().map(ReceiptFile::prepare).transpose()?;
+        let receipt_out = self.receipt_out.as_deref().map(receipt::prepare).transpose()?;
         let deposit = self.deposit()?;
         let receipt = client.escrow(&deposit).await?;
         printer.result(&receipt, || receipt::text(&receipt))?;
         if let Some(file) = receipt_out {
-            file.write(&receipt).map_err(|error| {
+            receipt::write(file, &receipt).map_err(|error| {
                 let message =
                     format!("receipt_out: the key is kept, but its receipt could not be written: {error}");
                 Failure::new(Exit::Failed, message)

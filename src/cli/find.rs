@@ -1,7 +1,6 @@
 //! `strongroom find`: look keys up. Never shows a secret.
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::{Value, json};
@@ -9,13 +8,10 @@ use serde_json::{Value, json};
 use super::output::table;
 use super::recover::{freshness_json, freshness_text};
 use super::{Failure, Global, Printer};
-use crate::escrow::ids::{Invalid, MachineId, Timestamp, UserName};
+use crate::escrow::ids::{MachineId, Timestamp, UserName};
+use crate::escrow::lookup::{KEY_ID_PREFIX_MIN_DIGITS, KeyIdPrefix};
 use crate::proto;
 
-/// Fewest hexadecimal digits of a key id to look for: what a locked BitLocker screen shows first.
-const PREFIX_MIN_DIGITS: usize = 8;
-/// Digits of a whole key id.
-const KEY_ID_DIGITS: usize = 32;
 /// Columns that a listing keeps to.
 const TERMINAL_COLUMNS: usize = 80;
 /// Most keys of one answer.
@@ -53,33 +49,6 @@ pub(super) enum Consistency {
     Quorum,
 }
 
-/// The beginning of a key id: hexadecimal digits; hyphens and an opening brace do not count.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct KeyIdPrefix(String);
-
-impl KeyIdPrefix {
-    /// Lower-case digits.
-    pub(super) fn digits(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for KeyIdPrefix {
-    type Err = Invalid;
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        let digits: String = text.chars().filter(|c| !matches!(c, '-' | '{' | '}')).collect();
-        let well_formed = (PREFIX_MIN_DIGITS..=KEY_ID_DIGITS).contains(&digits.len())
-            && digits.bytes().all(|b| b.is_ascii_hexdigit());
-        if well_formed {
-            Ok(Self(digits.to_ascii_lowercase()))
-        } else {
-            let expected =
-                format!("{PREFIX_MIN_DIGITS} to {KEY_ID_DIGITS} hexadecimal digits, hyphens ignored");
-            Err(Invalid::new("key_id", expected))
-        }
-    }
-}
-
 impl From<Consistency> for proto::Consistency {
     fn from(consistency: Consistency) -> Self {
         match consistency {
@@ -97,7 +66,7 @@ impl FindCommand {
 
     fn request(self) -> proto::FindRequest {
         proto::FindRequest {
-            key_id_prefix: self.key_id.map(|prefix| prefix.0).unwrap_or_default(),
+            key_id_prefix: self.key_id.map(|prefix| prefix.digits().to_owned()).unwrap_or_default(),
             machine: self.machine.map(String::from).unwrap_or_default(),
             user: self.user.map(String::from).unwrap_or_default(),
             consistency: proto::Consistency::from(self.consistency).into(),
@@ -178,7 +147,7 @@ fn table_of(keys: &[proto::Key]) -> String {
 /// What a key that is not used any more gave way to. The beginning of an id, as a locked screen shows it, finds it.
 fn succession(key: &proto::Key) -> Option<String> {
     key.retired_at_ms?;
-    Some(match key.replaced_by.get(..PREFIX_MIN_DIGITS) {
+    Some(match key.replaced_by.get(..KEY_ID_PREFIX_MIN_DIGITS) {
         Some(digits) => format!("old: replaced by {digits}…"),
         None => "old: newer ones were escrowed".to_owned(),
     })
@@ -267,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_prefix_is_8_to_32_digits_whatever_the_hyphens() {
-        assert_eq!("{B0B1C2D3-00".parse::<KeyIdPrefix>().unwrap().0, "b0b1c2d300");
+        assert_eq!("{B0B1C2D3-00".parse::<KeyIdPrefix>().unwrap().digits(), "b0b1c2d300");
         for bad in ["", "b0b1c2d", "b0b1c2dg", &"a".repeat(33)] {
             assert_eq!(bad.parse::<KeyIdPrefix>().unwrap_err().field, "key_id", "{bad}");
         }

@@ -30,9 +30,9 @@ mod recover_cluster;
 mod report;
 mod rotation;
 mod sample;
-mod secret_file;
 mod server;
 mod status;
+mod whole_file;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

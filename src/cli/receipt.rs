@@ -1,6 +1,5 @@
 //! `strongroom receipt`: receipts for people and for files, and their check, which needs no node.
 
-use std::fmt::Display;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -8,9 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tempfile::NamedTempFile;
 
 use super::output::facts;
+use super::whole_file::{Place, WholeFile};
 use super::{Exit, Failure, Global, Printer};
 use crate::error::chain;
 use crate::seal::receipt::disclosure::DisclosureReceipt;
@@ -65,7 +64,8 @@ impl ReceiptCommand {
             }
             AnyReceipt::Disclosure(receipt) => {
                 receipt.verify(&trust)?;
-                let document = json!({ "verified": true, "receipt": receipt });
+                let degraded = receipt.audit_sequence.is_none();
+                let document = json!({ "verified": true, "degraded": degraded, "receipt": receipt });
                 printer.result(&document, || format!("the receipt holds\n\n{}", disclosure_text(&receipt)))
             }
         }
@@ -121,43 +121,22 @@ fn read(path: &Path) -> Result<AnyReceipt, Failure> {
     AnyReceipt::from_json(&json).map_err(|error| invalid(format!("not a receipt: {error}")))
 }
 
-/// A file that a receipt will be written to, whole or not at all.
-pub(super) struct ReceiptFile {
-    path: PathBuf,
-    file: NamedTempFile,
+/// Makes sure that there can be a receipt at `path`, before there is one.
+///
+/// # Errors
+/// [`Exit::Invalid`] if there cannot.
+pub(super) fn prepare(path: &Path) -> Result<WholeFile, Failure> {
+    WholeFile::prepare("receipt_out", path, Place::NewOrOld)
 }
 
-impl ReceiptFile {
-    /// Makes sure that there can be a receipt at `path`, before there is one.
-    ///
-    /// # Errors
-    /// [`Exit::Invalid`] if there cannot.
-    pub(super) fn prepare(path: &Path) -> Result<Self, Failure> {
-        let invalid = |what: &dyn Display| {
-            Failure::new(Exit::Invalid, format!("receipt_out: {}: {what}", path.display()))
-        };
-        if path.is_dir() {
-            return Err(invalid(&"it is a directory"));
-        }
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::metadata(dir).map_err(|error| invalid(&error))?;
-        // The kind of the error alone: the name of the temporary file would only confuse.
-        let file = NamedTempFile::new_in(dir).map_err(|error| invalid(&io::Error::from(error.kind())))?;
-        Ok(Self { path: path.to_owned(), file })
-    }
-
-    /// Writes the receipt.
-    ///
-    /// # Errors
-    /// [`io::Error`] of the file system.
-    pub(super) fn write(mut self, receipt: &impl Serialize) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut self.file, receipt)?;
-        io::Write::write_all(&mut self.file, b"\n")?;
-        // A device may encrypt its disk on the strength of this file: without the sync, a power cut leaves it empty.
-        self.file.as_file().sync_all()?;
-        self.file.persist(&self.path).map_err(|error| error.error)?;
-        Ok(())
-    }
+/// Writes the receipt, as JSON.
+///
+/// # Errors
+/// [`io::Error`] of the file system.
+pub(super) fn write(file: WholeFile, receipt: &impl Serialize) -> io::Result<()> {
+    let mut json = serde_json::to_vec_pretty(receipt)?;
+    json.push(b'\n');
+    file.write(&json)
 }
 
 /// A receipt for people.
@@ -178,12 +157,17 @@ pub(super) fn text(receipt: &Receipt) -> String {
 
 /// A receipt of a reveal for people.
 fn disclosure_text(receipt: &DisclosureReceipt) -> String {
-    let audit = match receipt.audit_sequence {
-        Some(sequence) => format!("record {sequence}"),
-        None => "without a quorum: recorded after the heal".to_owned(),
+    let entry = format!("{} of term {}", receipt.index, receipt.term);
+    let mut noted = match (receipt.audit_sequence, &receipt.journal) {
+        (Some(sequence), _) => vec![("audit", format!("record {sequence}")), ("entry", entry)],
+        (None, place) => vec![
+            ("audit", "none when it was signed: shown without a quorum".to_owned()),
+            ("noted as", place.as_ref().map(ToString::to_string).unwrap_or_default()),
+            ("knew up to", entry),
+        ],
     };
     let user = receipt.user.as_ref().map_or_else(|| "none named".to_owned(), ToString::to_string);
-    facts(&[
+    let mut all = vec![
         ("shown", receipt.key_id.to_string()),
         ("machine", receipt.machine.to_string()),
         ("volume", receipt.volume.to_string()),
@@ -191,10 +175,13 @@ fn disclosure_text(receipt: &DisclosureReceipt) -> String {
         ("user", user),
         ("reason", receipt.reason.clone()),
         ("at", receipt.at.to_string()),
-        ("audit", audit),
-        ("entry", format!("{} of term {}", receipt.index, receipt.term)),
+        ("state", receipt.state.to_string()),
+    ];
+    all.append(&mut noted);
+    all.extend([
         ("fingerprint", receipt.fingerprint.to_string()),
         ("cluster", receipt.cluster.to_string()),
         ("signed by", receipt.node.to_string()),
-    ])
+    ]);
+    facts(&all)
 }

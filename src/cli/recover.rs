@@ -1,18 +1,20 @@
 //! `strongroom recover`: show one secret, which puts the reveal on record.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
-use super::find::{self, KeyIdPrefix};
+use super::find;
 use super::output::{Format, facts, line};
-use super::receipt::ReceiptFile;
-use super::secret_file::SecretFile;
-use super::{Exit, Failure, Global, Printer};
+use super::whole_file::{Place, WholeFile};
+use super::{Exit, Failure, Global, Printer, receipt};
 use crate::client::{Client, Recovered};
 use crate::escrow::ids::{Invalid, KeyId, Timestamp, UserName};
+use crate::escrow::lookup::KeyIdPrefix;
 use crate::escrow::secrets::SecretKind;
 use crate::proto;
 use crate::secret::Secret;
@@ -77,8 +79,8 @@ impl RecoverCommand {
             KeyReference::Beginning(prefix) => return Err(list(&client, prefix, printer).await?),
         };
         // What would keep the files from being written is found out before anything is on record.
-        let package_out = self.package_out.map(SecretFile::prepare).transpose()?;
-        let receipt_out = self.receipt_out.as_deref().map(ReceiptFile::prepare).transpose()?;
+        let package_out = self.package_out.as_deref().map(package_file).transpose()?;
+        let receipt_out = self.receipt_out.as_deref().map(receipt::prepare).transpose()?;
         let recovered =
             client.recover_with(key_id, &self.reason, self.user.as_ref(), package_out.is_some()).await?;
         if let Some(warning) = warning(&recovered.details).filter(|_| printer.watched()) {
@@ -109,8 +111,13 @@ async fn list(client: &Client, prefix: &KeyIdPrefix, printer: Printer) -> Result
         .with_hint("compare machine, volume and user, and repeat the command with the whole id"))
 }
 
+/// A key package is written over nothing.
+fn package_file(path: &Path) -> Result<WholeFile, Failure> {
+    WholeFile::prepare("package_out", path, Place::New)
+}
+
 /// Writes the key package; of a key that is a package itself, what its text stands for.
-fn write_package(file: SecretFile, recovered: &Recovered) -> Result<(), Failure> {
+fn write_package(file: WholeFile, recovered: &Recovered) -> Result<(), Failure> {
     let decoded = is_package(recovered).then(|| {
         let text = recovered.secret.expose_text()?;
         data_encoding::BASE64.decode(text.as_bytes()).ok().map(Secret::new)
@@ -120,19 +127,19 @@ fn write_package(file: SecretFile, recovered: &Recovered) -> Result<(), Failure>
             "package_out: the key was revealed, but no key package is kept with it; no file was written";
         return Err(Failure::new(Exit::NotFound, message));
     };
-    file.write(&package).map_err(|error| {
+    file.write(package.expose()).map_err(|error| {
         let message =
             format!("package_out: the key was revealed, but its package could not be written: {error}");
         Failure::new(Exit::Failed, message)
     })
 }
 
-fn write_receipt(file: ReceiptFile, recovered: &Recovered) -> Result<(), Failure> {
-    let Some(receipt) = &recovered.receipt else {
+fn write_receipt(file: WholeFile, recovered: &Recovered) -> Result<(), Failure> {
+    let Some(signed) = &recovered.receipt else {
         let message = "receipt_out: the key was revealed, but the node gave no receipt of that";
         return Err(Failure::new(Exit::Failed, message).with_hint("it runs an older release"));
     };
-    file.write(receipt).map_err(|error| {
+    receipt::write(file, signed).map_err(|error| {
         let message =
             format!("receipt_out: the key was revealed, but the receipt could not be written: {error}");
         Failure::new(Exit::Failed, message)
@@ -152,16 +159,41 @@ fn show(recovered: &Recovered, package_written: bool, format: Format) -> Result<
     let secret = Some(secret).filter(|_| !(package_written && is_package(recovered)));
     match format {
         Format::Json => {
-            let mut document = details_json(recovered);
-            document["secret"] = secret.into();
-            document["package_written"] = package_written.into();
-            line(&format!("{document:#}"))
+            let mut details = details_json(recovered);
+            details["package_written"] = package_written.into();
+            line(&shown_json(secret, &details))
         }
         Format::Table => {
             let secret = secret.unwrap_or("the key package is in the file");
-            line(&format!("{secret}\n\n{}", details_text(&recovered.details)))
+            let details = details_text(&recovered.details);
+            let mut text = Zeroizing::new(String::with_capacity(secret.len() + 2 + details.len()));
+            for part in [secret, "\n\n", &details] {
+                text.push_str(part);
+            }
+            line(&text)
         }
     }
+}
+
+/// The secret and what is to be said of it. Written once, where there is room for all of it, so that nothing is moved
+/// and left behind, and wiped.
+fn shown_json(secret: Option<&str>, details: &Value) -> Zeroizing<String> {
+    /// Longest escape of a byte.
+    const ESCAPED_MAX_BYTES: usize = r"\u0000".len();
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        secret: Option<&'a str>,
+        #[serde(flatten)]
+        details: &'a Value,
+    }
+    let room = secret.map_or(0, str::len) * ESCAPED_MAX_BYTES
+        + format!("{details:#}").len()
+        + "  \"secret\": null,\n".len();
+    let mut json = Zeroizing::new(Vec::with_capacity(room));
+    serde_json::to_writer_pretty(&mut *json, &Shown { secret, details })
+        .expect("text and names, into memory");
+    debug_assert!(json.capacity() == room, "it was moved");
+    Zeroizing::new(String::from_utf8(std::mem::take(&mut *json)).expect("JSON is text"))
 }
 
 /// What to know about a key that was shown without a quorum.
@@ -366,7 +398,7 @@ mod tests {
             let details = proto::RecoverResponse { kind: kind.to_string(), ..Default::default() };
             let secret = Secret::from(secret.to_owned());
             let recovered = Recovered { secret, package: package.map(Secret::new), receipt: None, details };
-            let written = write_package(SecretFile::prepare(path.clone()).unwrap(), &recovered);
+            let written = write_package(package_file(&path).unwrap(), &recovered);
             written.map(|()| std::fs::read(path).unwrap())
         };
         let password = SecretKind::BitlockerPassword;
@@ -375,6 +407,17 @@ mod tests {
         let none = write("none", password, "000000", None).unwrap_err();
         assert_eq!(none.exit, Exit::NotFound);
         assert!(!dir.path().join("none").exists());
+    }
+
+    #[test]
+    fn what_is_shown_as_json_is_written_once_whatever_the_secret() {
+        let details = json!({ "key_id": "b0b1c2d3", "users": ["user1", "user2"], "receipt": { "index": 7 } });
+        for secret in [Some("000000-000011"), Some("\u{1}\"\\\n\u{1f}\u{7f}ä"), Some(""), None] {
+            let shown: Value = serde_json::from_str(&shown_json(secret, &details)).unwrap();
+            let mut expected = details.clone();
+            expected["secret"] = secret.into();
+            assert_eq!(shown, expected);
+        }
     }
 
     #[test]

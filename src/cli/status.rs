@@ -66,6 +66,8 @@ fn json_of(status: &StatusResponse) -> Value {
                 "keys_not_opened": node.reachable.then_some(node.keys_not_opened),
                 "not_opened": node.not_opened,
                 "opening_fault": known(&node.opening_fault),
+                "clock_ahead_ms": node.reachable.then_some(node.clock_ahead_ms),
+                "clock_fault": known(&node.clock_fault),
             })
         })
         .collect();

@@ -75,7 +75,7 @@ fn bad_arguments_are_refused_by_the_name_of_the_field() {
         ("escrow --machine M --volume C: --kind generic --user user1", r"user: DOMAIN\NAME"),
         ("find", "--key-id <PREFIX>|--machine <ID>|--user"),
         ("find --limit 5", "--key-id <PREFIX>|--machine <ID>|--user"),
-        ("find --key-id b0b1c2d", "key_id: 8 to 32"),
+        ("find --key-id b0b1c2d", "key_id: the first 8 to 32"),
         ("find --machine M --limit 1001", "1..=1000"),
         ("find --machine M --consistency strong", "local, quorum"),
         ("recover nonsense --reason x", "key_id: a UUID"),

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::connection::{DialError, dial, refusal, round_trip};
 use super::endpoint::{Endpoint, EndpointAddress, Established};
@@ -50,6 +50,8 @@ enum Outcome<T> {
     Answered(T),
     /// Another answer is not to be had anywhere.
     Definite(ClientError),
+    /// The node failed by a fault of its own, a damaged row for one: the next endpoint may do better.
+    Failed(ClientError),
     /// No, as far as a node without a quorum knows: another one may know better.
     Provisional(ClientError),
     /// Not now, or not here: the next endpoint may answer.
@@ -142,7 +144,7 @@ impl Pool {
         Answering: Future<Output = Result<Response<T>, Status>>,
     {
         tried.rounds += 1;
-        let (mut refused, mut provisional) = (None, None);
+        let (mut refused, mut provisional, mut failed) = (None, None, Vec::new());
         let ranked = self.ranked();
         for (endpoint, left) in ranked.iter().zip((1..=ranked.len()).rev()) {
             // A share of what is left for each endpoint: one that hangs leaves time to ask the others.
@@ -162,6 +164,12 @@ impl Pool {
                     endpoint.answered();
                     provisional.get_or_insert(error);
                     continue;
+                }
+                Outcome::Failed(error) => {
+                    tried.reached = true;
+                    let what = error.to_string();
+                    failed.push(error);
+                    what
                 }
                 Outcome::Next { what, reached } => {
                     tried.reached |= reached;
@@ -186,7 +194,9 @@ impl Pool {
             endpoint.failed(Instant::now());
             tried.note(endpoint.address(), what);
         }
-        match provisional {
+        // A fault is the answer only if every endpoint has one: another that is away now may not.
+        let all_failed = failed.len() == ranked.len();
+        match provisional.or_else(|| failed.into_iter().next().filter(|_| all_failed)) {
             Some(error) => Err(RoundEnd::Definite(error)),
             None => Err(RoundEnd::Tried { refused }),
         }
@@ -346,6 +356,9 @@ impl<T> Outcome<T> {
             }
             None if status.metadata().contains_key(DEGRADED_KEY) => {
                 Self::Provisional(ClientError::from_status(status, endpoint))
+            }
+            None if matches!(status.code(), Code::DataLoss | Code::Internal) => {
+                Self::Failed(ClientError::from_status(status, endpoint))
             }
             None => Self::Definite(ClientError::from_status(status, endpoint)),
         }

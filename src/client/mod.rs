@@ -211,8 +211,8 @@ impl Client {
                 async move { RecoveryServiceClient::new(channel).recover(bounded(request, budget)).await }
             })
             .await?;
-        let secret = Secret::new(std::mem::take(&mut details.secret));
-        let package = Secret::new(std::mem::take(&mut details.package));
+        let secret = Secret::new(std::mem::take(&mut details.secret).into());
+        let package = Secret::new(std::mem::take(&mut details.package).into());
         let package = Some(package).filter(|package| !package.expose().is_empty());
         let receipt = details.receipt.take().and_then(receipt::disclosure);
         Ok(Recovered { secret, package, receipt, details })
@@ -284,11 +284,16 @@ impl Client {
             .await
     }
 
-    /// Grants or rejects a reveal that another person asked for.
+    /// Grants or rejects a reveal that another person asked for. One that was asked for without a quorum is decided by the
+    /// endpoint where it was.
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn decide_approval(&self, approval: Uuid, granted: bool) -> Result<(), ClientError> {
+    pub async fn decide_approval(
+        &self,
+        approval: Uuid,
+        granted: bool,
+    ) -> Result<proto::DecideApprovalResponse, ClientError> {
         let trace = TraceId::draw();
         let request = proto::DecideApprovalRequest {
             request_id: trace.to_string(),
@@ -299,7 +304,7 @@ impl Client {
             let request = request.clone();
             async move { PolicyServiceClient::new(channel).decide_approval(bounded(request, budget)).await }
         });
-        answer.await.map(drop)
+        answer.await
     }
 
     /// The cluster as the answering node sees it. A node that belongs to no cluster is only listened to if no other

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::ClientError;
 use crate::escrow::ids::{ClusterId, Timestamp};
+use crate::escrow::journal::JournalPlace;
 use crate::escrow::records::Fingerprint;
 use crate::proto;
 use crate::seal::receipt::Receipt;
@@ -25,6 +26,13 @@ pub(super) fn disclosure(message: proto::DisclosureReceipt) -> Option<Disclosure
         "" => None,
         user => Some(user.parse().ok()?),
     };
+    let journal = match message.journal.as_str() {
+        "" => None,
+        journal => {
+            let journal = Uuid::try_parse(journal).ok()?;
+            Some(JournalPlace { journal, sequence: message.journal_sequence })
+        }
+    };
     Some(DisclosureReceipt {
         receipt: DisclosureTag::Disclosure,
         cluster: ClusterId(Uuid::try_parse(&message.cluster).ok()?),
@@ -40,6 +48,8 @@ pub(super) fn disclosure(message: proto::DisclosureReceipt) -> Option<Disclosure
         user,
         reason: message.reason,
         at: Timestamp(message.at_ms),
+        state: message.state.parse().ok()?,
+        journal,
         node: message.node.parse().ok()?,
         signature: message.signature,
         certificates: message.certificates,

@@ -279,13 +279,32 @@ async fn a_definite_answer_is_never_asked_for_twice() {
         Status::permission_denied("x"),
         Status::already_exists("x"),
         Status::failed_precondition("x"),
-        Status::internal("x"),
     ] {
         let node = Node::start(ca.tls(Role::Node, "1"), vec![answer.clone()]).await;
         let error = ca.client(&[&node, &other], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap_err();
         assert_eq!(error.to_string(), "x", "{answer}");
         assert_eq!((node.seen().len(), other.seen().len()), (1, 0), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn a_node_that_fails_is_passed_over_and_believed_only_if_all_do() {
+    let ca = Ca::new();
+    let failing = async |id| Node::start(ca.tls(Role::Node, id), vec![Status::internal("damaged"); 9]).await;
+    let (damaged, other) = (failing("1").await, failing("2").await);
+    let good = Node::start(ca.tls(Role::Node, "3"), vec![]).await;
+    ca.client(&[&damaged, &good], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap();
+    assert_eq!(damaged.seen(), good.seen(), "the same request");
+
+    let error = ca.client(&[&damaged, &other], in_order(CALL_TIMEOUT)).escrow(&deposit()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Failed(_)), "{error}");
+    assert_eq!((damaged.seen().len(), other.seen().len()), (2, 1), "waiting does not help");
+
+    let gone = Node::gone().await;
+    let client = ca.client(&[&damaged, &gone], in_order(Duration::from_secs(1)));
+    let error = client.escrow(&deposit()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unavailable { .. }), "the other may have it: {error}");
+    assert!(error.to_string().contains("damaged"), "{error}");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::compliance::ExemptionDecision;
 use super::digest::Canonical;
+use super::journal::JournalPlace;
 use super::records::{AuditEvent, AuditRecord};
 
 /// Names what is hashed and the version of its layout. A changed layout gets a new version; records hashed with
@@ -102,16 +103,7 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         AuditEvent::KeyringRotated { key_version } => canonical.number(20).number(u64::from(*key_version)),
         AuditEvent::DataKeysDropped { key_version } => canonical.number(21).number(u64::from(*key_version)),
         AuditEvent::RevealReconciled { place, reveal } => {
-            let canonical = canonical
-                .number(12)
-                .bytes(place.journal.as_bytes())
-                .number(place.sequence)
-                .bytes(reveal.request.0.as_bytes())
-                .number(reveal.at.0)
-                .text(&reveal.by.to_string())
-                .number(reveal.source.node)
-                .text(&reveal.source.address);
-            reveal.hashed_into(canonical)
+            reveal.hashed_into(reconciled(canonical.number(12), place))
         }
         AuditEvent::KeyConfirmed { key_id, machine, replaced, rotation_owed_since } => {
             let canonical = canonical
@@ -121,6 +113,19 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
                 .number(replaced.len() as u64);
             let canonical = replaced.iter().fold(canonical, |canonical, id| canonical.bytes(id.0.as_bytes()));
             canonical.optional_text(rotation_owed_since.map(|since| since.0.to_string()).as_deref())
+        }
+        AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => canonical
+            .number(14)
+            .bytes(approval.0.as_bytes())
+            .optional_text(key_id.map(|id| id.to_string()).as_deref())
+            .optional_text(asked_by.as_ref().map(ToString::to_string).as_deref())
+            .number(u64::from(*granted))
+            .text(denied),
+        AuditEvent::ApprovalAskReconciled { place, ask } => {
+            ask.hashed_into(reconciled(canonical.number(15), place))
+        }
+        AuditEvent::ApprovalDecisionReconciled { place, decision } => {
+            decision.hashed_into(reconciled(canonical.number(16), place))
         }
         AuditEvent::ExemptionRequested { exemption, machine, reason, until } => canonical
             .number(30)
@@ -146,6 +151,10 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         }
     };
     canonical.sha256()
+}
+
+fn reconciled(canonical: Canonical, place: &JournalPlace) -> Canonical {
+    canonical.bytes(place.journal.as_bytes()).number(place.sequence)
 }
 
 /// Follows `records` on from the head `from` and answers the head they lead to, so that a long chain can be

@@ -201,10 +201,6 @@ pub struct SetPolicy {
 /// What a second person decides about a reveal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DecideApproval {
-    /// The key it is about.
-    pub key_id: KeyId,
-    /// Who asked for it, as [`Identity::person`].
-    pub person: String,
     /// The request for approval that was looked at: another one by the same person is not decided by this.
     pub approval: RequestId,
     /// Whether the key may be revealed.

@@ -12,8 +12,12 @@
 //! | `recover-cluster cluster=HEX survivor= [generation=] [version=] [by=]` | begins a new history |
 //! | `remove node= [generation=] [version=] [by=]` | removes a node |
 //! | `policy [replaces=] [policy=JSON] [by=]` | sets the policy |
-//! | `decide key=HEX person= approval=HEX [granted=] [by=]` | decides about a reveal |
+//! | `decide approval=HEX [granted=] [by=]` | decides about a reveal |
 //! | `reconcile key=HEX [journal=HEX] [sequence=] [of=HEX] [shown=SECONDS] [asked-by=] [denied=] [approval=HEX] [by=]` | puts a reveal without a quorum on record |
+//! | `alone key=HEX [reason=] [user=] [by=] [node=] [drawn=HEX]` | asks for a reveal at a node that has no quorum |
+//! | `alone-decide approval=HEX [granted=] [by=] [node=]` | decides about one there |
+//! | `alone-list [node=] [at=]` | shows what can be approved or used there |
+//! | `heal [entries=SEQUENCE/…] [node=]` | puts entries of its journal on record, all by default, and drops them as the node does |
 //! | `rotate [generation=] [version=] [by=]` | rotates the data key |
 //! | `reseal version= [after=HEX] [rows=] [keys=HEX/…] [was=VERSION] [size=BYTES] [todo=] [by=]` | seals keys anew that were escrowed under version `was` |
 //! | `drop-keys [generation=] [version=] [by=]` | drops older data keys |
@@ -27,8 +31,8 @@
 //! | `compliance-policy [replaces=] [policy=JSON] [by=]` | sets the policy of compliance |
 //! | `judge machine= [now=SECONDS] [as-of=SECONDS]` | shows verdict and findings; as of a time by what was known then |
 //! | `history machine=` | shows the changes of state that are kept |
-//! | `report report= [now=SECONDS] [as-of=SECONDS] [machine=] [filter=PATTERN] [status=…/…] [finding=…/…] [domain=] [user=] [after=] [days=] [since=SECONDS] [until=SECONDS] [actor=]` | shows the rows of a report, what is empty left out |
-//! | `find [key=PREFIX] [machine=] [user=] [limit=] [seen-by=]` | looks keys up |
+//! | `report report= [now=SECONDS] [as-of=SECONDS] [machine=] [filter=PATTERN] [status=…/…] [finding=…/…] [domain=] [user=] [after=] [days=] [users=] [since=SECONDS] [until=SECONDS] [actor=]` | shows the rows of a report, what is empty left out |
+//! | `find [key=PREFIX] [machine=] [user=] [limit=] [asked-only=] [seen-by=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
 //! | `dump TABLE…` | shows the rows of tables |
@@ -57,11 +61,13 @@ use super::command::{
 };
 use super::features::FeatureLevel;
 use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
-use super::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge};
+use super::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge, Noted};
 use super::lookup;
 use super::memory::Memory;
 use super::records::{AuditEvent, Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
 use super::rotation;
+
+mod alone;
 
 type Outcome<T = String> = Result<T, Box<dyn Error>>;
 
@@ -82,6 +88,7 @@ macro_rules! scripts {
 
 scripts!(
     admit,
+    alone,
     approval,
     clock,
     compliance,
@@ -116,6 +123,8 @@ struct Script {
     index: u64,
     seconds: u64,
     requests: u128,
+    /// Of each node that decides without a quorum; all others are told.
+    journals: BTreeMap<u64, alone::Journal>,
 }
 
 impl goldenscript::Runner for Script {
@@ -124,6 +133,10 @@ impl goldenscript::Runner for Script {
     fn run(&mut self, command: &goldenscript::Command, _: &goldenscript::Context) -> Outcome {
         let mut args = command.consume_args();
         let output = match command.name.as_str() {
+            "alone" => self.alone(&mut args)?,
+            "alone-decide" => self.alone_decide(&mut args)?,
+            "alone-list" => self.alone_list(&mut args)?,
+            "heal" => self.heal(&mut args)?,
             "admit" => self.apply(&mut args, "operator/ops1", admit)?,
             "audit" => self.audit()?,
             "compliance-policy" => {
@@ -204,6 +217,7 @@ impl Script {
             machine: optional(args, "machine")?,
             user: optional(args, "user")?,
             limit: optional(args, "limit")?.unwrap_or(0),
+            names_asked_only: optional(args, "asked-only")?.unwrap_or(false),
             ..Default::default()
         };
         let query = match optional(args, "seen-by")? {
@@ -288,6 +302,31 @@ impl Script {
                     reveal.reason,
                     or_none(reveal.denied),
                 )?,
+                AuditEvent::ApprovalAskReconciled { place, ask } => writeln!(
+                    text,
+                    "reconciled entry={place} at={} by={} node={} asks-for={} key={} machine={} user={} reason={:?} expires={}",
+                    ask.at,
+                    ask.by,
+                    ask.source.node,
+                    ask.approval,
+                    ask.key_id,
+                    ask.machine,
+                    or_none(ask.user),
+                    ask.reason,
+                    ask.expires_at,
+                )?,
+                AuditEvent::ApprovalDecisionReconciled { place, decision } => writeln!(
+                    text,
+                    "reconciled entry={place} at={} by={} node={} decides={} key={} asked-by={} granted={} denied={}",
+                    decision.at,
+                    decision.by,
+                    decision.source.node,
+                    decision.approval,
+                    decision.key_id,
+                    decision.asked_by,
+                    decision.granted,
+                    or_none(decision.denied),
+                )?,
                 AuditEvent::KeyringRotated { key_version } => {
                     writeln!(text, "rotated key-version={key_version}")?
                 }
@@ -302,6 +341,12 @@ impl Script {
                         or_none(rotation_owed_since),
                     )?;
                 }
+                AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => writeln!(
+                    text,
+                    "approval-refused {approval} key={} asked-by={} granted={granted} denied={denied}",
+                    or_none(key_id),
+                    or_none(asked_by),
+                )?,
                 AuditEvent::ExemptionRequested { exemption, machine, reason, until } => writeln!(
                     text,
                     "exemption-requested {exemption} machine={machine} reason={reason:?} until={}",
@@ -440,7 +485,7 @@ fn reconcile(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
                 sequence: optional(args, "sequence")?.unwrap_or(1),
             },
             previous: [0; 32],
-            reveal: DegradedReveal {
+            what: Noted::Reveal(DegradedReveal {
                 request: RequestId(id(args, "of")?.unwrap_or(Uuid::from_u128(drawn << 32))),
                 at: Timestamp(BEGINNING_MS + 1_000 * seconds),
                 by: identity(args.take_key("asked-by").unwrap_or("helpdesk-advanced/desk2"))?,
@@ -456,15 +501,13 @@ fn reconcile(args: &mut ArgumentConsumer<'_>, drawn: u128) -> Outcome<Action> {
                     quorum_age_ms: Some(5_000),
                     policy_version: 0,
                 },
-            },
+            }),
         },
     }))
 }
 
 fn decide(args: &mut ArgumentConsumer<'_>, _: u128) -> Outcome<Action> {
     Ok(Action::DecideApproval(DecideApproval {
-        key_id: KeyId(id(args, "key")?.ok_or("key= is missing")?),
-        person: required(args, "person")?,
         approval: RequestId(id(args, "approval")?.ok_or("approval= is missing")?),
         granted: optional(args, "granted")?.unwrap_or(true),
     }))

@@ -381,10 +381,13 @@ impl Identity {
         Some(UserName { domain: domain.to_owned(), name: name.to_owned() })
     }
 
-    /// The person behind it, by which limits are counted and approvals told apart: the name, whatever the role, for
-    /// somebody with two roles is one person still.
+    /// The person behind it, by which limits are counted and approvals told apart: the account, whatever the role and
+    /// the domain, for somebody with two roles is one person still, and only an end user is named with a domain.
+    ///
+    /// Two people whose accounts have one name count as one: they see fewer keys and approve less, never more.
     pub fn person(&self) -> String {
-        self.name.to_lowercase()
+        let account = self.name.rsplit_once('/').map_or(self.name.as_str(), |(_, account)| account);
+        account.to_lowercase()
     }
 }
 

@@ -1,21 +1,20 @@
-//! What a node without a quorum decides about a reveal, and the entry of its journal that says so.
+//! What a node without a quorum notes in its journal, and by which rules it decides ([`alone`], [`approvals`]).
 //!
 //! An entry holds who asked for what, when and on what knowledge it was decided: all that its audit record will need, and
 //! no secret. Entries of one journal are numbered without gaps and chained by their hashes. After the heal each is put on
 //! record by [`Reconcile`](super::command::Reconcile), known by its place, so that it may be proposed by anybody who has
 //! it, any number of times.
 
+pub mod alone;
+pub mod approvals;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::command::Refusal;
 use super::digest::Canonical;
-use super::disclosure::{self, Asked, Decision, Granted, Grounds};
 use super::ids::{Identity, KeyId, MachineId, RequestId, Timestamp, UserName};
-use super::lookup;
-use super::policy::document::{Policy, WithoutQuorum};
-use super::records::{Approval, LogPosition, RevealTally, Source};
-use super::state::{Rows, StateError};
+use super::records::{LogPosition, Source};
 
 /// Names what is hashed and the version of its layout.
 const ENTRY_LABEL: &str = "strongroom journal entry v1";
@@ -54,7 +53,18 @@ pub struct JournalEntry {
     /// Hash of the entry before (zeros for the first).
     pub previous: [u8; 32],
     /// What it says.
-    pub reveal: DegradedReveal,
+    pub what: Noted,
+}
+
+/// What was decided without a quorum.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Noted {
+    /// A key was shown, or not.
+    Reveal(DegradedReveal),
+    /// A reveal was asked for that a second person must approve.
+    ApprovalAsked(DegradedAsk),
+    /// A second person decided about one, or may not.
+    ApprovalDecided(DegradedDecision),
 }
 
 /// A reveal that was decided without a quorum.
@@ -78,8 +88,61 @@ pub struct DegradedReveal {
     pub reason: String,
     /// `None` if the key was shown, otherwise why not.
     pub denied: Option<Refusal>,
-    /// The approval it used, if one was needed.
+    /// The approval it used, if one was needed: given while there was a quorum, or in this journal.
     pub approval: Option<RequestId>,
+    /// What the node went by.
+    pub knowledge: Knowledge,
+}
+
+/// A reveal that was asked for without a quorum, and must be approved at the same node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DegradedAsk {
+    /// The caller's request.
+    pub request: RequestId,
+    /// When it was asked for, by the clock of the node.
+    pub at: Timestamp,
+    /// Who asked.
+    pub by: Identity,
+    /// Through which node, and from where.
+    pub source: Source,
+    /// What the second person names. Not the caller's request: that one may be committed later, and then be a request for
+    /// approval of its own.
+    pub approval: RequestId,
+    /// The key.
+    pub key_id: KeyId,
+    /// Its machine.
+    pub machine: MachineId,
+    /// The user it was said to be for.
+    pub user: Option<UserName>,
+    /// The reason given.
+    pub reason: String,
+    /// From then on it can neither be approved nor used.
+    pub expires_at: Timestamp,
+    /// What the node went by.
+    pub knowledge: Knowledge,
+}
+
+/// What a second person decided without a quorum about a reveal that was asked for in the same journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DegradedDecision {
+    /// The caller's request.
+    pub request: RequestId,
+    /// When it was decided, by the clock of the node.
+    pub at: Timestamp,
+    /// Who decided, or tried to.
+    pub by: Identity,
+    /// Through which node, and from where.
+    pub source: Source,
+    /// Names what it is about.
+    pub approval: RequestId,
+    /// The key.
+    pub key_id: KeyId,
+    /// Who had asked.
+    pub asked_by: Identity,
+    /// Whether the key may be revealed, or would have been.
+    pub granted: bool,
+    /// `None` if it counts, otherwise why not.
+    pub denied: Option<Refusal>,
     /// What the node went by.
     pub knowledge: Knowledge,
 }
@@ -98,49 +161,88 @@ pub struct Knowledge {
 impl JournalEntry {
     /// SHA-256 over its canonical bytes, the hash of the entry before it among them.
     pub fn hash(&self) -> [u8; 32] {
-        let Self { place, previous, reveal } = self;
-        let DegradedReveal { request, at, by, source, .. } = reveal;
+        let Self { place, previous, what } = self;
         let canonical = Canonical::new(ENTRY_LABEL)
             .bytes(place.journal.as_bytes())
             .number(place.sequence)
-            .bytes(previous)
-            .bytes(request.0.as_bytes())
-            .number(at.0)
-            .text(&by.to_string())
-            .number(source.node)
-            .text(&source.address);
-        reveal.hashed_into(canonical).sha256()
+            .bytes(previous);
+        let canonical = match what {
+            Noted::Reveal(reveal) => reveal.hashed_into(canonical.number(1)),
+            Noted::ApprovalAsked(ask) => ask.hashed_into(canonical.number(2)),
+            Noted::ApprovalDecided(decision) => decision.hashed_into(canonical.number(3)),
+        };
+        canonical.sha256()
+    }
+}
+
+/// Reads a field that everything noted has.
+macro_rules! common {
+    ($noted:expr, $field:ident) => {
+        match $noted {
+            Noted::Reveal(DegradedReveal { $field, .. })
+            | Noted::ApprovalAsked(DegradedAsk { $field, .. })
+            | Noted::ApprovalDecided(DegradedDecision { $field, .. }) => $field,
+        }
+    };
+}
+
+impl Noted {
+    /// The caller's request.
+    pub fn request(&self) -> RequestId {
+        *common!(self, request)
+    }
+
+    /// When it was decided.
+    pub fn at(&self) -> Timestamp {
+        *common!(self, at)
+    }
+
+    /// Who asked.
+    pub fn by(&self) -> &Identity {
+        common!(self, by)
+    }
+
+    /// The key it is about.
+    pub fn key_id(&self) -> KeyId {
+        *common!(self, key_id)
+    }
+
+    /// Through which node, which is the one that decided, and from where.
+    pub fn source(&self) -> &Source {
+        common!(self, source)
+    }
+
+    /// Whether what was asked for was denied.
+    pub fn is_denial(&self) -> bool {
+        match self {
+            Self::Reveal(reveal) => !reveal.was_shown(),
+            Self::ApprovalAsked(_) => false,
+            Self::ApprovalDecided(decision) => decision.denied.is_some(),
+        }
+    }
+
+    /// The reveal, if it is one.
+    pub fn reveal(&self) -> Option<&DegradedReveal> {
+        match self {
+            Self::Reveal(reveal) => Some(reveal),
+            Self::ApprovalAsked(_) | Self::ApprovalDecided(_) => None,
+        }
     }
 }
 
 impl DegradedReveal {
-    /// What was asked, decided and known, as it is hashed here and in audit records.
+    /// As it is hashed here and in audit records.
     pub(super) fn hashed_into(&self, canonical: Canonical) -> Canonical {
-        let Self { key_id, machine, user, reason, denied, approval, knowledge, .. } = self;
-        let Knowledge { position, quorum_age_ms, policy_version } = knowledge;
-        let canonical = canonical
+        let Self { request, at, by, source, key_id, machine, user, reason, denied, approval, knowledge } =
+            self;
+        let canonical = came_in(canonical, *request, *at, by, source)
             .bytes(key_id.0.as_bytes())
             .optional_text(machine.as_ref().map(|machine| machine.as_str()))
             .optional_text(user.as_ref().map(ToString::to_string).as_deref())
-            .text(reason)
-            .number(denied.as_ref().map_or(0, refusal_number))
-            .optional_text(denied.as_ref().map(ToString::to_string).as_deref())
-            .optional_text(approval.as_ref().map(ToString::to_string).as_deref())
-            .number(position.term)
-            .number(position.index)
-            .number(*policy_version);
-        match quorum_age_ms {
-            None => canonical.number(0),
-            Some(age) => canonical.number(1).number(*age),
-        }
-    }
-
-    /// Whether it is what `other` asks for again: a retry.
-    fn asks_the_same_as(&self, other: &Asked<'_>) -> bool {
-        self.by == *other.by
-            && self.key_id == other.key_id
-            && self.user.as_ref() == other.user
-            && self.reason == other.reason
+            .text(reason);
+        let canonical = refused(canonical, denied.as_ref())
+            .optional_text(approval.as_ref().map(ToString::to_string).as_deref());
+        knowledge.hashed_into(canonical)
     }
 
     /// Whether the key was shown.
@@ -149,138 +251,66 @@ impl DegradedReveal {
     }
 }
 
-fn refusal_number(refusal: &Refusal) -> u64 {
-    match refusal {
-        Refusal::Conflict(_) => 1,
-        Refusal::Denied(_) => 2,
-        Refusal::Invalid(_) => 3,
-        Refusal::NotFound(_) => 4,
+impl DegradedAsk {
+    /// As it is hashed here and in audit records.
+    pub(super) fn hashed_into(&self, canonical: Canonical) -> Canonical {
+        let Self { request, at, by, source, approval, key_id, machine, user, reason, expires_at, knowledge } =
+            self;
+        let canonical = came_in(canonical, *request, *at, by, source)
+            .bytes(approval.0.as_bytes())
+            .bytes(key_id.0.as_bytes())
+            .text(machine.as_str())
+            .optional_text(user.as_ref().map(ToString::to_string).as_deref())
+            .text(reason)
+            .number(expires_at.0);
+        knowledge.hashed_into(canonical)
     }
 }
 
-/// What a node without a quorum comes to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// This very request was decided before, by this entry.
-    Again(Box<JournalEntry>),
-    /// The policy shows nobody a key while no quorum answers.
-    Closed,
-    /// To be put in the journal. If it is granted, then the key may be shown.
-    Decided(Box<DegradedReveal>),
-    /// Not well formed, or under an id that was used for another request: it leaves nothing.
-    Refused(Refusal),
+impl DegradedDecision {
+    /// As it is hashed here and in audit records.
+    pub(super) fn hashed_into(&self, canonical: Canonical) -> Canonical {
+        let Self { request, at, by, source, approval, key_id, asked_by, granted, denied, knowledge } = self;
+        let canonical = came_in(canonical, *request, *at, by, source)
+            .bytes(approval.0.as_bytes())
+            .bytes(key_id.0.as_bytes())
+            .text(&asked_by.to_string())
+            .number(u64::from(*granted));
+        knowledge.hashed_into(refused(canonical, denied.as_ref()))
+    }
 }
 
-/// Decides about a reveal without a quorum, by the same rules as apply: on this replica, its policy and limits, and the
-/// entries of journals that are not on record in it yet.
-///
-/// # Errors
-/// [`StateError`] if the storage fails.
-pub fn decide<R: Rows>(
-    rows: &R,
-    pending: &[&JournalEntry],
+impl Knowledge {
+    fn hashed_into(&self, canonical: Canonical) -> Canonical {
+        let Self { position, quorum_age_ms, policy_version } = self;
+        let canonical = canonical.number(position.term).number(position.index).number(*policy_version);
+        match quorum_age_ms {
+            None => canonical.number(0),
+            Some(age) => canonical.number(1).number(*age),
+        }
+    }
+}
+
+fn came_in(
+    canonical: Canonical,
     request: RequestId,
-    asked: &Asked<'_>,
+    at: Timestamp,
+    by: &Identity,
     source: &Source,
-    quorum_age_ms: Option<u64>,
-    position: LogPosition,
-) -> Result<Verdict, StateError> {
-    if let Some(before) = pending.iter().find(|entry| entry.reveal.request == request) {
-        return Ok(if before.reveal.asks_the_same_as(asked) {
-            Verdict::Again(Box::new((*before).clone()))
-        } else {
-            let why = format!("request id {request} was used for another request: draw a new one for each");
-            Verdict::Refused(Refusal::Conflict(why))
-        });
-    }
-    let (policy, policy_version) = match lookup::policy_record(rows)? {
-        Some(record) => (Policy::stored(&record.policy)?, record.version),
-        None => (Policy::default(), 0),
-    };
-    if policy.without_quorum == WithoutQuorum::Deny {
-        return Ok(Verdict::Closed);
-    }
-    if let Err(invalid) = policy.reasons.admit(asked.reason) {
-        return Ok(Verdict::Refused(invalid.into()));
-    }
-    let mut unrecorded = Vec::new();
-    for entry in pending {
-        if lookup::reconciled(rows, &entry.place)?.is_none() {
-            unrecorded.push(&entry.reveal);
-        }
-    }
-    // A clock that was set back shortens no limit and revives no approval.
-    let last = unrecorded.iter().map(|reveal| reveal.at).max().unwrap_or_default();
-    let at = asked.at.max(lookup::heads(rows)?.last_stamp).max(last);
-    let asked = Asked { at, ..*asked };
-    let person = asked.by.person();
-    let grounds = Grounds {
-        policy: &policy,
-        person: tally(rows, Some(person), &unrecorded, at)?,
-        cluster: tally(rows, None, &unrecorded, at)?,
-        always_approve: policy.without_quorum == WithoutQuorum::Approve,
-    };
-    let mut decided = DegradedReveal {
-        request,
-        at,
-        by: asked.by.clone(),
-        source: source.clone(),
-        key_id: asked.key_id,
-        machine: None,
-        user: asked.user.cloned(),
-        reason: asked.reason.to_owned(),
-        denied: None,
-        approval: None,
-        knowledge: Knowledge { position, quorum_age_ms, policy_version },
-    };
-    match disclosure::decide(rows, &grounds, &asked)? {
-        Decision::Granted(granted) => {
-            let Granted { key, approval, .. } = *granted;
-            decided.machine = Some(key.machine);
-            if approval.as_ref().is_some_and(|approval| is_used(approval, &unrecorded)) {
-                decided.denied = Some(needs_another("the approval of this reveal was used already"));
-            } else {
-                decided.approval = approval.map(|approval| approval.id);
-            }
-        }
-        Decision::NeedsApproval { key, .. } => {
-            decided.machine = Some(key.machine);
-            decided.denied = Some(needs_another("nobody has approved this reveal"));
-        }
-        Decision::Denied { refusal, machine } => {
-            decided.machine = machine;
-            decided.denied = Some(refusal);
-        }
-    }
-    Ok(Verdict::Decided(Box::new(decided)))
+) -> Canonical {
+    let canonical = canonical.bytes(request.0.as_bytes()).number(at.0).text(&by.to_string());
+    canonical.number(source.node).text(&source.address)
 }
 
-/// An approval is used once, on record or not.
-fn is_used(approval: &Approval, unrecorded: &[&DegradedReveal]) -> bool {
-    unrecorded.iter().any(|reveal| reveal.approval == Some(approval.id))
-}
-
-fn needs_another(why: &str) -> Refusal {
-    Refusal::Denied(format!(
-        "{why}, and without a quorum none can be asked for: a second person can approve it once a quorum answers again"
-    ))
-}
-
-/// How often keys were revealed of late, those of the journals counted as well.
-fn tally<R: Rows>(
-    rows: &R,
-    person: Option<String>,
-    unrecorded: &[&DegradedReveal],
-    now: Timestamp,
-) -> Result<RevealTally, StateError> {
-    let row = rows.row(&RevealTally::row_key(person.as_deref()))?;
-    let mut tally = row.unwrap_or_else(|| RevealTally::none(person.clone()));
-    for reveal in unrecorded {
-        if reveal.was_shown() && person.as_ref().is_none_or(|person| reveal.by.person() == *person) {
-            tally.count_late(reveal.at, now);
-        }
-    }
-    Ok(tally)
+fn refused(canonical: Canonical, denied: Option<&Refusal>) -> Canonical {
+    let number = match denied {
+        None => 0,
+        Some(Refusal::Conflict(_)) => 1,
+        Some(Refusal::Denied(_)) => 2,
+        Some(Refusal::Invalid(_)) => 3,
+        Some(Refusal::NotFound(_)) => 4,
+    };
+    canonical.number(number).optional_text(denied.map(ToString::to_string).as_deref())
 }
 
 #[cfg(test)]

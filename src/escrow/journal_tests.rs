@@ -1,8 +1,10 @@
+use super::alone::*;
 use super::*;
 use crate::escrow::apply::apply;
 use crate::escrow::command::{
     Action, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, Reply, Reveal, SetPolicy,
 };
+use crate::escrow::disclosure::Asked;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Role};
 use crate::escrow::memory::Memory;
@@ -92,20 +94,37 @@ impl Alone {
     fn ask(&mut self, request: u128, reason: &str, at: u64) -> Verdict {
         let by = identity(Role::HelpdeskAdvanced, "desk2");
         let asked = Asked { by: &by, key_id: KEY, user: None, reason, at: Timestamp(at) };
-        let waiting: Vec<_> = self.journal.iter().collect();
-        let (request, position) = (RequestId(Uuid::from_u128(request)), LogPosition { term: 1, index: 4 });
-        let verdict = decide(&self.rows, &waiting, request, &asked, &source(), Some(5), position).unwrap();
-        if let Verdict::Decided(reveal) = &verdict {
+        let source = source();
+        let circumstances = Circumstances {
+            request: RequestId(Uuid::from_u128(request)),
+            drawn: RequestId(Uuid::from_u128(request << 64)),
+            source: &source,
+            quorum_age_ms: Some(5),
+            position: LogPosition { term: 1, index: 4 },
+        };
+        let waiting = Waiting { own: &self.journal, told: &[] };
+        let verdict = decide(&self.rows, &waiting, &circumstances, &asked).unwrap();
+        if let Verdict::Decided(what) = &verdict {
             let place = JournalPlace { journal: Uuid::nil(), sequence: self.journal.len() as u64 + 1 };
-            self.journal.push(JournalEntry { place, previous: [0; 32], reveal: (**reveal).clone() });
+            self.journal.push(JournalEntry { place, previous: [0; 32], what: (**what).clone() });
         }
         verdict
+    }
+
+    /// The reveal that was noted last.
+    fn last(&self) -> &DegradedReveal {
+        self.journal.last().and_then(|entry| entry.what.reveal()).expect("a reveal")
     }
 
     /// Why the key is not shown; nothing if it is.
     fn denial(&mut self, request: u128, reason: &str, at: u64) -> String {
         match self.ask(request, reason, at) {
-            Verdict::Decided(reveal) => reveal.denied.map(|why| why.to_string()).unwrap_or_default(),
+            Verdict::Decided(what) => match *what {
+                Noted::Reveal(reveal) => reveal.denied.map(|why| why.to_string()).unwrap_or_default(),
+                Noted::ApprovalAsked(_) => "asked".to_owned(),
+                other => panic!("{other:?}"),
+            },
+            Verdict::Waits(_) => "waits".to_owned(),
             other => panic!("{other:?}"),
         }
     }
@@ -122,10 +141,10 @@ fn what_waits_in_journals_counts_towards_the_limits_and_a_denial_does_not() {
     assert_eq!(alone.denial(1, "x", 60_000), "");
     assert!(alone.denial(2, "x", 61_000).contains("the limit is reached"));
     assert!(alone.denial(3, "x", 62_000).contains("the limit is reached"));
-    assert_eq!(alone.journal[1].reveal.machine, Some("SRV-1".parse().unwrap()));
+    assert_eq!(alone.last().machine, Some("SRV-1".parse().unwrap()));
     // A clock that is set back by a day gives nothing back.
     assert!(alone.denial(4, "x", 0).contains("the limit is reached"));
-    assert!(alone.journal[3].reveal.at >= Timestamp(62_000));
+    assert!(alone.last().at >= Timestamp(62_000));
     // An hour, and the slot, later.
     assert_eq!(alone.denial(5, "x", 2 * 60 * 60 * 1_000), "");
 }
@@ -147,36 +166,45 @@ fn the_policy_may_close_it_and_reasons_are_those_of_any_day() {
     let mut alone = Alone::under(r#"{"reasons": {"min_chars": 5}}"#);
     assert!(matches!(alone.ask(1, "x", 60_000), Verdict::Refused(Refusal::Invalid(_))));
     assert_eq!(alone.denial(2, "locked out", 60_000), "");
-    assert_eq!(alone.journal[0].reveal.knowledge.policy_version, 1);
+    assert_eq!(alone.last().knowledge.policy_version, 1);
 }
 
 /// Marked machines need an approval under `allow`, and all do under `approve`: one that is on record is good once.
 #[test]
-fn an_approval_must_have_been_given_while_there_was_a_quorum_and_is_used_once() {
+fn an_approval_that_was_given_under_a_quorum_is_good_once_without_one() {
     let marked = r#""approval": {"machines": ["SRV-*"]}"#;
     for policy in [format!("{{{marked}}}"), format!(r#"{{{marked}, "without_quorum": "approve"}}"#)] {
         let mut alone = Alone::under(&policy);
-        assert!(alone.denial(1, "x", 60_000).contains("nobody has approved"));
         let asked = Action::Reveal(Reveal { key_id: KEY, user: None, reason: "x".to_owned() });
         let Reply::ApprovalAsked(waits) = alone.apply(Role::HelpdeskAdvanced, "desk2", asked) else {
             panic!("it must be approved");
         };
-        assert!(alone.denial(2, "x", 61_000).contains("nobody has approved"), "asked for is not given");
-        let decide = DecideApproval {
-            key_id: KEY,
-            person: "desk2".to_owned(),
-            approval: waits.approval,
-            granted: true,
-        };
+        let decide = DecideApproval { approval: waits.approval, granted: true };
         alone.apply(Role::Officer, "olga", Action::DecideApproval(decide));
-        assert!(alone.denial(3, "another reason", 62_000).contains("nobody has approved"));
+        assert_eq!(alone.denial(3, "another reason", 62_000), "asked");
         assert_eq!(alone.denial(4, "x", 63_000), "");
-        assert_eq!(alone.journal.last().unwrap().reveal.approval, Some(waits.approval));
-        assert!(alone.denial(5, "x", 64_000).contains("was used already"));
-        assert!(alone.denial(6, "x", waits.expires_at.0).contains("nobody has approved"), "expired");
+        assert_eq!(alone.last().approval, Some(waits.approval));
+        assert_eq!(alone.denial(5, "x", 64_000), "asked", "it was used");
+        assert_eq!(alone.denial(6, "x", 65_000), "waits");
+        assert_eq!(
+            alone.denial(7, "x", waits.expires_at.0 + 65_000),
+            "asked",
+            "what was asked for has expired"
+        );
     }
     let mut unmarked = Alone::under(r#"{"without_quorum": "approve"}"#);
-    assert!(unmarked.denial(1, "x", 60_000).contains("nobody has approved"));
+    assert_eq!(unmarked.denial(1, "x", 60_000), "asked");
+}
+
+#[test]
+fn whoever_asks_over_and_over_leaves_room_for_others() {
+    let mut alone = Alone::under(r#"{"without_quorum": "approve"}"#);
+    for n in 1..=ASKED_BY_ONE_MAX as u128 {
+        assert_eq!(alone.denial(n, &format!("reason {n}"), 60_000), "asked");
+    }
+    let refused = alone.ask(99, "one more", 60_000);
+    assert!(matches!(refused, Verdict::Refused(Refusal::Conflict(_))), "{refused:?}");
+    assert_eq!(alone.journal.len(), ASKED_BY_ONE_MAX);
 }
 
 #[test]
@@ -184,5 +212,21 @@ fn the_hash_of_an_entry_never_changes() {
     let mut alone = Alone::under("{}");
     alone.denial(1, "x", 60_000);
     let hash = data_encoding::HEXLOWER.encode(&alone.journal[0].hash()[..8]);
-    assert_eq!(hash, "b36d31b4f9dc7e20");
+    assert_eq!(hash, "264651f3996b7bc5");
+}
+
+#[test]
+fn another_node_s_clock_moves_nothing_here() {
+    let day = 24 * 60 * 60 * 1_000;
+    let mut alone = Alone::under(r#"{"limits": {"person_per_hour": 2}}"#);
+    assert_eq!(alone.denial(1, "x", 60_000), "");
+    // Told by a node whose clock runs a day ahead.
+    let mut told = alone.journal[0].clone();
+    told.place.journal = Uuid::max();
+    let Noted::Reveal(reveal) = &mut told.what else { panic!("a reveal") };
+    reveal.request = RequestId(Uuid::from_u128(2));
+    (reveal.at, reveal.source.node) = (Timestamp(day), 2);
+    alone.journal.push(told);
+    assert!(alone.denial(3, "x", 61_000).contains("the limit is reached"), "it counts, and as given now");
+    assert_eq!(alone.journal[2].what.at(), Timestamp(61_000));
 }

@@ -10,12 +10,12 @@ use super::compliance::{
     ComplianceChange, CompliancePolicy, CompliancePolicyRecord, ComplianceRecord, Exemption, KeyFacts, Known,
 };
 use super::features::FeatureLevel;
-use super::ids::{Invalid, KeyId, MachineId, NodeId, Timestamp, UserName};
+use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::journal::JournalPlace;
 use super::policy::document::Policy;
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyHistory, KeyRecord,
-    KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
+    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KEYS_PER_MACHINE_MAX, KeyHistory,
+    KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
 };
 use super::rotation::{MachineKeyState, keys_of};
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
@@ -53,6 +53,11 @@ pub struct KeyIdPrefix {
 }
 
 impl KeyIdPrefix {
+    /// The digits, in lower case.
+    pub fn digits(&self) -> &str {
+        &self.digits
+    }
+
     pub(super) fn matches(&self, id: KeyId) -> bool {
         id.0.simple().to_string().starts_with(&self.digits)
     }
@@ -97,6 +102,8 @@ pub struct Query {
     pub user: Option<UserName>,
     /// At most this many; 0 stands for [`FIND_LIMIT_DEFAULT`].
     pub limit: usize,
+    /// Of the users of a machine, name the one that is asked for alone: who asks must know it.
+    pub names_asked_only: bool,
     /// Who asks, if an end user: only machines of that user are looked at, and no other user of them is named.
     pub seen_by: Option<UserName>,
 }
@@ -234,7 +241,9 @@ impl<S: Rows> Search<'_, S> {
         let owes_since = known.owes_since(machine);
         let MachineKeyState { key, history } = known;
         let MachineRecord { mut users, rotation_owed_since, .. } = machine.clone();
-        users.retain(|user| self.query.seen_by.as_ref().is_none_or(|own| own == user));
+        let Query { user: asked, seen_by, names_asked_only, .. } = self.query;
+        users.retain(|user| seen_by.as_ref().is_none_or(|own| own == user));
+        users.retain(|user| !names_asked_only || asked.as_ref() == Some(user));
         self.found.keys.push(FoundKey { key, history, owes_since, users, rotation_owed_since });
         Ok(true)
     }
@@ -279,6 +288,12 @@ pub fn key<S: Rows>(rows: &S, id: KeyId) -> Result<Option<KeyRecord>, StateError
 pub fn history<S: Rows>(rows: &S, id: KeyId) -> Result<KeyHistory, StateError> {
     let none = || KeyHistory { key_id: id, disclosed_at: None, retired_at: None, replaced_by: None };
     Ok(rows.row(&id.row_key())?.unwrap_or_else(none))
+}
+
+/// How many more keys of this machine can be kept.
+pub fn keys_left<S: Rows>(rows: &S, id: &MachineId) -> Result<usize, StateError> {
+    let keys: Vec<MachineKey> = rows.rows(&MachineKey::prefix(id), None, KEYS_PER_MACHINE_MAX)?;
+    Ok(KEYS_PER_MACHINE_MAX - keys.len())
 }
 
 /// The machine of this id.
@@ -343,6 +358,12 @@ pub fn approvals<S: Rows>(rows: &S, now: Timestamp) -> Result<Vec<Approval>, Sta
     let mut approvals: Vec<Approval> = rows.rows(&[], None, super::apply::APPROVALS_MAX)?;
     approvals.retain(|approval| approval.expires_at > now);
     Ok(approvals)
+}
+
+/// The reveal that was asked for as `id`, decided or not, expired or not. Found by looking at all, which are few.
+pub fn approval<S: Rows>(rows: &S, id: RequestId) -> Result<Option<Approval>, StateError> {
+    let all: Vec<Approval> = rows.rows(&[], None, super::apply::APPROVALS_MAX)?;
+    Ok(all.into_iter().find(|approval| approval.id == id))
 }
 
 /// What became of the entry of a journal, once it is on record.

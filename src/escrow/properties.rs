@@ -1,5 +1,6 @@
 //! What must hold for any sequence of commands.
 
+mod alone;
 mod commands;
 mod compliance;
 mod rotation;
@@ -70,7 +71,7 @@ fn may_follow(old: KeyState, new: KeyState, action: &Action, key: KeyId) -> bool
         (Active, Disclosed) => match action {
             Action::Reveal(reveal) => reveal.key_id == key,
             Action::Reconcile(reconcile) => {
-                reconcile.entry.reveal.was_shown() && reconcile.entry.reveal.key_id == key
+                reconcile.entry.what.reveal().is_some_and(|reveal| reveal.was_shown() && reveal.key_id == key)
             }
             _ => false,
         },

@@ -3,6 +3,7 @@
 //! A secret appears here only as [`Sealed`]: this room never sees plaintext after validation.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -10,9 +11,10 @@ use uuid::Uuid;
 use super::compliance::ExemptionDecision;
 use super::features::FeatureLevel;
 use super::ids::{
-    ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
+    ClusterId, ClusterName, Identity, Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName,
+    VolumeId,
 };
-use super::journal::{DegradedReveal, JournalPlace};
+use super::journal::{DegradedAsk, DegradedDecision, DegradedReveal, JournalPlace};
 use super::secrets::SecretKind;
 
 /// Where in the Raft log an entry stands.
@@ -172,6 +174,8 @@ pub struct MachineRecord {
 pub const USERS_PER_MACHINE_MAX: usize = 64;
 /// Most keys kept for one machine; past it an escrow is refused as a conflict to be looked into.
 pub const KEYS_PER_MACHINE_MAX: usize = 1_024;
+/// With room for no more than this many keys of a machine left, it is time to look into why it has so many.
+pub const KEYS_LEFT_WARNING: usize = 128;
 
 /// Where a key is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -195,6 +199,16 @@ impl fmt::Display for KeyState {
             Self::Pending => "pending",
             Self::Retired => "retired",
         })
+    }
+}
+
+impl FromStr for KeyState {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let all = [Self::Active, Self::Disclosed, Self::Pending, Self::Retired];
+        let found = all.into_iter().find(|state| state.to_string() == text);
+        found.ok_or_else(|| Invalid::new("state", "active, disclosed, pending or retired"))
     }
 }
 
@@ -427,6 +441,33 @@ pub enum AuditEvent {
         replaced: Vec<KeyId>,
         /// Since when the machine still owes a rotation.
         rotation_owed_since: Option<Timestamp>,
+    },
+    /// Somebody may not decide about a reveal, or not about this one, and tried to.
+    ApprovalRefused {
+        /// What they named.
+        approval: RequestId,
+        /// The key, if it is still known what that was about.
+        key_id: Option<KeyId>,
+        /// Who had asked, if that is still known.
+        asked_by: Option<Identity>,
+        /// Whether they would have granted it.
+        granted: bool,
+        /// Why not.
+        denied: String,
+    },
+    /// As [`AuditEvent::RevealReconciled`], of a reveal that was asked for and must be approved.
+    ApprovalAskReconciled {
+        /// The entry of the journal.
+        place: JournalPlace,
+        /// What it says.
+        ask: Box<DegradedAsk>,
+    },
+    /// As [`AuditEvent::RevealReconciled`], of what a second person decided, or may not decide.
+    ApprovalDecisionReconciled {
+        /// The entry of the journal.
+        place: JournalPlace,
+        /// What it says.
+        decision: Box<DegradedDecision>,
     },
     /// An exemption from the policy of compliance was asked for.
     ExemptionRequested {

@@ -12,6 +12,8 @@ pub struct StateError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// A table of the state. The number is its prefix on disk and never changes meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+// So that the test of stored bytes knows of every table.
+#[cfg_attr(test, derive(serde::Deserialize))]
 #[repr(u8)]
 pub enum Table {
     /// One row: the cluster.

@@ -12,6 +12,7 @@ use crate::store::StoreError;
 use crate::store::journal::JournalError;
 use crate::store::quarantine::Quarantine;
 
+use super::clock::Skew;
 use super::membership::Refused;
 use super::storage::HeldLog;
 
@@ -29,9 +30,15 @@ pub enum NodeError {
     /// A membership change is not made.
     #[error(transparent)]
     Change(#[from] Refused),
+    /// This node's clock is not one to stamp commands by.
+    #[error("this node takes no commands: {0}")]
+    Clock(Skew),
     /// A peer sent bytes that do not decode.
     #[error("decoding a peer's message: {0}")]
     Decode(#[from] crate::store::format::FormatError),
+    /// There is a leader, and it does not take this. Nothing was written.
+    #[error("the leader does not take what this node passes on: {0}")]
+    Declined(String),
     /// The leader takes nothing from this node: it is no member (any more), or its certificate is revoked.
     #[error("the cluster refuses this node: {0}")]
     Excluded(String),

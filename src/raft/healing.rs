@@ -47,12 +47,13 @@ use futures_util::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
-use crate::escrow::ids::NodeId;
+use crate::escrow::ids::{NodeId, Timestamp};
 use crate::proto::peer::{DigestAt, DigestsRequest, DigestsResponse};
 use crate::store::digest::{Digest, DigestValue, MILESTONES_MAX};
 use crate::store::quarantine::{Cause, Quarantine, Stage};
 
 use super::agreement::{Agreement, Testimony, Verdict, judge, sound, testimony};
+use super::clock::{self, Moment, Skew};
 use super::error::NodeError;
 use super::node::{Inner, Node};
 use super::repair::Repair;
@@ -75,11 +76,26 @@ struct Round {
     votes: bool,
     others: BTreeMap<NodeId, Testimony>,
     voters: usize,
+    /// When it began, and how far this node's clock is ahead of each that said what it shows.
+    began: Moment,
+    leads: Vec<i64>,
+}
+
+/// What one voter answered.
+struct Answer {
+    /// Unless it bears no witness.
+    testimony: Option<Testimony>,
+    /// How far this node's clock is ahead of its, unless its release does not say.
+    lead: Option<i64>,
 }
 
 impl Round {
     fn verdict(&self) -> Verdict {
         judge(&self.own, self.votes, &self.others, self.voters)
+    }
+
+    fn skew(&self) -> Option<Skew> {
+        clock::judge(&self.leads, self.votes, self.voters)
     }
 }
 
@@ -92,6 +108,8 @@ struct Healing {
     repair: Repair,
     /// It was said that rows are damaged and nobody can help.
     told_of_damage: bool,
+    /// It was said that the clock is wrong.
+    told_of_clock: bool,
 }
 
 impl Node {
@@ -104,6 +122,7 @@ impl Node {
             led: Instant::now(),
             repair: Repair::new(),
             told_of_damage: false,
+            told_of_clock: false,
         };
         // Before anything else may happen: it must not stand for election the moment it starts.
         self.inner.raft.runtime_config().elect(self.quarantine().is_none());
@@ -133,39 +152,52 @@ impl Node {
         let digests = self.inner.storage.machine.digests_about(about).into_iter();
         let digests = digests
             .map(|digest| DigestAt { index: digest.index, value: digest.value.to_bytes().to_vec().into() });
-        DigestsResponse { digests: digests.collect(), quarantined: self.quarantine().is_some() }
+        DigestsResponse {
+            digests: digests.collect(),
+            quarantined: self.quarantine().is_some(),
+            now_ms: Some(self.inner.clock.now().0),
+        }
     }
 
-    /// Asks every other voter for its digests.
+    /// Asks every other voter for its digests and its time.
     async fn compare(&self) -> Round {
+        let began = self.inner.clock.moment();
         // Before the others are asked: they have more time to get there.
         let own = self.inner.storage.machine.digests();
         let id = self.options().id;
         let mut voters = self.voters();
         voters.sort_unstable();
         voters.dedup();
-        let asked =
-            voters.iter().filter(|voter| **voter != id).map(|voter| self.ask_for_digests(*voter, &own));
-        let others = join_all(asked).await.into_iter().flatten().collect();
-        Round { own: testimony(own), votes: voters.contains(&id), others, voters: voters.len() }
+        let asked = voters
+            .iter()
+            .filter(|voter| **voter != id)
+            .map(|voter| self.ask_for_digests(*voter, &own, began));
+        let (mut others, mut leads) = (BTreeMap::new(), Vec::new());
+        for (id, answer) in join_all(asked).await.into_iter().flatten() {
+            others.extend(answer.testimony.map(|testimony| (id, testimony)));
+            leads.extend(answer.lead);
+        }
+        Round { own: testimony(own), votes: voters.contains(&id), others, voters: voters.len(), began, leads }
     }
 
-    /// What `id` has, unless it does not answer or bears no witness.
-    async fn ask_for_digests(&self, id: NodeId, own: &[Digest]) -> Option<(NodeId, Testimony)> {
+    /// What `id` has and what its clock shows, unless it does not answer.
+    async fn ask_for_digests(&self, id: NodeId, own: &[Digest], began: Moment) -> Option<(NodeId, Answer)> {
         let about = own.iter().rev().take(ABOUT_MAX).map(|digest| digest.index).collect();
         let mut peer = self.member_client(id)?;
+        let asked = self.inner.clock.moment();
         let answer = timeout(DIGESTS_TIMEOUT, peer.digests(DigestsRequest { about })).await.ok()?;
         let answer =
             answer.inspect_err(|status| tracing::debug!(node = id, %status, "asking for digests")).ok()?;
-        let answer = answer.into_inner();
+        let (answer, heard) = (answer.into_inner(), self.inner.clock.moment());
+        let lead = answer.now_ms.map(|shown| began.lead_over(Timestamp(shown), asked, heard));
         if answer.quarantined {
-            return None;
+            return Some((id, Answer { testimony: None, lead }));
         }
         let digests = answer.digests.into_iter().take(DIGESTS_MAX).filter_map(|digest| {
             let value = DigestValue::from_bytes(digest.value.as_ref().try_into().ok()?);
             Some(Digest { index: digest.index, value })
         });
-        Some((id, testimony(digests)))
+        Some((id, Answer { testimony: Some(testimony(digests)), lead }))
     }
 
     /// Puts this node aside, or notes how far its repair is.
@@ -183,6 +215,7 @@ impl Healing {
     async fn round(&mut self, node: &Node) {
         self.acquaintances.remember(node);
         let round = node.compare().await;
+        self.look_at_clock(node, &round).await;
         let verdict = round.verdict();
         *node.inner.agreement.lock().unwrap_or_else(PoisonError::into_inner) = match (&verdict, &self.last) {
             // What was found before still is the last that is known.
@@ -196,6 +229,21 @@ impl Healing {
         }
         if verdict != Verdict::Unknown {
             self.last = Some(verdict);
+        }
+    }
+
+    /// Notes what the others' clocks say of this node's, and leads nobody by one that is wrong.
+    async fn look_at_clock(&mut self, node: &Node, round: &Round) {
+        node.inner.clock.note(round.skew(), round.began);
+        if let Some(skew) = node.clock_fault() {
+            if !std::mem::replace(&mut self.told_of_clock, true) {
+                tracing::error!(%skew, "this node takes no commands until its clock is right");
+            }
+            if node.leader() == Some(node.options().id) {
+                node.hand_over().await;
+            }
+        } else if std::mem::take(&mut self.told_of_clock) {
+            tracing::info!("the clock of this node is right again");
         }
     }
 

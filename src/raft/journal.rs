@@ -1,4 +1,4 @@
-//! Reveals without a quorum: decided here alone, put in the journal, told to whoever can be reached, and brought on
+//! Reveals without a quorum, and their approvals: decided here alone, put in the journal, told to whoever can be reached, and brought on
 //! record once there is a leader again (P5).
 //!
 //! # What a crash leaves
@@ -22,12 +22,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use uuid::Uuid;
 
-use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply};
+use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal};
 use crate::escrow::disclosure::Asked;
 use crate::escrow::ids::{Invalid, NodeId, RequestId};
-use crate::escrow::journal::{self, JournalEntry, JournalPlace, Verdict};
+use crate::escrow::journal::alone::{self, Circumstances, Verdict};
+use crate::escrow::journal::{DegradedAsk, JournalEntry, JournalPlace, Noted, approvals};
 use crate::escrow::lookup;
-use crate::escrow::records::Source;
+use crate::escrow::records::{Approval, Source};
 use crate::proto::peer::{KeepJournalRequest, KeepJournalResponse};
 use crate::store::format;
 use crate::store::journal::{Appended, Decided, Journal, JournalStats};
@@ -49,12 +50,14 @@ const TOLD_PATIENCE: Duration = Duration::from_secs(10);
 /// What a node without a quorum answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Alone {
-    /// The policy shows nobody a key while no quorum answers.
+    /// Nothing is decided here without a quorum: the policy says so, or what it is about is not known here.
     Closed,
-    /// It is in the journal: shown, or denied.
+    /// It is in the journal: done, asked for, or denied.
     Journalled(Box<JournalEntry>),
-    /// Not well formed; nothing is in the journal.
+    /// Not well formed, or in conflict with what was asked before; nothing is in the journal.
     Refused(Refusal),
+    /// The same was asked for before, and waits for a second person still.
+    Waits(Box<DegradedAsk>),
 }
 
 impl Node {
@@ -63,16 +66,33 @@ impl Node {
         self.inner.journal.stats()
     }
 
-    /// Decides about the reveal that `command` asks for on what this node has, and puts that in the journal. When this
-    /// returns it is on the disk here, and at every peer that could be reached.
+    /// Whether this was asked for at this node without a quorum, and is not known to be on record.
+    pub fn was_asked_alone(&self, approval: RequestId) -> bool {
+        approvals::asked_for(&self.inner.journal.own(), approval).is_some()
+    }
+
+    /// What was asked for at this node without a quorum and can be approved or used here, as long as none answers.
+    ///
+    /// # Errors
+    /// [`NodeError::Store`], [`NodeError::State`] if the replica cannot be read.
+    pub fn approvals_alone(&self) -> Result<Vec<Approval>, NodeError> {
+        if self.leader_in_contact().is_some() {
+            return Ok(Vec::new());
+        }
+        let (own, view) = (self.inner.journal.own(), self.view()?);
+        Ok(approvals::standing(&view, &own, now())?.iter().map(approvals::Standing::to_approval).collect())
+    }
+
+    /// Decides about the reveal or the approval that `command` asks for on what this node has, and puts that in the
+    /// journal. When this returns it is on the disk here, and at every peer that could be reached.
     ///
     /// # Errors
     /// [`NodeError::Journal`] if the journal does not take it: then nothing may be shown. [`NodeError::Store`],
     /// [`NodeError::State`] if the replica cannot be read.
-    pub async fn reveal_alone(&self, command: &Command) -> Result<Alone, NodeError> {
+    pub async fn decide_alone(&self, command: &Command) -> Result<Alone, NodeError> {
         let (node, command) = (self.clone(), command.clone());
         // On a thread of its own, so that it ends also if the caller goes away.
-        let decided = spawn_blocking(move || node.decide_alone(&command));
+        let decided = spawn_blocking(move || node.append_alone(&command));
         let alone = decided.await.map_err(|_| stopping())??;
         if let Alone::Journalled(entry) = &alone {
             self.tell_all(std::slice::from_ref(entry), &mut BTreeMap::new()).await;
@@ -80,33 +100,45 @@ impl Node {
         Ok(alone)
     }
 
-    fn decide_alone(&self, command: &Command) -> Result<Alone, NodeError> {
-        let Command { request, at, by, source, action: Action::Reveal(reveal) } = command else {
-            return Err(NodeError::Fatal("only a reveal is decided without a quorum".to_owned()));
-        };
+    fn append_alone(&self, command: &Command) -> Result<Alone, NodeError> {
+        let Command { request, at, by, source, action } = command;
         let quorum_age = self.freshness().quorum_age;
         let quorum_age_ms = quorum_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        let drawn = RequestId(Uuid::new_v4());
         let appended = self.inner.journal.append::<Alone, NodeError>(|waiting| {
-            let (user, reason, key_id) = (reveal.user.as_ref(), reveal.reason.as_str(), reveal.key_id);
-            let asked = Asked { by, key_id, user, reason, at: *at };
             // Read under the journal's lock: what was dropped from it before is in this view.
             let (position, view) = (self.applied_position(), self.view()?);
-            Ok(match journal::decide(&view, waiting, *request, &asked, source, quorum_age_ms, position)? {
+            let circumstances = Circumstances { request: *request, drawn, source, quorum_age_ms, position };
+            let verdict = match action {
+                Action::Reveal(Reveal { key_id, user, reason }) => {
+                    let asked = Asked { by, key_id: *key_id, user: user.as_ref(), reason, at: *at };
+                    alone::decide(&view, waiting, &circumstances, &asked)?
+                }
+                Action::DecideApproval(decide) => {
+                    alone::decide_approval(&view, waiting, &circumstances, by, *at, decide)?
+                }
+                other => {
+                    let why = format!("nothing is decided without a quorum about {}", other.kind());
+                    return Err(NodeError::Fatal(why));
+                }
+            };
+            Ok(match verdict {
                 Verdict::Again(entry) => Decided::Nothing(Alone::Journalled(entry)),
                 Verdict::Closed => Decided::Nothing(Alone::Closed),
                 Verdict::Refused(refusal) => Decided::Nothing(Alone::Refused(refusal)),
-                Verdict::Decided(reveal) => Decided::Reveal(reveal),
+                Verdict::Waits(ask) => Decided::Nothing(Alone::Waits(ask)),
+                Verdict::Decided(what) => Decided::Entry(what),
             })
         })?;
         Ok(match appended {
             Appended::Nothing(alone) => alone,
             Appended::Entry(entry) => {
                 tracing::warn!(
-                    key_id = %entry.reveal.key_id,
-                    by = %entry.reveal.by,
-                    shown = entry.reveal.was_shown(),
+                    key_id = %entry.what.key_id(),
+                    by = %entry.what.by(),
+                    decided = summary(&entry.what),
                     sequence = entry.place.sequence,
-                    "no quorum: a reveal was decided here and is in the journal"
+                    "no quorum: what was decided here is in the journal"
                 );
                 Alone::Journalled(entry)
             }
@@ -128,7 +160,7 @@ impl Node {
         }
         let entries: Vec<JournalEntry> =
             request.entries.iter().map(|entry| format::decode(entry)).collect::<Result<_, _>>()?;
-        if entries.iter().any(|entry| entry.reveal.source.node != teller) {
+        if entries.iter().any(|entry| entry.what.source().node != teller) {
             return Err(Invalid::new("entries", format!("what node {teller} decided itself")).into());
         }
         let node = self.clone();
@@ -216,12 +248,24 @@ impl Node {
         };
         match self.propose(&command).await?.reply {
             Reply::Reconciled { audit_sequence } => {
-                tracing::info!(entry = %place, audit_sequence, "a reveal without a quorum is on record");
+                tracing::info!(entry = %place, audit_sequence, "what was decided without a quorum is on record");
                 Ok(())
             }
             Reply::Refused(refusal) => Err(refusal.into()),
             other => Err(NodeError::Fatal(format!("unexpected answer {other:?}"))),
         }
+    }
+}
+
+/// In a word, for the log.
+fn summary(what: &Noted) -> &'static str {
+    match what {
+        Noted::ApprovalAsked(_) => "approval asked for",
+        Noted::ApprovalDecided(decision) if decision.denied.is_some() => "approval denied",
+        Noted::ApprovalDecided(decision) if decision.granted => "approval granted",
+        Noted::ApprovalDecided(_) => "approval rejected",
+        Noted::Reveal(reveal) if reveal.was_shown() => "shown",
+        Noted::Reveal(_) => "denied",
     }
 }
 
@@ -275,7 +319,7 @@ impl Watch {
         let mut waiting = journal.own();
         let patient = since.elapsed() < TOLD_PATIENCE;
         let told = journal.told().into_iter();
-        waiting.extend(told.filter(|entry| !patient || !node.is_member(entry.reveal.source.node)));
+        waiting.extend(told.filter(|entry| !patient || !node.is_member(entry.what.source().node)));
         waiting.truncate(BATCH_MAX);
         if waiting.is_empty() {
             return Ok(());

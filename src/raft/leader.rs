@@ -15,14 +15,15 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Code, Status};
 
 use crate::escrow::apply::too_new;
-use crate::escrow::command::{Action, Command};
+use crate::escrow::command::{Action, Command, Refusal};
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::NodeId;
+use crate::escrow::ids::{NodeId, Timestamp};
 use crate::escrow::records::LogPosition;
 use crate::metrics::ProposalOutcome;
 use crate::proto::peer::{Envelope, ReadIndexRequest};
 use crate::store::format;
 
+use super::clock::is_credible;
 use super::error::NodeError;
 use super::node::{Committed, Node};
 use super::read_index::ReadIndex;
@@ -43,6 +44,10 @@ pub const PROPOSALS_MAX_KIB: usize = 64 * 1024;
 const QUORUM_FRESH_HEARTBEATS: u64 = 3;
 /// Between two attempts at a leader that is not there yet, unless news of one comes first.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A leader that refuses is not asked again this shortly before time is up: a question that is cut off may have been
+/// granted, and nobody would know.
+const REFUSED_LATE: Duration = Duration::from_millis(100);
 
 /// What is asked of the leader.
 trait Question: Sync {
@@ -76,7 +81,7 @@ impl Question for Commit<'_> {
         deadline: Instant,
     ) -> Result<Attempt<Committed>, NodeError> {
         if leader != node.options().id {
-            return Ok(node.forward(leader, self.body, deadline).await);
+            return node.forward(leader, self.body, deadline).await;
         }
         match node.commit(self.body.to_vec(), self.requires).await {
             Ok(committed) => Ok(Attempt::Done(committed)),
@@ -111,7 +116,7 @@ impl Question for Confirm {
 enum Attempt<T> {
     /// The leader's answer.
     Done(T),
-    /// The leader said no for a reason that will not pass by itself.
+    /// The leader said no, with a reason of its own. If it passes, another attempt finds out.
     Refused(Status),
     /// There is reason to look for the leader again, and nothing was begun.
     NotBegun,
@@ -122,6 +127,8 @@ enum Attempt<T> {
 /// A command that another node forwards, known to be one that a replica can apply.
 pub struct Forwarded {
     body: Vec<u8>,
+    /// When it says it was given.
+    at: Timestamp,
     /// The node it says it came in through.
     pub source: NodeId,
     /// What it does.
@@ -146,7 +153,13 @@ impl Forwarded {
         let is_routine = matches!(command.action, Action::Escrow(_) | Action::EscrowPending(_));
         let kind = command.action.kind();
         let requires = FeatureLevel::required_by(&command);
-        Ok(Self { body, source: command.source.node, kind, requires, is_routine })
+        Ok(Self { body, at: command.at, source: command.source.node, kind, requires, is_routine })
+    }
+
+    /// The same, given at `now`: a stamp is nobody's word but the node's that passes it on.
+    fn restamped(self, now: Timestamp) -> Result<Self, NodeError> {
+        let command: Command = format::decode(&self.body)?;
+        Ok(Self { body: format::encode(&Command { at: now, ..command }), at: now, ..self })
     }
 }
 
@@ -155,8 +168,11 @@ impl Node {
     /// is waited for.
     ///
     /// # Errors
-    /// [`NodeError::NoQuorum`] after [`PROPOSE_TIMEOUT`] if nothing was begun, [`NodeError::Unconfirmed`] if the command
-    /// may still take effect: repeating it with its request id is safe. [`NodeError::Overloaded`]: nothing was begun.
+    /// [`NodeError::NoQuorum`] after [`PROPOSE_TIMEOUT`] if nothing was begun, [`NodeError::Declined`] if that is because
+    /// the leader does not take it; [`NodeError::Unconfirmed`] if the command may still take effect: repeating it with
+    /// its request id is safe. [`NodeError::Refused`] for what the domain refuses before it is in the log.
+    /// [`NodeError::Overloaded`], and [`NodeError::Clock`] if this node has stamped it with a clock that is wrong: nothing
+    /// was begun.
     pub async fn propose(&self, command: &Command) -> Result<Committed, NodeError> {
         self.propose_within(command, PROPOSE_TIMEOUT).await
     }
@@ -178,20 +194,32 @@ impl Node {
     }
 
     async fn propose_uncounted(&self, command: &Command, limit: Duration) -> Result<Committed, NodeError> {
+        if let Some(skew) = self.clock_fault() {
+            return Err(NodeError::Clock(skew));
+        }
         let body = format::encode(command);
         let _permit = self.proposal_permit(body.len())?;
         let requires = FeatureLevel::required_by(command);
         self.at_the_leader(limit, Commit { body: &body, requires }).await
     }
 
-    async fn forward(&self, leader: NodeId, body: &[u8], deadline: Instant) -> Attempt<Committed> {
-        let Some(mut client) = self.member_client(leader) else { return Attempt::NotBegun };
+    async fn forward(
+        &self,
+        leader: NodeId,
+        body: &[u8],
+        deadline: Instant,
+    ) -> Result<Attempt<Committed>, NodeError> {
+        let Some(mut client) = self.member_client(leader) else { return Ok(Attempt::NotBegun) };
         let mut request = tonic::Request::new(Envelope { body: body.to_vec().into(), quorum_age_ms: None });
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         match client.propose(request).await.map(|answer| format::decode(&answer.into_inner().body)) {
-            Ok(Ok(committed)) => Attempt::Done(committed),
-            Ok(Err(error)) => Attempt::Refused(Status::internal(error.to_string())),
-            Err(status) => refused_or(status, Attempt::Unknown),
+            Ok(Ok(committed)) => Ok(Attempt::Done(committed)),
+            Ok(Err(error)) => Ok(Attempt::Refused(Status::internal(error.to_string()))),
+            // The domain's own no, given before anything is in the log: an answer, as it is to the leader's own callers.
+            Err(status) if status.code() == Code::AlreadyExists => {
+                Err(Refusal::Conflict(status.message().to_owned()).into())
+            }
+            Err(status) => Ok(refused_or(status, Attempt::Unknown)),
         }
     }
 
@@ -200,8 +228,15 @@ impl Node {
     /// # Errors
     /// [`NodeError::NotLeader`] if this node does not lead, [`NodeError::NoQuorum`] if it leads but has lost touch
     /// with the majority: nothing was written then. [`NodeError::Unconfirmed`] if that is not known.
-    pub async fn commit_forwarded(&self, forwarded: Forwarded) -> Result<Committed, NodeError> {
-        let Forwarded { body, source, kind, requires, is_routine } = forwarded;
+    pub async fn commit_forwarded(&self, mut forwarded: Forwarded) -> Result<Committed, NodeError> {
+        let now = self.inner.clock.now();
+        // What a leader with a wrong clock knows of the time is no better.
+        if !is_credible(forwarded.at, now) && self.clock_fault().is_none() {
+            let (source, stamp) = (forwarded.source, forwarded.at);
+            tracing::warn!(source, %stamp, "a command from the future counts as given now");
+            forwarded = forwarded.restamped(now)?;
+        }
+        let Forwarded { body, source, kind, requires, is_routine, .. } = forwarded;
         let _permit = self.proposal_permit(body.len())?;
         match timeout(PROPOSE_TIMEOUT, self.commit(body, requires)).await {
             Ok(Ok(committed)) => {
@@ -329,6 +364,7 @@ impl Node {
     ) -> Result<T, NodeError> {
         let deadline = Instant::now() + limit;
         let mut metrics = self.inner.raft.server_metrics();
+        // Whether it may have been done, and why the leader does not take it, if it was the last to speak.
         let (mut begun, mut refused) = (false, None);
         loop {
             let leader = metrics.borrow_and_update().current_leader;
@@ -339,6 +375,7 @@ impl Node {
                     () = self.inner.stop.cancelled() => return Err(NodeError::Fatal("it is stopping".to_owned())),
                     () = sleep_until(deadline) => Attempt::Unknown,
                 };
+                refused = None;
                 match outcome {
                     Attempt::Done(answer) => return Ok(answer),
                     Attempt::NotBegun => {}
@@ -356,11 +393,16 @@ impl Node {
             if let Ok(Err(_)) = timeout_at(wait, metrics.changed()).await {
                 return Err(NodeError::Fatal("the consensus core has ended".to_owned()));
             }
-            if Instant::now() >= deadline {
-                if let Some(status) = refused {
+            let last = if refused.is_some() { deadline - REFUSED_LATE } else { deadline };
+            if Instant::now() >= last {
+                if let Some(status) = &refused {
                     tracing::warn!(%status, "the leader refuses what this node forwards");
                 }
-                return Err(if begun { NodeError::Unconfirmed(limit) } else { NodeError::NoQuorum(limit) });
+                return Err(match refused {
+                    _ if begun => NodeError::Unconfirmed(limit),
+                    Some(status) => NodeError::Declined(status.message().to_owned()),
+                    None => NodeError::NoQuorum(limit),
+                });
             }
         }
     }
@@ -389,12 +431,14 @@ async fn confirmed(reads: Option<&ReadIndex>) -> Result<u64, Arc<NodeError>> {
     timeout(READ_TIMEOUT, reads.confirm()).await.map_err(|_| NodeError::NoQuorum(READ_TIMEOUT))?
 }
 
-/// A refusal that will not pass by itself, or `otherwise`.
+/// What the leader itself says against it, or `otherwise`.
 fn refused_or<T>(status: Status, otherwise: Attempt<T>) -> Attempt<T> {
     match status.code() {
-        Code::FailedPrecondition | Code::Internal | Code::InvalidArgument | Code::PermissionDenied => {
-            Attempt::Refused(status)
-        }
+        Code::FailedPrecondition
+        | Code::Internal
+        | Code::InvalidArgument
+        | Code::PermissionDenied
+        | Code::ResourceExhausted => Attempt::Refused(status),
         _ if status.metadata().contains_key(NOT_BEGUN_KEY) => Attempt::NotBegun,
         _ => {
             tracing::debug!(%status, "asking the leader");
@@ -402,3 +446,7 @@ fn refused_or<T>(status: Status, otherwise: Attempt<T>) -> Attempt<T> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "leader_tests.rs"]
+mod tests;

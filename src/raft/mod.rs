@@ -11,9 +11,11 @@
 //! over and over in [`opening`].
 //!
 //! A replica is compared with the others in `healing`, by the verdict in [`agreement`], and mended by `repair`; `fetch`
-//! brings a snapshot from a peer, and `rescue` does that for a node that starts without a state.
+//! brings a snapshot from a peer, and `rescue` does that for a node that starts without a state. Clocks are compared at
+//! the same time, and judged in [`clock`].
 
 pub mod agreement;
+pub mod clock;
 mod compaction;
 mod contacts;
 mod error;

@@ -30,6 +30,7 @@ use crate::store::view::View;
 use crate::tls::Tls;
 
 use super::agreement::Agreement;
+use super::clock::{Clock, Skew};
 use super::compaction;
 use super::contacts::Contacts;
 use super::error::NodeError;
@@ -156,6 +157,7 @@ pub(super) struct Inner {
     pub(super) offers: Arc<Semaphore>,
     /// What the last comparison with the others came to.
     pub(super) agreement: std::sync::Mutex<Agreement>,
+    pub(super) clock: Clock,
     /// The log is more than a quarantined node may keep: it is to stop.
     pub(super) overfull: watch::Sender<Option<HeldLog>>,
 }
@@ -239,6 +241,7 @@ impl Node {
                 spools,
                 offers: Arc::new(Semaphore::new(OFFERS_MAX)),
                 agreement: std::sync::Mutex::default(),
+                clock: Clock::default(),
                 overfull: watch::Sender::default(),
             }),
         };
@@ -400,6 +403,16 @@ impl Node {
     /// Whether its state is that of the others, as last compared.
     pub fn agreement(&self) -> Agreement {
         *self.inner.agreement.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far its clock is from those of the others.
+    pub fn clock_skew(&self) -> Skew {
+        self.inner.clock.skew()
+    }
+
+    /// Why this node stamps no commands and leads nobody; `None` if its clock is right as far as is known.
+    pub fn clock_fault(&self) -> Option<Skew> {
+        Some(self.clock_skew()).filter(|skew| skew.is_too_much())
     }
 
     /// Why this node has put itself aside; `None` if it has not. While it has, it serves no clients, leads only if

@@ -60,7 +60,7 @@ impl QuorumClock {
 }
 
 /// A clock that goes on while the machine is suspended: what was known before is old when it wakes.
-fn since_boot() -> Duration {
+pub(super) fn since_boot() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

@@ -258,6 +258,8 @@ impl Context {
             opening_fault: opening.fault,
             opened_all_at_ms: opening.complete.map(|pass| pass.at.0),
             keys_opened: opening.complete.map_or(0, |pass| pass.opened),
+            clock_ahead_ms: self.node.clock_skew().0,
+            clock_fault: self.node.clock_fault().map(|skew| skew.to_string()).unwrap_or_default(),
             ..NodeStatus::default()
         };
         Ok(DescribeResponse {

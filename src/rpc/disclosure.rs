@@ -2,17 +2,19 @@
 
 use tonic::Status;
 
+use crate::escrow::command::Reveal;
+use crate::escrow::disclosure::{self as rules, Asked, Decision, Grounds};
 use crate::escrow::ids::{Identity, Timestamp, UserName};
 use crate::escrow::lookup;
-use crate::escrow::records::{KeyHistory, KeyRecord, LogPosition};
+use crate::escrow::records::{KeyHistory, KeyRecord, LogPosition, RevealTally};
 use crate::proto;
 use crate::raft::NodeError;
-use crate::seal::receipt::disclosure::{Disclosed, DisclosureReceipt};
+use crate::seal::receipt::disclosure::{Disclosed, DisclosureReceipt, OnRecord};
 use crate::seal::{Keyring, Part, SealContext};
 use crate::secret::Secret;
 
-use super::Context;
 use super::recovery::blocking;
+use super::{Context, now};
 
 /// A reveal as it was asked for, once it is allowed.
 #[derive(Debug, Clone)]
@@ -29,8 +31,8 @@ pub(super) struct Shown {
     pub at: Timestamp,
     /// The entry that put it on record, or the last one applied if there was no quorum.
     pub position: LogPosition,
-    /// The audit record of it, if there is one already.
-    pub audit_sequence: Option<u64>,
+    /// Where it is noted.
+    pub on_record: OnRecord,
 }
 
 /// What goes out beside the secret.
@@ -42,6 +44,42 @@ pub(super) struct Beside {
 }
 
 impl Context {
+    /// Whether this replica can open the key of a reveal, its package as well if that is wanted. Asked before anything is on record, which would say that the key
+    /// was shown when nobody has seen it. What is to be denied, as far as is known here, goes on record whatever can be
+    /// opened.
+    ///
+    /// # Errors
+    /// What keeps it from being opened: another node may do it.
+    pub(super) async fn check_opens(
+        &self,
+        by: &Identity,
+        reveal: &Reveal,
+        wants_package: bool,
+    ) -> Result<(), NodeError> {
+        let held = self.held(reveal.key_id).await;
+        let opened = held.and_then(|held| match held {
+            None => Ok(()),
+            Some(held) if wants_package => held.open_all().map(drop),
+            Some(held) => held.open().map(drop),
+        });
+        let Err(failure) = opened else { return Ok(()) };
+        let (node, by, reveal) = (self.node.clone(), by.clone(), reveal.clone());
+        let denied = blocking(move || {
+            let view = node.view()?;
+            let none = RevealTally::none(None);
+            let grounds = Grounds {
+                policy: &lookup::policy(&view)?,
+                person: none.clone(),
+                cluster: none,
+                always_approve: false,
+            };
+            let Reveal { key_id, user, reason } = &reveal;
+            let asked = Asked { by: &by, key_id: *key_id, user: user.as_ref(), reason, at: now() };
+            Ok(matches!(rules::decide(&view, &grounds, &asked)?, Decision::Denied { .. }))
+        });
+        if denied.await? { Ok(()) } else { Err(failure) }
+    }
+
     /// What goes out with `key`, from this replica.
     pub(super) async fn beside(
         &self,
@@ -88,7 +126,8 @@ impl Context {
             reason: shown.reason.clone(),
             at: shown.at,
             position: shown.position,
-            audit_sequence: shown.audit_sequence,
+            state: key.state,
+            on_record: shown.on_record,
         };
         DisclosureReceipt::sign(disclosed, cluster.id, &self.tls).map_err(|error| {
             Status::internal(format!("signing the receipt: {}", crate::error::chain(&error)))
@@ -115,5 +154,8 @@ pub(super) fn receipt(receipt: DisclosureReceipt) -> proto::DisclosureReceipt {
         node: receipt.node.to_string(),
         signature: receipt.signature,
         certificates: receipt.certificates,
+        state: receipt.state.to_string(),
+        journal: receipt.journal.map(|place| place.journal.to_string()).unwrap_or_default(),
+        journal_sequence: receipt.journal.map_or(0, |place| place.sequence),
     }
 }

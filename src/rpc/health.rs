@@ -110,6 +110,9 @@ fn about(node: &NodeStatus, version: Option<&str>, committed: u64, now: u64, war
     {
         warnings.push(format!("the disk of node {id} does not keep up: its overlay is nearly full"));
     }
+    if !node.clock_fault.is_empty() {
+        warnings.push(format!("node {id} takes no commands: {}", node.clock_fault));
+    }
     if !node.journal_fault.is_empty() {
         let fault = &node.journal_fault;
         warnings.push(format!("without a quorum node {id} shows no keys, its journal is damaged: {fault}"));
@@ -227,13 +230,17 @@ mod tests {
     #[test]
     fn each_fault_of_a_node_has_a_sentence_that_names_it() {
         type Fault = fn(&mut NodeStatus);
-        let faults: [(Fault, &str); 18] = [
+        let faults: [(Fault, &str); 19] = [
             (
                 |node| node.quarantine = "scrub found damage".into(),
                 "node 2 is quarantined and serves no reads: scrub",
             ),
             (|node| node.agreement = "differs".into(), "the state of node 2 differs"),
             (|node| node.draining = true, "node 2 is stopping"),
+            (
+                |node| node.clock_fault = "its clock is 3600 s ahead".into(),
+                "node 2 takes no commands: its clock",
+            ),
             (|node| node.journal_fault = "cut short".into(), "without a quorum node 2 shows no keys"),
             (
                 |node| (node.journal_own, node.journal_oldest_age_ms) = (3, Some(61_000)),

@@ -66,6 +66,9 @@ impl PeerService for Context {
         if let Some(why) = self.node.quarantine() {
             return Err(Status::failed_precondition(format!("this node is quarantined: {why}")));
         }
+        if let Some(skew) = self.node.clock_fault() {
+            return Err(Status::failed_precondition(format!("this node does not lead: {skew}")));
+        }
         Ok(Response::new(self.node.transfer_leader(caller, &request.into_inner().body).await?))
     }
 

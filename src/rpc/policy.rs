@@ -4,6 +4,7 @@ use tonic::{Request, Response, Status};
 
 use crate::escrow::command::{Action, Command, DecideApproval, Reply, SetPolicy};
 use crate::escrow::ids::RequestId;
+use crate::escrow::journal::{DegradedDecision, Noted};
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
 use crate::escrow::policy::document::Policy;
@@ -13,10 +14,12 @@ use crate::proto::{
     self, DecideApprovalRequest, DecideApprovalResponse, ListApprovalsRequest, ListApprovalsResponse,
     SetPolicyRequest, SetPolicyResponse, ShowPolicyRequest, ShowPolicyResponse,
 };
+use crate::raft::NodeError;
 
 use super::escrow::unexpected;
 use super::guard::Caller;
-use super::{Context, now, wire};
+use super::recovery::blocking;
+use super::{Context, now, status, wire};
 
 #[tonic::async_trait]
 impl PolicyService for Context {
@@ -45,8 +48,15 @@ impl PolicyService for Context {
         let caller = self.admit(&request, Operation::SetPolicy)?;
         let SetPolicyRequest { request_id, policy, replaces } = request.into_inner();
         let policy = Policy::from_json(&policy)?.to_json();
-        let action = Action::SetPolicy(SetPolicy { policy, replaces });
-        match self.decided(&request_id, caller, action).await? {
+        let Caller { identity, source } = caller;
+        let command = Command {
+            request: wire::request_id(&request_id)?,
+            at: now(),
+            by: identity,
+            source,
+            action: Action::SetPolicy(SetPolicy { policy, replaces }),
+        };
+        match self.committed(&command).await? {
             Reply::PolicySet { version } => {
                 tracing::info!(version, "the policy is set");
                 Ok(Response::new(SetPolicyResponse { version }))
@@ -61,9 +71,13 @@ impl PolicyService for Context {
     ) -> Result<Response<ListApprovalsResponse>, Status> {
         self.admit(&request, Operation::Approve)?;
         let freshness = self.fresh(request.get_ref().consistency).await?;
-        let approvals = lookup::approvals(&self.node.view()?, now())?;
+        let node = self.node.clone();
+        let (known, alone) =
+            blocking(move || Ok((lookup::approvals(&node.view()?, now())?, node.approvals_alone()?))).await?;
+        let known = known.into_iter().map(|known| approval(known, false));
+        let alone = alone.into_iter().map(|alone| approval(alone, true));
         Ok(Response::new(ListApprovalsResponse {
-            approvals: approvals.into_iter().map(approval).collect(),
+            approvals: known.chain(alone).collect(),
             freshness: Some(freshness),
         }))
     }
@@ -75,49 +89,70 @@ impl PolicyService for Context {
         let caller = self.admit(&request, Operation::Approve)?;
         let DecideApprovalRequest { request_id, approval, granted } = request.into_inner();
         let id = wire::uuid("approval", &approval).map(RequestId)?;
-        // It may have been asked for at another node a moment ago.
-        self.fresh(proto::Consistency::Quorum.into()).await?;
-        let asked = lookup::approvals(&self.node.view()?, now())?;
-        let asked = asked.into_iter().find(|asked| asked.id == id).ok_or_else(|| {
-            Status::not_found(format!(
-                "no reveal {id} waits for approval: it was decided, used, asked for anew, or has expired"
-            ))
-        })?;
-        let action = Action::DecideApproval(DecideApproval {
-            key_id: asked.key_id,
-            person: asked.asked_by.person(),
-            approval: id,
-            granted,
-        });
-        match self.decided(&request_id, caller, action).await? {
-            Reply::ApprovalDecided => {
-                tracing::info!(approval = %id, granted, "a reveal was decided by a second person");
-                Ok(Response::new(DecideApprovalResponse {}))
+        let Caller { identity, source } = caller;
+        let command = Command {
+            request: wire::request_id(&request_id)?,
+            at: now(),
+            by: identity,
+            source,
+            action: Action::DecideApproval(DecideApproval { approval: id, granted }),
+        };
+        // Asked for first: nothing that is decided here alone may stand in a log as well, where it means nothing.
+        let answer = match self.no_quorum().await? {
+            None => self.decide_with_quorum(&command).await?,
+            Some(no_quorum) if self.node.was_asked_alone(id) => {
+                self.decide_at_this_node(&command, no_quorum).await?
             }
-            other => Err(unexpected(&other)),
-        }
+            Some(no_quorum) => return Err(no_quorum.into()),
+        };
+        tracing::info!(approval = %id, granted, "a reveal was decided by a second person");
+        Ok(Response::new(answer))
     }
 }
 
 impl Context {
-    /// Commits what `caller` decides.
-    pub(super) async fn decided(
+    async fn decide_with_quorum(&self, command: &Command) -> Result<DecideApprovalResponse, Status> {
+        match self.committed(command).await? {
+            Reply::ApprovalDecided => Ok(DecideApprovalResponse {
+                freshness: Some(wire::freshness(&self.node, "quorum")),
+                ..Default::default()
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Decides about what was asked for at this node without a quorum.
+    async fn decide_at_this_node(
         &self,
-        request_id: &str,
-        caller: Caller,
-        action: Action,
-    ) -> Result<Reply, Status> {
-        let Caller { identity, source } = caller;
-        let request = wire::request_id(request_id)?;
-        let command = Command { request, at: now(), by: identity, source, action };
-        match self.node.propose(&command).await?.reply {
+        command: &Command,
+        no_quorum: NodeError,
+    ) -> Result<DecideApprovalResponse, Status> {
+        let (entry, freshness) = self.decide_without_quorum(command, no_quorum).await?;
+        match entry.what {
+            Noted::ApprovalDecided(DegradedDecision { denied: Some(refusal), .. }) => {
+                Err(status::degraded(refusal))
+            }
+            Noted::ApprovalDecided(_) => Ok(DecideApprovalResponse {
+                freshness: Some(freshness),
+                journal: entry.place.journal.to_string(),
+                journal_sequence: entry.place.sequence,
+            }),
+            Noted::ApprovalAsked(_) | Noted::Reveal(_) => {
+                Err(Status::internal("a decision was taken for a reveal"))
+            }
+        }
+    }
+
+    /// What is answered to `command`, once it is committed.
+    pub(super) async fn committed(&self, command: &Command) -> Result<Reply, Status> {
+        match self.node.propose(command).await?.reply {
             Reply::Refused(refusal) => Err(refusal.into()),
             reply => Ok(reply),
         }
     }
 }
 
-fn approval(approval: Approval) -> proto::Approval {
+fn approval(approval: Approval, degraded: bool) -> proto::Approval {
     let Approval { id, key_id, machine, asked_by, user, reason, asked_at, expires_at, granted_by } = approval;
     proto::Approval {
         id: id.to_string(),
@@ -129,5 +164,6 @@ fn approval(approval: Approval) -> proto::Approval {
         asked_at_ms: asked_at.0,
         expires_at_ms: expires_at.0,
         granted_by: granted_by.map(|by| by.to_string()).unwrap_or_default(),
+        degraded,
     }
 }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status};
 
-use crate::escrow::command::{Action, Command, Reply, Reveal};
+use crate::escrow::command::{Action, Command, Refusal, Reply, Reveal};
 use crate::escrow::ids::KeyId;
-use crate::escrow::journal::JournalEntry;
+use crate::escrow::journal::{JournalEntry, Noted};
 use crate::escrow::lookup;
-use crate::escrow::policy::Operation;
+use crate::escrow::policy::document::WithoutQuorum;
+use crate::escrow::policy::{Operation, must_name_user};
 use crate::escrow::records::KeyRecord;
 use crate::metrics::RevealOutcome;
 use crate::proto::recovery_service_server::RecoveryService;
@@ -17,6 +19,7 @@ use crate::proto::{
 };
 use crate::raft::NodeError;
 use crate::raft::journal::Alone;
+use crate::seal::receipt::disclosure::OnRecord;
 use crate::seal::{Keyring, Part, context_of};
 use crate::secret::Secret;
 
@@ -74,7 +77,7 @@ fn outcome(answer: &Result<RecoverResponse, Status>) -> RevealOutcome {
         Code::InvalidArgument => RevealOutcome::Invalid,
         Code::NotFound => RevealOutcome::NotFound,
         Code::PermissionDenied | Code::Unauthenticated => RevealOutcome::Denied,
-        Code::Unavailable => RevealOutcome::Unavailable,
+        Code::ResourceExhausted | Code::Unavailable => RevealOutcome::Unavailable,
         _ => RevealOutcome::Failed,
     }
 }
@@ -83,6 +86,8 @@ impl Context {
     /// Looks keys up in this replica, once it is as fresh as was asked for.
     async fn look_up(&self, caller: Caller, request: FindRequest) -> Result<FindResponse, Status> {
         let mut query = wire::query(&request)?;
+        // The help desk is told the name by whoever calls, and not by this answer.
+        query.names_asked_only = must_name_user(caller.identity.role);
         // An end user sees keys of machines on which that user was recorded, and nothing else exists.
         if let Some(own) = caller.identity.user() {
             query = query.seen_by(own);
@@ -105,13 +110,22 @@ impl Context {
         let wire::RecoverRequest { request, key_id, reason, user, package } =
             request.into_inner().try_into()?;
         let (to, for_user, why) = (caller.identity.clone(), user.clone(), reason.clone());
+        let reveal = Reveal { key_id, user, reason };
+        self.check_opens(&to, &reveal, package).await?;
         let command = Command {
             request,
             at: now(),
             by: caller.identity,
             source: caller.source,
-            action: Action::Reveal(Reveal { key_id, user, reason }),
+            action: Action::Reveal(reveal),
         };
+        // Granted by a quorum at once, by this node only once it is approved: the same request must not stand in a log, to be
+        // granted after all when its caller was told to have it approved.
+        if self.approves_alone().await?
+            && let Some(no_quorum) = self.no_quorum().await?
+        {
+            return self.reveal_without_quorum(&command, package, no_quorum).await;
+        }
         let committed = match self.node.propose_within(&command, self.reveal_timeout).await {
             Err(error @ (NodeError::NoQuorum(_) | NodeError::Unconfirmed(_))) => {
                 return self.reveal_without_quorum(&command, package, error).await;
@@ -133,9 +147,11 @@ impl Context {
             wants_package: package,
             at: revealed.at,
             position: revealed.position,
-            audit_sequence: Some(revealed.audit_sequence),
+            on_record: OnRecord::Audit(revealed.audit_sequence),
         };
-        let mut shown = self.show(revealed.key_id, &shown, freshness).await?;
+        let held = self.held(revealed.key_id).await?;
+        let absent = || Status::internal("a key whose reveal is on record is not in this replica");
+        let mut shown = self.show(held.ok_or_else(absent)?, &shown, freshness).await?;
         shown.audit_sequence = revealed.audit_sequence;
         tracing::info!(key_id = %revealed.key_id, audit_sequence = revealed.audit_sequence, "revealed");
         Ok(shown)
@@ -148,21 +164,21 @@ impl Context {
         wants_package: bool,
         no_quorum: NodeError,
     ) -> Result<RecoverResponse, Status> {
-        // All may have changed while a quorum was waited for.
-        if let Some(why) = self.node.expelled() {
-            return Err(NodeError::Excluded(why.to_string()).into());
-        }
-        self.refuse_in_quarantine()?;
-        self.node.cluster()?.ok_or(NodeError::NoCluster)?;
-        let freshness = wire::freshness(&self.node, "degraded");
-        let JournalEntry { place, reveal, .. } = match self.node.reveal_alone(command).await? {
-            Alone::Closed => return Err(no_quorum.into()),
-            Alone::Refused(refusal) => return Err(refusal.into()),
-            Alone::Journalled(entry) => *entry,
+        let (entry, freshness) = self.decide_without_quorum(command, no_quorum).await?;
+        let place = entry.place;
+        let reveal = match entry.what {
+            Noted::Reveal(reveal) => reveal,
+            Noted::ApprovalAsked(ask) => return Err(status::needs_approval_alone(&ask)),
+            Noted::ApprovalDecided(_) => return Err(Status::internal("a reveal was taken for a decision")),
         };
         if let Some(refusal) = reveal.denied {
             return Err(status::degraded(refusal));
         }
+        let Some(held) = self.held(reveal.key_id).await? else {
+            // Another node showed it to this very request and told this one, which lags behind: it knows of no such key.
+            let absent = Refusal::NotFound(format!("no key {} is kept", reveal.key_id));
+            return Err(status::degraded(absent));
+        };
         let shown = Shown {
             to: reveal.by,
             user: reveal.user,
@@ -170,30 +186,60 @@ impl Context {
             wants_package,
             at: reveal.at,
             position: reveal.knowledge.position,
-            audit_sequence: None,
+            on_record: OnRecord::Journal(place),
         };
-        let mut shown = self.show(reveal.key_id, &shown, freshness).await?;
+        let mut shown = self.show(held, &shown, freshness).await?;
         shown.journal = place.journal.to_string();
         shown.journal_sequence = place.sequence;
         Ok(shown)
     }
 
-    /// Opens a key whose reveal is on record or in the journal, from this replica.
-    async fn show(
+    /// Whether the policy has every reveal approved that is made without a quorum.
+    async fn approves_alone(&self) -> Result<bool, NodeError> {
+        let node = self.node.clone();
+        let policy = blocking(move || Ok(lookup::policy(&node.view()?)?)).await?;
+        Ok(policy.without_quorum == WithoutQuorum::Approve)
+    }
+
+    /// Asks the quorum whether it is there. That none answered within the time a reveal waits for it, if so.
+    pub(super) async fn no_quorum(&self) -> Result<Option<NodeError>, Status> {
+        match timeout(self.reveal_timeout, self.node.read_index()).await {
+            Ok(Ok(_)) => Ok(None),
+            Ok(Err(error)) if !matches!(*error, NodeError::NoQuorum(_)) => Err(status::shared(error)),
+            Ok(Err(_)) | Err(_) => Ok(Some(NodeError::NoQuorum(self.reveal_timeout))),
+        }
+    }
+
+    /// Puts in the journal of this node what it decides, as `no_quorum` keeps `command` from being put on record. What is
+    /// shown then is at least as fresh as is said.
+    pub(super) async fn decide_without_quorum(
         &self,
-        key_id: KeyId,
-        shown: &Shown,
-        freshness: Freshness,
-    ) -> Result<RecoverResponse, Status> {
-        let held = self
-            .held(key_id)
-            .await?
-            .ok_or_else(|| Status::internal("a key whose reveal is on record is not in this replica"))?;
+        command: &Command,
+        no_quorum: NodeError,
+    ) -> Result<(JournalEntry, Freshness), Status> {
+        // All may have changed while a quorum was waited for.
+        if let Some(why) = self.node.expelled() {
+            return Err(NodeError::Excluded(why.to_string()).into());
+        }
+        self.refuse_in_quarantine()?;
+        self.node.cluster()?.ok_or(NodeError::NoCluster)?;
+        let freshness = wire::freshness(&self.node, "degraded");
+        match self.node.decide_alone(command).await? {
+            Alone::Closed => Err(no_quorum.into()),
+            // By the policy as this node has it: another may have a newer one.
+            Alone::Refused(refusal) => Err(status::degraded(refusal)),
+            Alone::Waits(ask) => Err(status::needs_approval_alone(&ask)),
+            Alone::Journalled(entry) => Ok((*entry, freshness)),
+        }
+    }
+
+    /// Shows a key whose reveal is on record or in the journal, from this replica.
+    async fn show(&self, held: Held, shown: &Shown, freshness: Freshness) -> Result<RecoverResponse, Status> {
         let secret = held.open()?;
         let Held { key, keyring } = held;
         let Beside { users, history, package, receipt } = self.beside(&key, &keyring, shown).await?;
         Ok(RecoverResponse {
-            secret: secret.expose().to_vec(),
+            secret: secret.into_bytes(),
             key_id: key.id.to_string(),
             machine: key.machine.to_string(),
             volume: key.volume.to_string(),
@@ -202,7 +248,7 @@ impl Context {
             escrowed_at_ms: key.escrowed_at.0,
             freshness: Some(freshness),
             users: users.iter().map(ToString::to_string).collect(),
-            package: package.map(|package| package.expose().to_vec()).unwrap_or_default(),
+            package: package.map(Secret::into_bytes).unwrap_or_default(),
             receipt: Some(disclosure::receipt(receipt)),
             revealed_at_ms: shown.at.0,
             replaced_by: history.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
@@ -230,3 +276,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());
     tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

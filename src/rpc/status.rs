@@ -8,6 +8,8 @@ use tonic::{Code, Status};
 use crate::error::chain;
 use crate::escrow::command::{ApprovalAsked, Refusal};
 use crate::escrow::ids::Invalid;
+use crate::escrow::journal::DegradedAsk;
+use crate::escrow::records::Source;
 use crate::escrow::state::StateError;
 use crate::raft::NodeError;
 use crate::raft::leader::NOT_BEGUN_KEY;
@@ -31,9 +33,12 @@ impl From<NodeError> for Status {
                 Obstacle::NotFound => Code::NotFound,
                 Obstacle::Unavailable => Code::Unavailable,
             },
+            NodeError::Overloaded { .. } => Code::ResourceExhausted,
             NodeError::Decode(_) | NodeError::TooLarge { .. } => Code::InvalidArgument,
             NodeError::Imposter { .. } => Code::PermissionDenied,
             NodeError::Behind { .. }
+            | NodeError::Clock(_)
+            | NodeError::Declined(_)
             | NodeError::Excluded(_)
             | NodeError::FeatureLevel { .. }
             | NodeError::Inapplicable { .. }
@@ -45,7 +50,6 @@ impl From<NodeError> for Status {
             | NodeError::Transfer(_)
             | NodeError::Unconfirmed(_)
             | NodeError::Unrepaired(_)
-            | NodeError::Overloaded { .. }
             | NodeError::Fatal(_) => Code::Unavailable,
             // There is no room for a report just now.
             NodeError::Store(StoreError::Crowded | StoreError::SpoolFull(_)) => Code::ResourceExhausted,
@@ -64,7 +68,8 @@ impl From<NodeError> for Status {
         match &error {
             NodeError::Change(refused) => with(status, HINT_KEY, &refused.instead),
             NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
-            NodeError::NoQuorum(_)
+            NodeError::Clock(_)
+            | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)
             | NodeError::Overloaded { .. }
             | NodeError::Quarantined(_) => with(status, NOT_BEGUN_KEY, "true"),
@@ -126,6 +131,18 @@ pub fn needs_approval(asked: &ApprovalAsked) -> Status {
         "once somebody has run `strongroom approval grant {approval}`, run the same command again, word for word"
     );
     with(Status::permission_denied(why), HINT_KEY, &hint)
+}
+
+/// What is answered to a reveal that was asked for without a quorum, and waits for a second person at one node.
+pub fn needs_approval_alone(ask: &DegradedAsk) -> Status {
+    let DegradedAsk { approval, expires_at, source: Source { node, .. }, .. } = ask;
+    let why = format!(
+        "another person must approve this reveal: request {approval}, until {expires_at}, at node {node}, which decides without a quorum"
+    );
+    let hint = format!(
+        "once somebody has run `strongroom approval grant {approval}` at that node, run the same command again there, word for word; with a quorum, ask anew"
+    );
+    with(with(Status::permission_denied(why), HINT_KEY, &hint), DEGRADED_KEY, "true")
 }
 
 fn with(mut status: Status, key: &'static str, value: &str) -> Status {

@@ -101,6 +101,7 @@ pub fn query(message: &proto::FindRequest) -> Result<Query, Invalid> {
         machine: optional(&message.machine, str::parse)?,
         user: optional(&message.user, str::parse)?,
         limit: message.limit as usize,
+        names_asked_only: false,
         seen_by: None,
     })
 }

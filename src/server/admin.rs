@@ -60,6 +60,9 @@ impl Admin for AdminView {
         if node.leader_in_contact().is_none() {
             reasons.push("knows no leader".to_owned());
         }
+        if let Some(skew) = node.clock_fault() {
+            reasons.push(format!("takes no commands: {skew}"));
+        }
         if let Some(usage) = node.usage().filter(|usage| usage.space.free < DISK_FULL_BYTES) {
             reasons.push(format!("the disk is full: {} bytes are free", usage.space.free));
         }
@@ -260,6 +263,11 @@ impl AdminView {
                 vitals.leader.unwrap_or(0),
             ),
         ];
+        all.push(Metric::gauge(
+            "strongroom_clock_ahead_seconds",
+            "Seconds by which this node's clock is ahead of those of a majority of the voters, at least; 0 if it is in the middle.",
+            node.clock_skew().0 as f64 / 1_000.0,
+        ));
         all.push(gauges(
             "strongroom_state_agreement",
             "1 for what the last comparison of the state with the others' came to.",

@@ -29,13 +29,17 @@ use super::directory::{create_dir, sync_dir, write_durably};
 use super::{StoreError, format};
 use crate::escrow::audit::ChainHead;
 use crate::escrow::ids::Timestamp;
-use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace};
+use crate::escrow::journal::alone::Waiting;
+use crate::escrow::journal::{JournalEntry, JournalPlace, Noted};
 
-/// Most reveals of this node that wait to be put on record.
+/// Most entries of this node that wait to be put on record.
 pub const OWN_ENTRIES_MAX: usize = 4_096;
 /// Most of them that are denials: whoever is denied over and over keeps nobody else from a key.
 pub const OWN_DENIALS_MAX: usize = OWN_ENTRIES_MAX / 2;
-/// Most reveals of other nodes that are kept for them.
+/// Most of them that ask for an approval. Each takes three entries at most, itself, the grant and the reveal: there is
+/// room for all of them beside the denials.
+pub const OWN_ASKS_MAX: usize = OWN_ENTRIES_MAX / 8;
+/// Most entries of other nodes that are kept for them.
 pub const TOLD_ENTRIES_MAX: usize = 16_384;
 /// Largest file: entries of two thirds of the longest reason and names.
 pub const FILE_MAX_BYTES: usize = 8 * 1024 * 1024;
@@ -54,7 +58,7 @@ pub enum JournalError {
     /// It has reached one of its bounds.
     #[error("the journal of reveals is full: {limit} {what} wait to be put on record, which needs a quorum")]
     Full {
-        /// Entries, denials or bytes.
+        /// Entries, denials, requests for approval or bytes.
         what: &'static str,
         /// How many fit.
         limit: usize,
@@ -151,37 +155,42 @@ impl Journal {
         Ok(Self(Arc::new(Inner { directory, writing: Mutex::default(), state })))
     }
 
-    /// Has `decide` look at all that waits, this node's entries first, and puts what it decides behind them. Durable
+    /// Has `decide` look at all that waits, and puts what it decides behind this node's entries. Durable
     /// when this returns. Nobody else decides meanwhile, so that two requests cannot both take what is left of a limit.
     ///
     /// # Errors
     /// What `decide` failed with; [`JournalError`]: then nothing may be shown.
     pub fn append<T, E: From<JournalError>>(
         &self,
-        decide: impl FnOnce(&[&JournalEntry]) -> Result<Decided<T>, E>,
+        decide: impl FnOnce(&Waiting<'_>) -> Result<Decided<T>, E>,
     ) -> Result<Appended<T>, E> {
         let _turn = self.turn();
         let state = self.look();
         state.check_whole()?;
-        let waiting: Vec<_> = state.own.entries.iter().chain(&state.told).collect();
-        let reveal = match decide(&waiting)? {
+        let what = match decide(&Waiting { own: &state.own.entries, told: &state.told })? {
             Decided::Nothing(instead) => return Ok(Appended::Nothing(instead)),
-            Decided::Reveal(reveal) => *reveal,
+            Decided::Entry(what) => *what,
         };
-        Ok(self.put(&state, reveal).map(|entry| Appended::Entry(Box::new(entry)))?)
+        Ok(self.put(&state, what).map(|entry| Appended::Entry(Box::new(entry)))?)
     }
 
-    fn put(&self, state: &State, reveal: DegradedReveal) -> Result<JournalEntry, JournalError> {
-        if state.own.entries.len() >= OWN_ENTRIES_MAX {
+    fn put(&self, state: &State, what: Noted) -> Result<JournalEntry, JournalError> {
+        let is_ask = |what: &Noted| matches!(what, Noted::ApprovalAsked(_));
+        let waiting = |counts: &dyn Fn(&Noted) -> bool| {
+            state.own.entries.iter().filter(|entry| counts(&entry.what)).count()
+        };
+        if waiting(&|_| true) >= OWN_ENTRIES_MAX {
             return Err(JournalError::Full { what: "entries", limit: OWN_ENTRIES_MAX });
         }
-        let denials = state.own.entries.iter().filter(|entry| !entry.reveal.was_shown()).count();
-        if !reveal.was_shown() && denials >= OWN_DENIALS_MAX {
+        if what.is_denial() && waiting(&Noted::is_denial) >= OWN_DENIALS_MAX {
             return Err(JournalError::Full { what: "denials", limit: OWN_DENIALS_MAX });
+        }
+        if is_ask(&what) && waiting(&is_ask) >= OWN_ASKS_MAX {
+            return Err(JournalError::Full { what: "requests for approval", limit: OWN_ASKS_MAX });
         }
         let Own { journal, head, .. } = state.own;
         let place = JournalPlace { journal, sequence: head.sequence + 1 };
-        let entry = JournalEntry { place, previous: head.hash, reveal };
+        let entry = JournalEntry { place, previous: head.hash, what };
         let mut next = state.clone();
         let own = &mut next.own;
         own.head = ChainHead { sequence: place.sequence, hash: entry.hash() };
@@ -264,7 +273,7 @@ impl Journal {
             own: state.own.entries.len(),
             told: state.told.len(),
             bytes: state.bytes.0 + state.bytes.1,
-            oldest: all.map(|entry| entry.reveal.at).min(),
+            oldest: all.map(|entry| entry.what.at()).min(),
             fault: state.fault.clone().unwrap_or_default(),
         }
     }
@@ -300,7 +309,7 @@ pub enum Decided<T> {
     /// Nothing to be written.
     Nothing(T),
     /// To be written.
-    Reveal(Box<DegradedReveal>),
+    Entry(Box<Noted>),
 }
 
 /// What became of it.

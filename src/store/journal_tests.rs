@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::escrow::command::Refusal;
 use crate::escrow::ids::{KeyId, RequestId};
-use crate::escrow::journal::Knowledge;
+use crate::escrow::journal::{DegradedAsk, DegradedReveal, Knowledge};
 use crate::escrow::records::{LogPosition, Source};
 
 fn reveal(number: u64, shown: bool) -> DegradedReveal {
@@ -26,8 +26,32 @@ fn reveal(number: u64, shown: bool) -> DegradedReveal {
     }
 }
 
+fn ask(number: u64) -> Noted {
+    let DegradedReveal { request, at, by, source, key_id, user, reason, knowledge, .. } =
+        reveal(number, true);
+    let (approval, machine) = (request, "PC-0001".parse().unwrap());
+    let expires_at = Timestamp(at.0 + 60_000);
+    Noted::ApprovalAsked(DegradedAsk {
+        request,
+        at,
+        by,
+        source,
+        approval,
+        key_id,
+        machine,
+        user,
+        reason,
+        expires_at,
+        knowledge,
+    })
+}
+
 fn append(journal: &Journal, reveal: DegradedReveal) -> Result<JournalEntry, JournalError> {
-    match journal.append::<(), JournalError>(|_| Ok(Decided::Reveal(Box::new(reveal))))? {
+    note(journal, Noted::Reveal(reveal))
+}
+
+fn note(journal: &Journal, what: Noted) -> Result<JournalEntry, JournalError> {
+    match journal.append::<(), JournalError>(|_| Ok(Decided::Entry(Box::new(what))))? {
         Appended::Entry(entry) => Ok(*entry),
         Appended::Nothing(()) => panic!("something was decided"),
     }
@@ -35,7 +59,7 @@ fn append(journal: &Journal, reveal: DegradedReveal) -> Result<JournalEntry, Jou
 
 fn of_another(number: u64) -> JournalEntry {
     let place = JournalPlace { journal: Uuid::from_u128(0xb), sequence: number };
-    JournalEntry { place, previous: [0; 32], reveal: reveal(number, true) }
+    JournalEntry { place, previous: [0; 32], what: Noted::Reveal(reveal(number, true)) }
 }
 
 #[test]
@@ -77,8 +101,9 @@ fn what_waits_is_seen_by_who_decides_and_nothing_is_written_if_it_fails_or_decli
     let journal = Journal::open(root.path()).unwrap();
     append(&journal, reveal(1, true)).unwrap();
     journal.keep(vec![of_another(7)]).unwrap();
-    let declined = journal.append::<usize, JournalError>(|waiting| Ok(Decided::Nothing(waiting.len())));
-    assert!(matches!(declined, Ok(Appended::Nothing(2))), "{declined:?}");
+    let declined = journal
+        .append::<_, JournalError>(|waiting| Ok(Decided::Nothing((waiting.own.len(), waiting.told.len()))));
+    assert!(matches!(declined, Ok(Appended::Nothing((1, 1)))), "{declined:?}");
     let failed = journal.append::<(), JournalError>(|_| Err(JournalError::Damaged("x".to_owned())));
     assert!(failed.is_err());
     assert_eq!(Journal::open(root.path()).unwrap().own().len(), 1);
@@ -120,7 +145,7 @@ fn a_disk_that_takes_nothing_leaves_the_journal_as_it_was_until_it_takes_somethi
 }
 
 #[test]
-fn each_bound_is_a_refusal_and_denials_leave_room_for_reveals() {
+fn each_bound_is_a_refusal_and_denials_and_requests_leave_room_for_reveals() {
     let root = tempfile::tempdir().unwrap();
     let journal = Journal::open(root.path()).unwrap();
     let change = |change: &dyn Fn(&mut State)| {
@@ -133,13 +158,21 @@ fn each_bound_is_a_refusal_and_denials_leave_room_for_reveals() {
         for number in 1..=OWN_DENIALS_MAX as u64 {
             let Own { journal, head, .. } = state.own;
             let place = JournalPlace { journal, sequence: number };
-            let entry = JournalEntry { place, previous: head.hash, reveal: reveal(number, false) };
+            let what = Noted::Reveal(reveal(number, false));
+            let entry = JournalEntry { place, previous: head.hash, what };
             state.own.head = ChainHead { sequence: number, hash: entry.hash() };
             state.own.entries.push(entry);
         }
     });
     let denial = append(&journal, reveal(0, false)).unwrap_err();
     assert!(matches!(denial, JournalError::Full { what: "denials", .. }), "{denial}");
+    append(&journal, reveal(0, true)).unwrap();
+    change(&|state| {
+        let filler = JournalEntry { what: ask(0), ..state.own.entries[0].clone() };
+        state.own.entries.resize(OWN_DENIALS_MAX + 1 + OWN_ASKS_MAX, filler);
+    });
+    let asked = note(&journal, ask(1)).unwrap_err();
+    assert!(matches!(asked, JournalError::Full { what: "requests for approval", .. }), "{asked}");
     append(&journal, reveal(0, true)).unwrap();
     change(&|state| {
         let filler = state.own.entries[0].clone();
@@ -185,7 +218,10 @@ fn an_entry_that_was_taken_out_or_changed_does_not_fit_the_chain() {
     let changes: [fn(&mut Own); 4] = [
         |own| drop(own.entries.remove(1)),
         |own| drop(own.entries.pop()),
-        |own| own.entries[1].reveal.reason.push('!'),
+        |own| match &mut own.entries[1].what {
+            Noted::Reveal(reveal) => reveal.reason.push('!'),
+            other => panic!("{other:?}"),
+        },
         |own| own.entries.swap(0, 2),
     ];
     for change in changes {

@@ -6,8 +6,11 @@ mod admin;
 mod held;
 mod load;
 mod logs;
+mod seeded;
 
+pub mod network;
 pub mod peers;
+pub mod trail;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,12 +21,15 @@ use strongroom::cli::local_cluster::{ClusterPlan, LocalCluster};
 use strongroom::client::{Client, Deposit};
 use strongroom::escrow::ids::{KeyId, NodeId};
 use strongroom::escrow::secrets::{SecretKind, bitlocker};
+use strongroom::tls::{ExpectedPeer, Tls, TlsPaths};
+use tonic::transport::{Channel, Endpoint, Uri};
 use uuid::Uuid;
 
 pub use self::admin::*;
 pub use self::held::*;
 pub use self::load::*;
 pub use self::logs::*;
+pub use self::seeded::*;
 
 /// The three voters of a test cluster.
 pub const ALL: [NodeId; 3] = [1, 2, 3];
@@ -57,9 +63,15 @@ pub async fn three_of(nodes: u64, extra_config: &str) -> TestCluster {
 }
 
 async fn formed(plan: &ClusterPlan) -> TestCluster {
+    let mut test = laid_out(plan);
+    test.cluster.form().await.expect("a cluster forms");
+    test
+}
+
+/// A cluster of which nothing runs yet.
+fn laid_out(plan: &ClusterPlan) -> TestCluster {
     let dir = tempfile::tempdir().expect("a directory for the test");
-    let mut cluster = LocalCluster::open_or_create(dir.path(), plan, program()).expect("a layout");
-    cluster.form().await.expect("a cluster forms");
+    let cluster = LocalCluster::open_or_create(dir.path(), plan, program()).expect("a layout");
     TestCluster { cluster, dir }
 }
 
@@ -81,6 +93,22 @@ impl TestCluster {
     pub async fn leader(&self) -> NodeId {
         let status = self.cluster.wait_for("a leader", SOON, &ALL, |status| status.leader.is_some()).await;
         status.expect("a leader").leader.expect("just seen")
+    }
+
+    /// A connection to `node` with the credentials of `profile`, for calls that [`Client`] would not make as they are.
+    pub async fn channel(&self, profile: &str, node: NodeId) -> Channel {
+        let layout = self.cluster.layout();
+        let tls = Tls::load(TlsPaths::profile(&layout.profile(profile))).expect("credentials");
+        let address = layout.node(node).expect("a node").api_address();
+        let connector = tower::service_fn(move |_: Uri| {
+            let (tls, address) = (tls.clone(), address.clone());
+            async move {
+                let tcp = tokio::net::TcpStream::connect(address).await?;
+                let stream = tls.connect(tcp, ExpectedPeer::AnyNode).await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        });
+        Endpoint::from_static("http://node.test").connect_with_connector(connector).await.expect("connected")
     }
 
     /// The command line with the credentials of `profile` against `nodes`.
@@ -133,6 +161,11 @@ pub fn failure(output: &Output) -> (i32, serde_json::Value) {
     let document = stderr.lines().last().and_then(|line| serde_json::from_str(line).ok());
     let document: serde_json::Value = document.unwrap_or_else(|| panic!("no error document in: {stderr}"));
     (output.status.code().expect("not killed"), document["error"].clone())
+}
+
+/// The id of the key of [`deposit`].
+pub fn key(n: u64) -> KeyId {
+    deposit(n).key_id.expect("given")
 }
 
 /// A BitLocker key of machine `PC-<n>`, its secret made from `n`.

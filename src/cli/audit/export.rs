@@ -13,6 +13,7 @@ use serde_json::json;
 use super::file::{Held, held, unreadable};
 use super::progress::Progress;
 use super::{believed, trust_of};
+use crate::cli::find::Consistency;
 use crate::cli::{Exit, Failure, Global, Printer};
 use crate::client::AuditTrail;
 use crate::escrow::audit::ChainHead;
@@ -37,13 +38,6 @@ pub(super) struct ExportCommand {
     min_index: u64,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Consistency {
-    #[default]
-    Local,
-    Quorum,
-}
-
 impl ExportCommand {
     pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
         let client = global.client()?;
@@ -54,10 +48,7 @@ impl ExportCommand {
             .map_or(ChainHead { sequence: self.after, hash: [0; 32] }, |target| target.held.head);
         let request = proto::ReadAuditRequest {
             after: held.sequence,
-            consistency: match self.consistency {
-                Consistency::Local => proto::Consistency::Local.into(),
-                Consistency::Quorum => proto::Consistency::Quorum.into(),
-            },
+            consistency: proto::Consistency::from(self.consistency).into(),
             min_index: self.min_index,
             ..Default::default()
         };

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Value, json};
 
+use crate::cli::find::Consistency;
 use crate::cli::output::table;
 use crate::cli::recover::{freshness_json, freshness_text};
 use crate::cli::{Exit, Failure, Global, Printer};
@@ -58,13 +59,6 @@ pub(super) struct ListCommand {
     limit: u64,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum Consistency {
-    #[default]
-    Local,
-    Quorum,
-}
-
 /// A moment, or the beginning of a day.
 pub(in crate::cli) fn time(text: &str) -> Result<Timestamp, Invalid> {
     let day = text.len() == "2030-01-31".len();
@@ -104,10 +98,6 @@ impl ListCommand {
     }
 
     fn request(self) -> proto::ReadAuditRequest {
-        let consistency = match self.consistency {
-            Consistency::Local => proto::Consistency::Local,
-            Consistency::Quorum => proto::Consistency::Quorum,
-        };
         let filter = proto::AuditFilter {
             since_ms: self.since.map(|at| at.0),
             until_ms: self.until.map(|at| at.0),
@@ -122,7 +112,7 @@ impl ListCommand {
             newest_first: !self.oldest_first,
             limit: self.limit,
             filter: Some(filter),
-            consistency: consistency.into(),
+            consistency: proto::Consistency::from(self.consistency).into(),
             min_index: self.min_index,
             ..Default::default()
         }

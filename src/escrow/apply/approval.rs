@@ -60,26 +60,27 @@ pub(super) fn use_up<S: State>(turn: &mut Turn<'_, S>, approval: &Approval) {
     delete(turn, approval);
 }
 
-/// Decides about a reveal that another person asked for.
+/// Decides about a reveal that another person asked for. What is denied is on record too, also about a reveal that waits no
+/// more or never did: nothing here tells these two apart, and as with reveals of keys that do not exist, each costs the
+/// caller a request of their own and is remembered by it.
 pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, decide: &DecideApproval) -> Result<Reply, Halt> {
-    if !allows(turn.by().role, Operation::Approve) {
-        return Err(Refusal::Denied(format!("role {} does not approve reveals", turn.by().role)).into());
-    }
     if let Some(reply) = requests::answered(turn)? {
         return Ok(reply);
     }
-    let row: Option<Approval> = turn.state.row(&Approval::row_key(decide.key_id, &decide.person))?;
-    let Some(approval) = row.filter(|row| row.id == decide.approval && row.expires_at > turn.at) else {
-        return Err(gone(decide.approval).into());
+    let found = lookup::approval(turn.state, decide.approval)?;
+    let approval = match judge(turn, decide, found.as_ref())? {
+        Ok(approval) => approval.clone(),
+        Err(refusal) => {
+            turn.audit(AuditEvent::ApprovalRefused {
+                approval: decide.approval,
+                key_id: found.as_ref().map(|found| found.key_id),
+                asked_by: found.map(|found| found.asked_by),
+                granted: decide.granted,
+                denied: refusal.to_string(),
+            });
+            return requests::remember(turn, Reply::Refused(refusal));
+        }
     };
-    if !lookup::policy(turn.state)?.may_approve(turn.by(), &decide.person) {
-        let why = if turn.by().person() == decide.person {
-            "nobody approves what they asked for themselves".to_owned()
-        } else {
-            format!("role {} does not approve reveals by the policy", turn.by().role)
-        };
-        return Err(Refusal::Denied(why).into());
-    }
     if decide.granted && approval.granted_by.is_some() {
         return Err(Refusal::Conflict(format!("reveal {} is approved already", approval.id)).into());
     }
@@ -97,7 +98,25 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, decide: &DecideApproval) -
     requests::remember(turn, Reply::ApprovalDecided)
 }
 
-fn gone(approval: RequestId) -> Refusal {
+/// The reveal that is decided about, if the caller may.
+fn judge<'a, S: State>(
+    turn: &Turn<'_, S>,
+    decide: &DecideApproval,
+    found: Option<&'a Approval>,
+) -> Result<Result<&'a Approval, Refusal>, StateError> {
+    let by = turn.by();
+    if !allows(by.role, Operation::Approve) {
+        return Ok(Err(Refusal::Denied(format!("role {} does not approve reveals", by.role))));
+    }
+    let Some(approval) = found.filter(|found| found.expires_at > turn.at) else {
+        return Ok(Err(gone(decide.approval)));
+    };
+    let may = lookup::policy(turn.state)?.may_approve(by, &approval.asked_by.person());
+    Ok(may.map(|()| approval))
+}
+
+/// What is answered about a reveal that does not wait for a second person.
+pub fn gone(approval: RequestId) -> Refusal {
     Refusal::NotFound(format!(
         "no reveal {approval} waits for approval: it was decided, used, asked for anew, or has expired"
     ))

@@ -34,7 +34,7 @@ use super::rows::{Heads, ONLY_ROW};
 use super::state::{Row, State, StateError};
 
 pub use admit::{KEYRING_MAX_BYTES, NODE_ADDRESS_MAX_BYTES, NODES_MAX, RECIPIENT_MAX_BYTES, ZONE_MAX_BYTES};
-pub use approval::APPROVALS_MAX;
+pub use approval::{APPROVALS_MAX, gone};
 pub use compliance::COMPLIANCE_BATCH_MAX;
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
 pub use feature_level::too_new;

@@ -2,12 +2,15 @@
 //! entry, once for each place in a journal, whoever proposes it and however often.
 //!
 //! The node may also have proposed the same request before it gave up waiting. If that was committed, the reveal is on
-//! record already, and this adds nothing; if it comes later, it is answered from what is remembered here.
+//! record already, and this adds nothing; if it comes later, it is answered from what is remembered here. A denial is no
+//! answer to it, for a quorum may know better: then it is decided anew, and put on record if it is granted after all.
+//!
+//! What is said of approvals is put on record and nothing else comes of it: see [`approvals`](crate::escrow::journal::approvals).
 
 use super::{Halt, SOURCE_ADDRESS_MAX_BYTES, Turn, approval, requests, reveal};
 use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal, Revealed};
 use crate::escrow::ids::{ClusterName, Invalid, Timestamp};
-use crate::escrow::journal::{DegradedReveal, JournalEntry, REFUSAL_MAX_BYTES};
+use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace, Noted, REFUSAL_MAX_BYTES};
 use crate::escrow::policy::{Operation, allows};
 use crate::escrow::records::{Approval, AuditEvent, KeyRecord, MachineRecord, ReconciledEntry};
 use crate::escrow::state::State;
@@ -25,15 +28,33 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reconcile: &Reconcile) -> 
         }
         return Err(Refusal::Conflict(format!("another entry is on record as {place}")).into());
     }
-    let same = equivalent(&entry.reveal);
-    let remembered = requests::remembered(turn, &same)?;
-    let audit_sequence = match &remembered {
-        Some(Reply::Revealed(shown)) if entry.reveal.was_shown() => Some(shown.audit_sequence),
-        Some(Reply::Refused(_)) if !entry.reveal.was_shown() => None,
-        _ => Some(record(turn, entry, &same)?),
+    let audit_sequence = match &entry.what {
+        Noted::Reveal(reveal) => apply_reveal(turn, place, reveal)?,
+        // Only a record: what was asked for or granted without a quorum is good for nothing from here on.
+        Noted::ApprovalAsked(ask) => {
+            Some(turn.audit(AuditEvent::ApprovalAskReconciled { place, ask: Box::new(ask.clone()) }))
+        }
+        Noted::ApprovalDecided(decision) => {
+            let decision = Box::new(decision.clone());
+            Some(turn.audit(AuditEvent::ApprovalDecisionReconciled { place, decision }))
+        }
     };
     turn.state.put(&ReconciledEntry { place, hash, audit_sequence });
     Ok(Reply::Reconciled { audit_sequence })
+}
+
+/// Answers the audit record of it; `None` if that was the denial of the same request.
+fn apply_reveal<S: State>(
+    turn: &mut Turn<'_, S>,
+    place: JournalPlace,
+    reveal: &DegradedReveal,
+) -> Result<Option<u64>, Halt> {
+    let same = equivalent(reveal);
+    Ok(match requests::remembered(turn, &same)? {
+        Some(Reply::Revealed(shown)) if reveal.was_shown() => Some(shown.audit_sequence),
+        Some(Reply::Refused(_)) if !reveal.was_shown() => None,
+        _ => Some(record(turn, place, reveal, &same)?),
+    })
 }
 
 /// The command that would have been committed, had there been a quorum.
@@ -42,8 +63,12 @@ fn equivalent(reveal: &DegradedReveal) -> Command {
     Command { request, at, by, source, action: Action::Reveal(Reveal { key_id, user, reason }) }
 }
 
-fn record<S: State>(turn: &mut Turn<'_, S>, entry: &JournalEntry, same: &Command) -> Result<u64, Halt> {
-    let reveal = &entry.reveal;
+fn record<S: State>(
+    turn: &mut Turn<'_, S>,
+    place: JournalPlace,
+    reveal: &DegradedReveal,
+    same: &Command,
+) -> Result<u64, Halt> {
     // Clocks differ; nothing here was seen after it was put on record.
     let shown_at = reveal.at.min(turn.at);
     if let Some(id) = reveal.approval {
@@ -53,9 +78,11 @@ fn record<S: State>(turn: &mut Turn<'_, S>, entry: &JournalEntry, same: &Command
             approval::use_up(turn, &row);
         }
     }
-    let event = AuditEvent::RevealReconciled { place: entry.place, reveal: Box::new(reveal.clone()) };
+    let event = AuditEvent::RevealReconciled { place, reveal: Box::new(reveal.clone()) };
     let audit_sequence = turn.audit(event);
     if !reveal.was_shown() {
+        let note = Reply::Reconciled { audit_sequence: Some(audit_sequence) };
+        requests::remember_as(turn, same, note)?;
         return Ok(audit_sequence);
     }
     disclose(turn, reveal, shown_at)?;
@@ -81,20 +108,27 @@ fn disclose<S: State>(
 /// An entry comes from a node that decided alone: what every replica keeps of it is bounded here.
 fn check(entry: &JournalEntry, cluster: &ClusterName) -> Result<(), Invalid> {
     let invalid = |field: &str, expected: &str| Err(Invalid::new(format!("entry.{field}"), expected));
-    let reveal = &entry.reveal;
+    let what = &entry.what;
     if entry.place.sequence == 0 {
         return invalid("sequence", "from 1");
     }
-    if reveal.by.cluster != *cluster {
+    if what.by().cluster != *cluster {
         return invalid("by", "an identity of this cluster");
     }
-    if reveal.source.address.len() > SOURCE_ADDRESS_MAX_BYTES {
+    if what.source().address.len() > SOURCE_ADDRESS_MAX_BYTES {
         return Err(Invalid::new("entry.source", format!("at most {SOURCE_ADDRESS_MAX_BYTES} bytes")));
     }
-    if reveal::check_reason(&reveal.reason)? != reveal.reason {
+    let (reason, denied) = match what {
+        Noted::Reveal(reveal) => (Some(&reveal.reason), reveal.denied.as_ref()),
+        Noted::ApprovalAsked(ask) => (Some(&ask.reason), None),
+        Noted::ApprovalDecided(decision) => (None, decision.denied.as_ref()),
+    };
+    if let Some(reason) = reason
+        && reveal::check_reason(reason)? != reason
+    {
         return invalid("reason", "without white space around it");
     }
-    if reveal.denied.as_ref().is_some_and(|refusal| refusal.to_string().len() > REFUSAL_MAX_BYTES) {
+    if denied.is_some_and(|refusal| refusal.to_string().len() > REFUSAL_MAX_BYTES) {
         return Err(Invalid::new("entry.denied", format!("at most {REFUSAL_MAX_BYTES} bytes")));
     }
     Ok(())

@@ -51,20 +51,32 @@ pub(super) fn remember_as<S: State>(
     command: &Command,
     reply: Reply,
 ) -> Result<(), StateError> {
-    if turn.state.row::<RequestRow>(&command.request.row_key())?.is_some() {
-        return Ok(());
+    match turn.state.row::<RequestRow>(&command.request.row_key())? {
+        Some(row) if !is_note(&row.reply) => Ok(()),
+        _ => put(turn, command, &reply),
     }
-    put(turn, command, &reply)
+}
+
+/// Whether it is no answer to a reveal, but the note that a denial of it is on record: what a node without a quorum
+/// denied is decided anew when it is committed, and leaves no second denial.
+pub(super) fn is_note(reply: &Reply) -> bool {
+    matches!(reply, Reply::Reconciled { .. })
 }
 
 fn put<S: State>(turn: &mut Turn<'_, S>, command: &Command, reply: &Reply) -> Result<(), StateError> {
     let request = command.request;
+    let row = RequestRow { request, digest: digest(command), reply: reply.clone() };
+    // In the place of a note, which has a slot.
+    if turn.state.row::<RequestRow>(&request.row_key())?.is_some() {
+        turn.state.put(&row);
+        return Ok(());
+    }
     let slot = turn.heads.requests % REQUESTS_MAX;
     if let Some(old) = turn.state.row::<RequestSlot>(&number_key(slot))? {
         turn.state.delete::<RequestRow>(&old.request.row_key());
     }
     turn.state.put(&RequestSlot { slot, request });
-    turn.state.put(&RequestRow { request, digest: digest(command), reply: reply.clone() });
+    turn.state.put(&row);
     turn.heads.requests += 1;
     Ok(())
 }
@@ -107,12 +119,9 @@ fn digest(command: &Command) -> [u8; 32] {
         }
         Action::RemoveNode(remove) => canonical.number(7).number(remove.node),
         Action::SetPolicy(set) => canonical.number(8).text(&set.policy).number(set.replaces),
-        Action::DecideApproval(decide) => canonical
-            .number(9)
-            .bytes(decide.key_id.0.as_bytes())
-            .text(&decide.person)
-            .bytes(decide.approval.0.as_bytes())
-            .number(u64::from(decide.granted)),
+        Action::DecideApproval(decide) => {
+            canonical.number(9).bytes(decide.approval.0.as_bytes()).number(u64::from(decide.granted))
+        }
         // Which data key is drawn is up to the node that took it.
         Action::RotateKeyring(_) => canonical.number(20),
         // Not remembered: they are the leader's, and name what they found.

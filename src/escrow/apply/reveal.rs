@@ -21,7 +21,9 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result
     // Before a level that has policies and tallies, the rules are those that every cluster begins with.
     let desk = lookup::feature_level(turn.state)? >= FeatureLevel::DESK;
     let policy = if desk { lookup::policy(turn.state)? } else { Policy::default() };
-    if let Some(reply) = requests::answered(turn)? {
+    let answered = requests::answered(turn)?;
+    let denial_is_on_record = answered.as_ref().is_some_and(requests::is_note);
+    if let Some(reply) = answered.filter(|_| !denial_is_on_record) {
         return Ok(reply);
     }
     policy.reasons.admit(reason)?;
@@ -52,7 +54,9 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result
         }
         Decision::NeedsApproval { key, waiting: None } => approval::ask(turn, &policy, &key, reveal, reason)?,
         Decision::Denied { refusal, machine } => {
-            record(turn, reveal, reason, machine, Some(refusal.to_string()));
+            if !denial_is_on_record {
+                record(turn, reveal, reason, machine, Some(refusal.to_string()));
+            }
             Reply::Refused(refusal)
         }
     };

@@ -137,7 +137,9 @@ fn a_machine_with_the_most_keys_gets_no_other_but_keeps_answering_for_those_it_h
         history.state.put(&KeyRecord { id, ..key.clone() });
         history.state.put(&MachineKey { machine: machine(), key_id: id, fingerprint: key.fingerprint });
     }
+    assert_eq!(lookup::keys_left(&history.state, &machine()).unwrap(), 1);
     assert!(matches!(history.apply(Role::Importer, escrow(most, None)), Reply::Escrowed(_)));
+    assert_eq!(lookup::keys_left(&history.state, &machine()).unwrap(), 0, "said before it is refused");
     let before = history.state.clone();
     let reply = history.apply(Role::Importer, escrow(most + 1, None));
     assert!(matches!(reply, Reply::Refused(Refusal::Conflict(why)) if why.contains("1024 keys")));

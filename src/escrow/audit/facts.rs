@@ -90,6 +90,9 @@ impl<'a> Facts<'a> {
                 key_id: Some(*key_id),
                 ..Self::NONE
             },
+            AuditEvent::ApprovalRefused { key_id, .. } => {
+                Self { outcome: Outcome::Denied, key_id: *key_id, ..Self::NONE }
+            }
             AuditEvent::ExemptionRequested { machine, .. } => Self { machine: Some(machine), ..Self::NONE },
             AuditEvent::ExemptionDecided { machine, decision, .. } => Self {
                 outcome: match decision {
@@ -108,6 +111,23 @@ impl<'a> Facts<'a> {
                 machine: reveal.machine.as_ref(),
                 key_id: Some(reveal.key_id),
                 user: reveal.user.as_ref(),
+            },
+            AuditEvent::ApprovalAskReconciled { ask, .. } => Self {
+                outcome: Outcome::Allowed,
+                source: Decided::Degraded,
+                machine: Some(&ask.machine),
+                key_id: Some(ask.key_id),
+                user: ask.user.as_ref(),
+            },
+            AuditEvent::ApprovalDecisionReconciled { decision, .. } => Self {
+                outcome: if decision.granted && decision.denied.is_none() {
+                    Outcome::Allowed
+                } else {
+                    Outcome::Denied
+                },
+                source: Decided::Degraded,
+                key_id: Some(decision.key_id),
+                ..Self::NONE
             },
             AuditEvent::ApprovalUsed { .. }
             | AuditEvent::ClusterInitialized

@@ -6,7 +6,7 @@ use crate::escrow::command::Refusal;
 use crate::escrow::compliance::ExemptionDecision;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, KeyId, RequestId, Role, Timestamp};
-use crate::escrow::journal::{DegradedReveal, JournalPlace, Knowledge};
+use crate::escrow::journal::{DegradedAsk, DegradedDecision, DegradedReveal, JournalPlace, Knowledge};
 use crate::escrow::records::{LogPosition, Source};
 
 fn officer() -> Identity {
@@ -44,7 +44,23 @@ fn event(choice: u8, text: &str) -> AuditEvent {
             replaced: vec![key_id; usize::from(choice / 16)],
             rotation_owed_since: (choice & 16 > 0).then_some(Timestamp(3)),
         },
+        2 if choice & 16 > 0 => AuditEvent::ApprovalRefused {
+            approval: RequestId(key_id.0),
+            key_id: (choice & 32 > 0).then_some(key_id),
+            asked_by: (choice & 32 > 0).then(officer),
+            granted: choice & 64 > 0,
+            denied: text.to_owned(),
+        },
         2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
+        5 if choice & 64 > 0 => {
+            let ask = DegradedAsk { reason: text.to_owned(), ..ask() };
+            AuditEvent::ApprovalAskReconciled { place: place(u64::from(choice)), ask: Box::new(ask) }
+        }
+        6 if choice & 64 > 0 => {
+            let denied = (choice & 16 > 0).then(|| Refusal::Denied(text.to_owned()));
+            let decision = Box::new(decision(denied));
+            AuditEvent::ApprovalDecisionReconciled { place: place(u64::from(choice)), decision }
+        }
         4 if choice & 8 > 0 => {
             AuditEvent::CompliancePolicySet { version: u64::from(choice), policy: text.to_owned() }
         }
@@ -116,6 +132,46 @@ pub(super) fn record_of(head: &mut ChainHead, event: AuditEvent) -> AuditRecord 
     record
 }
 
+fn place(sequence: u64) -> JournalPlace {
+    JournalPlace { journal: Uuid::from_u128(3), sequence }
+}
+
+fn ask() -> DegradedAsk {
+    DegradedAsk {
+        request: RequestId(Uuid::from_u128(7)),
+        at: Timestamp(5),
+        by: Identity::new("acme".parse().unwrap(), Role::Helpdesk, "desk1").unwrap(),
+        source: Source { node: 3, address: "192.0.2.7:4000".to_owned() },
+        approval: RequestId(Uuid::from_u128(8)),
+        key_id: KeyId(Uuid::from_u128(7)),
+        machine: "PC-0001".parse().unwrap(),
+        user: Some("CORP\\user1".parse().unwrap()),
+        reason: "lost PIN".to_owned(),
+        expires_at: Timestamp(9),
+        knowledge: Knowledge {
+            position: LogPosition { term: 1, index: 2 },
+            quorum_age_ms: None,
+            policy_version: 1,
+        },
+    }
+}
+
+fn decision(denied: Option<Refusal>) -> DegradedDecision {
+    let DegradedAsk { at, by, source, approval, key_id, knowledge, .. } = ask();
+    DegradedDecision {
+        request: RequestId(Uuid::from_u128(9)),
+        at,
+        by: officer(),
+        source,
+        approval,
+        key_id,
+        asked_by: by,
+        granted: true,
+        denied,
+        knowledge,
+    }
+}
+
 /// One of every event, with and without what may be absent.
 pub(super) fn every_event() -> Vec<AuditEvent> {
     let (key_id, machine) = (KeyId(Uuid::from_u128(7)), || "PC-0001".parse().unwrap());
@@ -156,8 +212,8 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
         },
         AuditEvent::ApprovalUsed { approval: RequestId(key_id.0), granted_by: officer() },
         AuditEvent::RevealReconciled {
-            place: crate::escrow::journal::JournalPlace { journal: Uuid::from_u128(3), sequence: 4 },
-            reveal: Box::new(crate::escrow::journal::DegradedReveal {
+            place: place(4),
+            reveal: Box::new(DegradedReveal {
                 request: RequestId(key_id.0),
                 at: Timestamp(5),
                 by: officer(),
@@ -168,7 +224,7 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
                 reason: "lost PIN".to_owned(),
                 denied: None,
                 approval: None,
-                knowledge: crate::escrow::journal::Knowledge {
+                knowledge: Knowledge {
                     position: LogPosition { term: 1, index: 2 },
                     quorum_age_ms: Some(7),
                     policy_version: 1,
@@ -182,6 +238,26 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             machine: machine(),
             replaced: vec![KeyId(Uuid::from_u128(6))],
             rotation_owed_since: Some(Timestamp(8)),
+        },
+        AuditEvent::ApprovalRefused {
+            approval: RequestId(key_id.0),
+            key_id: Some(key_id),
+            asked_by: Some(officer()),
+            granted: true,
+            denied: "nobody approves what they asked for themselves".to_owned(),
+        },
+        AuditEvent::ApprovalRefused {
+            approval: RequestId(key_id.0),
+            key_id: None,
+            asked_by: None,
+            granted: false,
+            denied: "no such reveal".to_owned(),
+        },
+        AuditEvent::ApprovalAskReconciled { place: place(5), ask: Box::new(ask()) },
+        AuditEvent::ApprovalDecisionReconciled { place: place(6), decision: Box::new(decision(None)) },
+        AuditEvent::ApprovalDecisionReconciled {
+            place: place(7),
+            decision: Box::new(decision(Some(Refusal::Denied("no".to_owned())))),
         },
         AuditEvent::ExemptionRequested {
             exemption: RequestId(key_id.0),
@@ -265,6 +341,14 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                     };
                     AuditEvent::RevealReconciled { place, reveal }
                 }
+                AuditEvent::ApprovalAskReconciled { place, mut ask } => {
+                    ask.expires_at.0 += 1;
+                    AuditEvent::ApprovalAskReconciled { place, ask }
+                }
+                AuditEvent::ApprovalDecisionReconciled { place, mut decision } => {
+                    decision.granted = !decision.granted;
+                    AuditEvent::ApprovalDecisionReconciled { place, decision }
+                }
                 AuditEvent::KeyConfirmed { key_id, machine, replaced, rotation_owed_since } => {
                     AuditEvent::KeyConfirmed {
                         key_id,
@@ -275,6 +359,10 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                             None => Some(Timestamp(0)),
                         },
                     }
+                }
+                AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => {
+                    let granted = !granted;
+                    AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied }
                 }
                 AuditEvent::ApprovalUsed { approval, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;
@@ -317,14 +405,23 @@ fn the_hash_of_a_record_never_changes() {
 
 #[test]
 fn the_hashes_of_later_events_never_change() {
-    let hashes: Vec<String> = [128_u8, 129, 130, 131, 255]
+    let hashes: Vec<String> = [128_u8, 129, 130, 131, 255, 50, 193, 194]
         .map(|choice| chain(&[(choice, "lost PIN".to_owned())]).remove(0))
         .iter()
         .map(|record| data_encoding::HEXLOWER.encode(&record_hash(record)[..8]))
         .collect();
     assert_eq!(
         hashes,
-        ["1999834509cb625b", "2d12c3c0219258a6", "a8cdab656460e721", "e0ba2d43c570c0fd", "87eaab5051a71fd1"]
+        [
+            "1999834509cb625b",
+            "2d12c3c0219258a6",
+            "a8cdab656460e721",
+            "e0ba2d43c570c0fd",
+            "87eaab5051a71fd1",
+            "af0517f7d56e6978",
+            "5b4fccc174afca7c",
+            "8d0142ced5a1df4e"
+        ]
     );
 }
 

@@ -18,7 +18,7 @@
 //! | [`policy`] | what is wanted of every machine |
 //! | [`exemption`] | which machines need not be as wanted |
 //! | [`verdict`](mod@verdict) | how a machine stands, and why |
-//! | [`findings`] | where keys and compliance do not go together |
+//! | [`findings`](mod@findings) | where keys and compliance do not go together |
 
 pub mod codes;
 pub mod document;

@@ -35,6 +35,7 @@ pub(super) fn report(state: &Memory, args: &mut ArgumentConsumer<'_>, now: Times
             after: optional(args, "after")?,
         },
         stale_days: optional::<u32>(args, "days")?.map(stale_days).transpose()?,
+        names_users: optional(args, "users")?.unwrap_or(true),
     };
     let only: Option<String> = optional(args, "machine")?;
     let mut report = MachineReport::new(query, lookup::compliance_policy(state)?);

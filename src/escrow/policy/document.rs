@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatchPattern;
 
+use crate::escrow::command::Refusal;
 use crate::escrow::ids::{Identity, Invalid, MachineId, Role};
 use crate::escrow::secrets::SecretKind;
 use crate::escrow::state::StateError;
@@ -135,7 +136,7 @@ pub enum WithoutQuorum {
     /// A surviving node reveals by what it knows, and puts it in its journal first.
     #[default]
     Allow,
-    /// As [`WithoutQuorum::Allow`], once a second person has approved it.
+    /// As [`WithoutQuorum::Allow`], once a second person has approved it: with a quorum before, or at that node.
     Approve,
     /// Nobody sees a key until a quorum answers.
     Deny,
@@ -208,10 +209,20 @@ impl Policy {
     }
 
     /// Whether `by` may approve what `person` asked for.
-    pub fn may_approve(&self, by: &Identity, person: &str) -> bool {
-        super::allows(by.role, super::Operation::Approve)
-            && self.approval.approvers.contains(&by.role)
-            && by.person() != person
+    ///
+    /// # Errors
+    /// [`Refusal::Denied`] if not, saying why.
+    pub fn may_approve(&self, by: &Identity, person: &str) -> Result<(), Refusal> {
+        let role = by.role;
+        let why = if by.person() == person {
+            "nobody approves what they asked for themselves".to_owned()
+        } else if !super::allows(role, super::Operation::Approve) || !self.approval.approvers.contains(&role)
+        {
+            format!("role {role} does not approve reveals by the policy")
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::Denied(why))
     }
 }
 
@@ -398,16 +409,17 @@ mod tests {
     fn nobody_approves_what_they_asked_for_themselves() {
         let by = |role, name| Identity::new("acme".parse().unwrap(), role, name).unwrap();
         let policy = Policy::default();
-        assert!(policy.may_approve(&by(Role::Officer, "olga"), "desk1"));
-        assert!(
-            !policy.may_approve(&by(Role::HelpdeskAdvanced, "Desk1"), "desk1"),
-            "another role, one person"
-        );
-        assert!(!policy.may_approve(&by(Role::Operator, "ops1"), "desk1"));
+        assert_eq!(policy.may_approve(&by(Role::Officer, "olga"), "desk1"), Ok(()));
+        let own = policy.may_approve(&by(Role::HelpdeskAdvanced, "Desk1"), "desk1").unwrap_err();
+        assert!(own.to_string().contains("asked for themselves"), "another role, one person: {own}");
+        policy.may_approve(&by(Role::Operator, "ops1"), "desk1").unwrap_err();
+        let end_user = by(Role::SelfService, "CORP/Desk1");
+        policy.may_approve(&by(Role::Officer, "desk1"), &end_user.person()).unwrap_err();
+        assert_eq!(policy.may_approve(&by(Role::Officer, "olga"), &end_user.person()), Ok(()));
         let only = Policy {
             approval: ApprovalRule { approvers: vec![Role::Officer], ..ApprovalRule::default() },
             ..policy
         };
-        assert!(!only.may_approve(&by(Role::HelpdeskAdvanced, "desk2"), "desk1"));
+        only.may_approve(&by(Role::HelpdeskAdvanced, "desk2"), "desk1").unwrap_err();
     }
 }

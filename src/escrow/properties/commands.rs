@@ -15,7 +15,9 @@ use crate::escrow::command::{
 use crate::escrow::compliance::{Exemption, ExemptionDecision};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
-use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace, Knowledge};
+use crate::escrow::journal::{
+    DegradedAsk, DegradedDecision, DegradedReveal, JournalEntry, JournalPlace, Knowledge, Noted,
+};
 use crate::escrow::lookup;
 use crate::escrow::memory::Memory;
 use crate::escrow::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
@@ -175,13 +177,8 @@ fn set_compliance_policy() -> impl Strategy<Value = Action> {
 }
 
 fn decide() -> impl Strategy<Value = Action> {
-    (0..7_u128, 1..4_u8, 0..100_u128, any::<bool>()).prop_map(|(key, person, approval, granted)| {
-        Action::DecideApproval(DecideApproval {
-            key_id: KeyId(Uuid::from_u128(key)),
-            person: name("pc-", person),
-            approval: RequestId(Uuid::from_u128(approval)),
-            granted,
-        })
+    (0..100_u128, any::<bool>()).prop_map(|(approval, granted)| {
+        Action::DecideApproval(DecideApproval { approval: RequestId(Uuid::from_u128(approval)), granted })
     })
 }
 
@@ -189,8 +186,8 @@ fn decide() -> impl Strategy<Value = Action> {
 fn reconcile() -> impl Strategy<Value = Action> {
     let place = (1..3_u128, 1..5_u64);
     let asked = (0..100_u128, 0..1_000_u64, identity(), 0..7_u128, "[a-c]{1,3}");
-    (place, asked, any::<bool>(), proptest::option::of(0..100_u128)).prop_map(
-        |((journal, sequence), (request, at, by, key, reason), denied, approval)| {
+    (place, asked, any::<bool>(), proptest::option::of(0..100_u128), 0..4_u8).prop_map(
+        |((journal, sequence), (request, at, by, key, reason), denied, approval, kind)| {
             let reveal = DegradedReveal {
                 request: RequestId(Uuid::from_u128(request)),
                 at: Timestamp(at),
@@ -208,10 +205,38 @@ fn reconcile() -> impl Strategy<Value = Action> {
                     policy_version: 0,
                 },
             };
+            let what = match kind {
+                0 => Noted::ApprovalAsked(ask_of(reveal)),
+                1 => Noted::ApprovalDecided(decision_of(reveal)),
+                _ => Noted::Reveal(reveal),
+            };
             let place = JournalPlace { journal: Uuid::from_u128(journal), sequence };
-            Action::Reconcile(Reconcile { entry: JournalEntry { place, previous: [0; 32], reveal } })
+            Action::Reconcile(Reconcile { entry: JournalEntry { place, previous: [0; 32], what } })
         },
     )
+}
+
+fn ask_of(reveal: DegradedReveal) -> DegradedAsk {
+    let DegradedReveal { request, at, by, source, key_id, user, reason, knowledge, .. } = reveal;
+    DegradedAsk {
+        request,
+        at,
+        by,
+        source,
+        approval: request,
+        key_id,
+        machine: "PC-1".parse().unwrap(),
+        user,
+        reason,
+        expires_at: Timestamp(at.0 + 100),
+        knowledge,
+    }
+}
+
+fn decision_of(reveal: DegradedReveal) -> DegradedDecision {
+    let DegradedReveal { request, at, by, source, key_id, denied, knowledge, .. } = reveal;
+    let (approval, asked_by) = (request, by.clone());
+    DegradedDecision { request, at, by, source, approval, key_id, asked_by, granted: true, denied, knowledge }
 }
 
 fn rotate() -> impl Strategy<Value = Action> {

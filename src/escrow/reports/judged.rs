@@ -14,6 +14,7 @@ use crate::escrow::ids::{Timestamp, UserName, VolumeId};
 /// A machine, judged.
 pub(super) struct Judged<'a> {
     pub bundle: &'a Bundle,
+    query: &'a MachineQuery,
     pub at: Timestamp,
     /// Its state at that time, if it is known.
     pub state: Option<MachineState>,
@@ -30,7 +31,7 @@ pub(super) struct Judged<'a> {
 
 impl<'a> Judged<'a> {
     /// Judges a machine; `None` if it was not known yet at that time.
-    pub fn of(bundle: &'a Bundle, query: &MachineQuery, policy: &CompliancePolicy) -> Option<Self> {
+    pub fn of(bundle: &'a Bundle, query: &'a MachineQuery, policy: &CompliancePolicy) -> Option<Self> {
         let at = query.at;
         let (state, state_since, told) = state_of(bundle, query);
         // What a device told late, of a time before it was first heard of, is known all the same.
@@ -55,7 +56,18 @@ impl<'a> Judged<'a> {
         let last_contact = Some(bundle.machine.last_contact).filter(|last| !query.as_of || *last <= at);
         let last_contact = last_contact.or(told);
         let reported_at = if query.as_of { told } else { told_at };
-        Some(Self { bundle, at, state, state_since, keys, verdict, findings, last_contact, reported_at })
+        Some(Self {
+            bundle,
+            query,
+            at,
+            state,
+            state_since,
+            keys,
+            verdict,
+            findings,
+            last_contact,
+            reported_at,
+        })
     }
 
     /// Whether it is one of those that are asked for.
@@ -101,7 +113,9 @@ impl<'a> Judged<'a> {
     }
 
     pub fn users_cell(&self) -> Cell {
-        Cell::list(self.users())
+        let asked = self.query.filter.user.as_ref();
+        let may_be_named = |user: &&UserName| self.query.names_users || asked == Some(user);
+        Cell::list(self.users().iter().filter(may_be_named))
     }
 
     /// The reasons, each in a few words.

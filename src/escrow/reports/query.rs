@@ -200,6 +200,9 @@ pub struct MachineQuery {
     pub filter: MachineFilter,
     /// After how many days a machine counts as silent in the report of those; by default as the policy says.
     pub stale_days: Option<u32>,
+    /// Whether users are named: beside those that are asked for. Where they are the word by which a caller is known, a
+    /// report must not tell it.
+    pub names_users: bool,
 }
 
 /// A number of days to be silent for.

@@ -74,6 +74,11 @@ impl<'a> KeyRequest<'a> {
                 let request = begun(reveal.key_id, &reveal.reason, status, details);
                 Some(Self { at: reveal.at, by: &reveal.by, node: reveal.source.node, ..request })
             }
+            AuditEvent::ApprovalAskReconciled { ask, .. } => {
+                let details = format!("approval {} until {}", ask.approval, ask.expires_at);
+                let request = begun(ask.key_id, &ask.reason, WAITING, details);
+                Some(Self { at: ask.at, by: &ask.by, node: ask.source.node, ..request })
+            }
             _ => None,
         }
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::cli::local_cluster::{ClusterPlan, LocalCluster};
+use crate::client::Client;
 use crate::config::Config;
 use crate::server::{Server, ServerError, initialize};
 
@@ -20,14 +21,14 @@ const SOON: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
 /// A node that serves in this process.
-struct Running {
-    node: Node,
+pub(crate) struct Running {
+    pub(crate) node: Node,
     stop: CancellationToken,
     ended: JoinHandle<Result<(), ServerError>>,
 }
 
 impl Running {
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         // Holders of the node keep its directory.
         drop(self.node);
         self.stop.cancel();
@@ -35,20 +36,25 @@ impl Running {
     }
 }
 
-struct Fixture {
+pub(crate) struct Fixture {
     layout: LocalCluster,
     _dir: TempDir,
 }
 
 impl Fixture {
-    fn new(nodes: u64) -> Self {
+    pub(crate) fn new(nodes: u64) -> Self {
+        Self::configured(nodes, "")
+    }
+
+    /// With more lines in every configuration.
+    pub(crate) fn configured(nodes: u64, extra_config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let plan = ClusterPlan {
             name: "test".parse().unwrap(),
             nodes,
             members: nodes,
             base_port: None,
-            extra_config: String::new(),
+            extra_config: extra_config.to_owned(),
         };
         // No process is started of it.
         let layout = LocalCluster::open_or_create(dir.path(), &plan, PathBuf::new()).unwrap();
@@ -59,19 +65,24 @@ impl Fixture {
         Config::load(&self.layout.layout().node(id).unwrap().config_path()).unwrap()
     }
 
-    async fn initialize(&self, id: NodeId) {
+    /// A client with a profile of the layout.
+    pub(crate) fn client(&self, profile: &str, nodes: &[NodeId]) -> Client {
+        self.layout.client(profile, nodes).unwrap()
+    }
+
+    pub(crate) async fn initialize(&self, id: NodeId) {
         let (_, recipient) = crate::seal::offline_identity();
         initialize(&self.config(id), recipient).await.unwrap();
     }
 
-    async fn serve(&self, id: NodeId) -> Running {
+    pub(crate) async fn serve(&self, id: NodeId) -> Running {
         let server = Server::start(&self.config(id)).await.unwrap();
         let (node, stop) = (server.node().clone(), CancellationToken::new());
         Running { node, ended: tokio::spawn(server.run(stop.clone())), stop }
     }
 
     /// Nodes 1 to 3 as voters, led by node 1.
-    async fn three(&self) -> [Running; 3] {
+    pub(crate) async fn three(&self) -> [Running; 3] {
         self.initialize(1).await;
         let nodes = [self.serve(1).await, self.serve(2).await, self.serve(3).await];
         let first = &nodes[0].node;
@@ -87,7 +98,7 @@ impl Fixture {
     }
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !holds() {
         assert!(Instant::now() < deadline, "it never came to be that {what}");

@@ -277,4 +277,4 @@ impl std::fmt::Display for Shown<'_> {
 }
 
 #[cfg(test)]
-mod in_process;
+pub(crate) mod in_process;

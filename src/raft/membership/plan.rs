@@ -59,7 +59,7 @@ pub struct Standing {
     pub lag: u64,
     /// Entries of the leader's log that it has still to apply: until then it neither reads nor leads.
     pub unapplied: u64,
-    /// It is stopping, or has put itself aside: it takes no leadership.
+    /// It is stopping, has put itself aside or has a wrong clock: it takes no leadership.
     pub draining: bool,
     /// Up to which feature level it can apply commands, if it answers.
     pub supports: FeatureLevel,

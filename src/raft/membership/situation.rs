@@ -113,7 +113,7 @@ impl Node {
         let status = described.status.unwrap_or_default();
         let standing = Standing {
             reachable: true,
-            draining: status.draining || !status.quarantine.is_empty(),
+            draining: status.draining || !status.quarantine.is_empty() || !status.clock_fault.is_empty(),
             supports: supported_by(&status),
             ..Standing::default()
         };

@@ -10,13 +10,13 @@ use futures_util::Stream;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Context;
 use super::escrow::unexpected;
-use super::guard::Connection;
-use super::report::{Places, ReportStream, columns};
-use crate::escrow::command::{Action, Reply, SetCompliancePolicy};
+use super::guard::{Caller, Connection};
+use super::report::{Places, ReportStream, columns, names_users};
+use super::{Context, now, wire};
+use crate::escrow::command::{Action, Command, Reply, SetCompliancePolicy};
 use crate::escrow::compliance::{CompliancePolicy, history};
-use crate::escrow::ids::{Invalid, MachineId, Timestamp};
+use crate::escrow::ids::{Invalid, MachineId, Role, Timestamp};
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
 use crate::escrow::reports::ReportKind;
@@ -82,8 +82,9 @@ impl ComplianceService for ComplianceDesk {
         &self,
         request: Request<GetComplianceRequest>,
     ) -> Result<Response<GetComplianceResponse>, Status> {
-        self.context.admit(&request, Operation::ReadCompliance)?;
-        self.context.unless_removed(self.context.known(request.into_inner())).await.map(Response::new)
+        let caller = self.context.admit(&request, Operation::ReadCompliance)?;
+        let known = self.context.known(caller.identity.role, request.into_inner());
+        self.context.unless_removed(known).await.map(Response::new)
     }
 
     async fn request_exemption(
@@ -148,12 +149,23 @@ impl ComplianceService for ComplianceDesk {
 }
 
 impl Context {
-    async fn known(&self, request: GetComplianceRequest) -> Result<GetComplianceResponse, Status> {
+    /// Commits what `caller` decides.
+    async fn decided(&self, request_id: &str, caller: Caller, action: Action) -> Result<Reply, Status> {
+        let Caller { identity, source } = caller;
+        let request = wire::request_id(request_id)?;
+        self.committed(&Command { request, at: now(), by: identity, source, action }).await
+    }
+
+    async fn known(
+        &self,
+        role: Role,
+        request: GetComplianceRequest,
+    ) -> Result<GetComplianceResponse, Status> {
         let machine: MachineId = request.machine.parse().map_err(|error: Invalid| Status::from(error))?;
         let as_of = request.as_of_ms.map(Timestamp);
         self.node.wait_applied(request.min_index).await?;
         let freshness = self.fresh(request.consistency).await?;
-        let computer = self.computer(machine, as_of).await?;
+        let computer = self.computer(machine, as_of, names_users(role)).await?;
         let record = computer.bundle.compliance.as_ref();
         // Of the past, what is known is the state: the document is the newest.
         let since = match as_of {

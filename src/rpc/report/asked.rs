@@ -30,7 +30,7 @@ pub(super) struct Order {
 }
 
 impl Asked {
-    pub fn read(kind: ReportKind, request: &ReportRequest) -> Result<Self, Invalid> {
+    pub fn read(kind: ReportKind, names_users: bool, request: &ReportRequest) -> Result<Self, Invalid> {
         let ReportRequest { machine, filter, sort, descending, limit, at_ms, as_of_ms, .. } = request;
         let nothing = ReportFilter::default();
         let filter = filter.as_ref().unwrap_or(&nothing);
@@ -62,6 +62,7 @@ impl Asked {
                 machine_filter(filter)?
             },
             stale_days: stale_days.transpose()?,
+            names_users,
         };
         let recovery = recovery_filter(filter)?;
         Ok(Self {

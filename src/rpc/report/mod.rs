@@ -24,9 +24,9 @@ use super::recovery::blocking;
 use super::{Context, now, wire};
 use crate::escrow::audit::query::{Filter, Window};
 use crate::escrow::compliance::{CompliancePolicy, CompliancePolicyRecord};
-use crate::escrow::ids::{MachineId, Timestamp};
+use crate::escrow::ids::{MachineId, Role, Timestamp};
 use crate::escrow::lookup;
-use crate::escrow::policy::Operation;
+use crate::escrow::policy::{Operation, must_name_user};
 use crate::escrow::records::LogPosition;
 use crate::escrow::reports::{Bundle, Column, MachineQuery, MachineReport, ReportKind, Row};
 use crate::escrow::state::StateError;
@@ -107,7 +107,7 @@ impl Context {
         let connection = request.extensions().get::<Connection>();
         let certificate = connection.map(|connection| connection.certificate.clone());
         let request = request.into_inner();
-        let asked = Asked::read(kind, &request)?;
+        let asked = Asked::read(kind, names_users(caller.identity.role), &request)?;
         let place = places.take()?;
         self.node.wait_applied(request.min_index).await?;
         let freshness = self.fresh(request.consistency).await?;
@@ -156,8 +156,13 @@ impl Context {
     }
 
     /// One machine as the computer report has it.
-    pub(super) async fn computer(&self, id: MachineId, as_of: Option<Timestamp>) -> Result<Computer, Status> {
-        let Source { of: SourceKind::Machine(bundle), policy, .. } = self.one_machine(id).await? else {
+    pub(super) async fn computer(
+        &self,
+        id: MachineId,
+        as_of: Option<Timestamp>,
+        names_users: bool,
+    ) -> Result<Computer, Status> {
+        let Source { of: SourceKind::Machine(mut bundle), policy, .. } = self.one_machine(id).await? else {
             return Err(Status::internal("one machine was read as something else"));
         };
         let query = MachineQuery {
@@ -166,7 +171,11 @@ impl Context {
             as_of: as_of.is_some(),
             filter: Default::default(),
             stale_days: None,
+            names_users,
         };
+        if let Some(record) = bundle.compliance.as_mut().filter(|_| !names_users) {
+            record.report.users.clear();
+        }
         let rows = MachineReport::new(query, policy).add(&bundle);
         let rows = rows.iter().map(|row| ReportRow { cells: cells(row) }).collect();
         Ok(Computer { bundle, rows })
@@ -188,6 +197,11 @@ fn header(asked: &Asked, source: &Source, freshness: Freshness) -> ReportHeader 
         policy_version: source.policy_version,
         columns: columns(query.kind),
     }
+}
+
+/// Whether `role` is told who uses a machine: not who has to name a user to be shown a key.
+pub(super) fn names_users(role: Role) -> bool {
+    !must_name_user(role)
 }
 
 /// The columns of a report as they go out.

@@ -1,13 +1,16 @@
-//! Receipts of reveals: who was shown which key, for whom and why, signed by the node that showed it. Whoever hands a key
-//! on keeps it as proof that the reveal is on record, or will be; it verifies offline with the CA alone.
+//! Receipts of reveals: who was shown which key, for whom and why, signed by the node that showed it. It verifies offline
+//! with the CA alone. Of a reveal by a quorum it names the audit record. Of one without, it names the entry of the node's
+//! journal: the record that comes of it names the same one, if it comes, which the disk of that node may take with it.
 
 use serde::{Deserialize, Serialize};
 
-use super::{CERTIFICATES_MAX, ReceiptError, base64, base64_list, fingerprint, rfc3339};
+use super::{ReceiptError, fingerprint};
 use crate::escrow::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, Role, Timestamp, UserName, VolumeId,
 };
-use crate::escrow::records::{Fingerprint, LogPosition};
+use crate::escrow::journal::JournalPlace;
+use crate::escrow::records::{Fingerprint, KeyState, LogPosition};
+use crate::seal::signed::{CERTIFICATES_MAX, Message, base64, base64_list, rfc3339};
 use crate::tls::{Tls, TlsError, TrustAnchors};
 
 /// What the signature is about, and the version of its form.
@@ -34,8 +37,19 @@ pub struct Disclosed {
     pub at: Timestamp,
     /// The entry that put it on record. Of a reveal without a quorum, the last one that the node had applied.
     pub position: LogPosition,
-    /// The audit record of it; none yet for a reveal without a quorum.
-    pub audit_sequence: Option<u64>,
+    /// What state the key was in, as the node had it when it was shown.
+    pub state: KeyState,
+    /// Where it is noted.
+    pub on_record: OnRecord,
+}
+
+/// Where a reveal is noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnRecord {
+    /// In the audit trail, as this record.
+    Audit(u64),
+    /// Without a quorum, in the journal of the node, as this entry.
+    Journal(JournalPlace),
 }
 
 /// Tells this receipt from one of an escrow.
@@ -60,8 +74,10 @@ pub struct DisclosureReceipt {
     pub term: u64,
     /// Index of that entry. Of a reveal without a quorum, of the last one that the node had applied.
     pub index: u64,
-    /// The audit record of it; `null` for a reveal without a quorum, which gets one after the heal.
+    /// The audit record of it; `null` for a reveal without a quorum, which had none when this was signed.
     pub audit_sequence: Option<u64>,
+    /// Of a reveal without a quorum, the entry of the node's journal; `null` otherwise.
+    pub journal: Option<JournalPlace>,
     /// The key that was shown.
     pub key_id: KeyId,
     /// Its machine.
@@ -71,6 +87,8 @@ pub struct DisclosureReceipt {
     /// Keyed hash of the secret; hexadecimal in JSON.
     #[serde(with = "fingerprint")]
     pub fingerprint: Fingerprint,
+    /// What state the key was in, as the node had it when it was shown.
+    pub state: KeyState,
     /// To whom it was shown.
     pub to: Identity,
     /// For which user, if one was named.
@@ -97,17 +115,23 @@ impl DisclosureReceipt {
     /// [`TlsError::Sign`].
     pub fn sign(disclosed: Disclosed, cluster: ClusterId, tls: &Tls) -> Result<Self, TlsError> {
         let signer = tls.signer();
+        let (audit_sequence, journal) = match disclosed.on_record {
+            OnRecord::Audit(sequence) => (Some(sequence), None),
+            OnRecord::Journal(place) => (None, Some(place)),
+        };
         let mut receipt = Self {
             receipt: DisclosureTag::Disclosure,
             cluster,
             cluster_name: signer.identity().cluster.clone(),
             term: disclosed.position.term,
             index: disclosed.position.index,
-            audit_sequence: disclosed.audit_sequence,
+            audit_sequence,
+            journal,
             key_id: disclosed.key_id,
             machine: disclosed.machine,
             volume: disclosed.volume,
             fingerprint: disclosed.fingerprint,
+            state: disclosed.state,
             to: disclosed.to,
             user: disclosed.user,
             reason: disclosed.reason,
@@ -142,9 +166,8 @@ impl DisclosureReceipt {
         Ok(())
     }
 
-    /// What is signed: the domain label, then every field in the order of the struct but the tag, for which the label
-    /// stands, and the signature. Each is preceded by its length in bytes (32 bits, big endian); numbers are 64 bits, big
-    /// endian; before a field that may be absent stands one that says whether it is there.
+    /// What is signed: every field in the order of the struct but the tag, for which the label stands, and the signature.
+    /// Before a field that may be absent stands one that says whether it is there.
     fn signed_bytes(&self) -> Vec<u8> {
         // Taken apart, so that a field that is added cannot be forgotten here.
         let Self {
@@ -154,10 +177,12 @@ impl DisclosureReceipt {
             term,
             index,
             audit_sequence,
+            journal,
             key_id,
             machine,
             volume,
             fingerprint,
+            state,
             to,
             user,
             reason,
@@ -166,35 +191,28 @@ impl DisclosureReceipt {
             signature: _,
             certificates,
         } = self;
-        let mut bytes = Vec::with_capacity(2_048);
-        let mut put = |field: &[u8]| {
-            // The longest field is a certificate, of some thousand bytes.
-            let length = u32::try_from(field.len()).unwrap_or(u32::MAX);
-            bytes.extend_from_slice(&length.to_be_bytes());
-            bytes.extend_from_slice(field);
-        };
-        put(DOMAIN);
-        put(cluster.0.as_bytes());
-        put(cluster_name.as_str().as_bytes());
-        put(&term.to_be_bytes());
-        put(&index.to_be_bytes());
-        put(&[u8::from(audit_sequence.is_some())]);
-        put(&audit_sequence.unwrap_or_default().to_be_bytes());
-        put(key_id.0.as_bytes());
-        put(machine.as_str().as_bytes());
-        put(volume.as_str().as_bytes());
-        put(&fingerprint.0);
-        put(to.to_string().as_bytes());
-        put(&[u8::from(user.is_some())]);
-        put(user.as_ref().map(ToString::to_string).unwrap_or_default().as_bytes());
-        put(reason.as_bytes());
-        put(&at.0.to_be_bytes());
-        put(node.to_string().as_bytes());
-        put(&(certificates.len() as u64).to_be_bytes());
-        for certificate in certificates {
-            put(certificate);
-        }
-        bytes
+        let mut message = Message::about(DOMAIN);
+        message.put(cluster.0.as_bytes());
+        message.put(cluster_name.as_str().as_bytes());
+        message.put(&term.to_be_bytes());
+        message.put(&index.to_be_bytes());
+        message.put(&[u8::from(audit_sequence.is_some())]);
+        message.put(&audit_sequence.unwrap_or_default().to_be_bytes());
+        message.put(&[u8::from(journal.is_some())]);
+        message.put(&journal.map(|place| place.row_key()).unwrap_or_default());
+        message.put(key_id.0.as_bytes());
+        message.put(machine.as_str().as_bytes());
+        message.put(volume.as_str().as_bytes());
+        message.put(&fingerprint.0);
+        message.put(state.to_string().as_bytes());
+        message.put(to.to_string().as_bytes());
+        message.put(&[u8::from(user.is_some())]);
+        message.put(user.as_ref().map(ToString::to_string).unwrap_or_default().as_bytes());
+        message.put(reason.as_bytes());
+        message.put(&at.0.to_be_bytes());
+        message.put(node.to_string().as_bytes());
+        message.put_all(certificates);
+        message.into_bytes()
     }
 }
 
@@ -219,8 +237,13 @@ mod tests {
             reason: "lost PIN".to_owned(),
             at: Timestamp(unix_now() * 1_000 + 123),
             position: LogPosition { term: 3, index: 42 },
-            audit_sequence: Some(9),
+            state: KeyState::Disclosed,
+            on_record: OnRecord::Audit(9),
         }
+    }
+
+    fn place() -> JournalPlace {
+        JournalPlace { journal: Uuid::from_u128(0x30a), sequence: 4 }
     }
 
     fn sign(ca: &TestCa, disclosed: Disclosed, role: Role) -> DisclosureReceipt {
@@ -236,8 +259,8 @@ mod tests {
     #[test]
     fn it_verifies_with_the_ca_alone_and_comes_back_from_json_the_same() {
         let ca = TestCa::new("acme");
-        for audit_sequence in [Some(9), None] {
-            let receipt = sign(&ca, Disclosed { audit_sequence, ..disclosed() }, Role::Node);
+        for on_record in [OnRecord::Audit(9), OnRecord::Journal(place())] {
+            let receipt = sign(&ca, Disclosed { on_record, ..disclosed() }, Role::Node);
             receipt.verify(&trust(&ca)).unwrap();
             let json = serde_json::to_value(&receipt).unwrap();
             assert_eq!(json["receipt"], "disclosure");
@@ -250,16 +273,51 @@ mod tests {
     }
 
     #[test]
+    fn what_is_signed_never_changes() {
+        let receipt = DisclosureReceipt {
+            receipt: DisclosureTag::Disclosure,
+            cluster: ClusterId(Uuid::from_u128(0xc1)),
+            cluster_name: "acme".parse().unwrap(),
+            term: 3,
+            index: 42,
+            audit_sequence: Some(9),
+            journal: None,
+            key_id: KeyId(Uuid::from_u128(0x1234)),
+            machine: "PC-0001".parse().unwrap(),
+            volume: "C:".parse().unwrap(),
+            fingerprint: Fingerprint([7; 32]),
+            state: KeyState::Disclosed,
+            to: "spiffe://acme/helpdesk/desk1".parse().unwrap(),
+            user: Some(r"CORP\user1".parse().unwrap()),
+            reason: "lost PIN".to_owned(),
+            at: Timestamp(1_700_000_000_123),
+            node: "spiffe://acme/node/1".parse().unwrap(),
+            signature: vec![1],
+            certificates: vec![vec![1, 2], vec![3]],
+        };
+        let hash = |receipt: &DisclosureReceipt| {
+            let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &receipt.signed_bytes());
+            data_encoding::HEXLOWER.encode(hash.as_ref())
+        };
+        assert_eq!(hash(&receipt), "963b0ac4cf83b79b9490413bcd7b38d36d2cd0a0eb5ed82459a8c319fa0a0694");
+        let degraded =
+            DisclosureReceipt { audit_sequence: None, journal: Some(place()), user: None, ..receipt };
+        assert_eq!(hash(&degraded), "958596fcc54bac1f9f8229f64ae5bc2c8894c284b98c41dd4fa744b2a7368d45");
+    }
+
+    #[test]
     fn a_receipt_with_any_other_field_proves_nothing() {
         let ca = TestCa::new("acme");
         let (good, trust) = (sign(&ca, disclosed(), Role::Node), trust(&ca));
-        let changes: [fn(&mut DisclosureReceipt); 18] = [
+        let changes: [fn(&mut DisclosureReceipt); 20] = [
             |receipt| receipt.cluster = ClusterId(Uuid::from_u128(0xc2)),
             |receipt| receipt.cluster_name = "other".parse().unwrap(),
             |receipt| receipt.term += 1,
             |receipt| receipt.index += 1,
             |receipt| receipt.audit_sequence = None,
             |receipt| receipt.audit_sequence = Some(10),
+            |receipt| receipt.journal = Some(place()),
+            |receipt| receipt.state = KeyState::Retired,
             |receipt| receipt.key_id = KeyId(Uuid::from_u128(0x1235)),
             |receipt| receipt.machine = "PC-0002".parse().unwrap(),
             |receipt| receipt.volume = "D:".parse().unwrap(),
