@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "strongroom/v1/audit.proto",
     "strongroom/v1/cluster.proto",
+    "strongroom/v1/compliance.proto",
     "strongroom/v1/escrow.proto",
     "strongroom/v1/peer.proto",
     "strongroom/v1/policy.proto",

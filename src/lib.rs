@@ -22,7 +22,8 @@
 //!
 //! A write travels `rpc/escrow.rs` → `raft/leader.rs` → `store/log` → `store/machine.rs` → [`escrow::apply`], and the
 //! reply comes back the same way. A reveal that no quorum answers travels `rpc/recovery.rs` → [`raft::journal`] →
-//! [`escrow::journal::alone`] → [`store::journal`], and comes on record later by way of `escrow/apply/reconcile.rs`. An
+//! [`escrow::journal::alone`] → [`store::journal`], and comes on record later by way of `escrow/apply/reconcile.rs`. A report
+//! travels `rpc/report` → [`store::export`] → [`store::spool`] → [`escrow::reports`], and is printed by `cli/report`. An
 //! import travels [`import`] → `client/escrow_many.rs` → `rpc/escrow_many.rs`, and from there as one write for many keys.
 
 pub mod cli;

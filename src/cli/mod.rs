@@ -7,6 +7,7 @@ mod approval;
 mod audit;
 mod bench;
 pub mod cert;
+mod compliance;
 mod custody;
 mod demo;
 mod dev;
@@ -27,6 +28,7 @@ mod policy;
 mod receipt;
 mod recover;
 mod recover_cluster;
+mod report;
 mod rotation;
 mod sample;
 mod server;
@@ -128,6 +130,8 @@ enum Command {
         #[command(subcommand)]
         command: cert::CertCommand,
     },
+    /// What devices say of their volumes, what is wanted of them, and who is let off.
+    Compliance(compliance::ComplianceCommand),
     /// Print a script that completes this command in a shell.
     Completions(manual::CompletionsCommand),
     /// Challenge every node: does it hold a key, and can it open it? Shows nothing of the key.
@@ -163,6 +167,8 @@ enum Command {
     Recover(recover::RecoverCommand),
     /// Begin a new cluster on what one node has, after its quorum is lost for ever.
     RecoverCluster(recover_cluster::RecoverClusterCommand),
+    /// Make a report, at any node.
+    Report(report::ReportCommand),
     /// What machines owe because a person saw a key, and how it is settled.
     Rotation(rotation::RotationCommand),
     /// Run a node; it waits to be added if it belongs to no cluster.
@@ -201,6 +207,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
             Command::Audit(audit) => audit.run(&global, printer).await,
             Command::Bench(bench) => bench.run(&global, printer).await,
             Command::Cert { command } => cert::run(command, printer),
+            Command::Compliance(compliance) => compliance.run(&global, printer).await,
             Command::Completions(completions) => completions.run(),
             Command::Custody(custody) => custody.run(&global, printer).await,
             Command::Demo(demo) => demo.run(printer).await,
@@ -217,6 +224,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
             Command::Receipt(receipt) => receipt.run(&global, printer),
             Command::Recover(recover) => recover.run(&global, printer).await,
             Command::RecoverCluster(recover) => recover.run(printer).await,
+            Command::Report(report) => report.run(&global, printer).await,
             Command::Rotation(rotation) => rotation.run(&global, printer).await,
             Command::Server(server) => server.run(printer).await,
             Command::Status => status::run(&global, printer).await,
@@ -345,6 +353,7 @@ fn command() -> clap::Command {
     command.mut_subcommands(|subcommand| match subcommand.get_name() {
         "cert" | "completions" | "demo" | "dev" | "health" | "init" | "man" | "receipt"
         | "recover-cluster" | "server" => offline(subcommand),
+        "compliance" => subcommand.mut_subcommand("schema", offline),
         "keyring" => subcommand.mut_subcommand("open", offline),
         _ => subcommand,
     })
@@ -353,7 +362,7 @@ fn command() -> clap::Command {
 /// A command that asks no node.
 fn offline(command: clap::Command) -> clap::Command {
     let verifies = command.get_name() == "verify";
-    let prints_text_only = matches!(command.get_name(), "completions" | "dev" | "man");
+    let prints_text_only = matches!(command.get_name(), "completions" | "dev" | "man" | "schema");
     command
         .mut_args(|argument| match argument.get_id().as_str() {
             "endpoints" | "timeout" | "zone" => argument.hide(true),

@@ -15,6 +15,7 @@
 
 mod attempts;
 mod audit;
+mod compliance;
 mod connection;
 mod endpoint;
 mod error;
@@ -30,6 +31,7 @@ use uuid::Uuid;
 
 pub use self::attempts::ATTEMPT_TIMEOUT;
 pub use self::audit::AuditTrail;
+pub use self::compliance::{Decision, Report};
 pub use self::endpoint::EndpointAddress;
 pub use self::error::{Answer, ClientError, Trouble};
 pub use self::escrow_many::{BulkAnswer, BulkKept, BulkRefused, UNANSWERED_MAX};

@@ -33,6 +33,7 @@
 //! | `compliance-policy [replaces=] [policy=JSON] [by=]` | sets the policy of compliance |
 //! | `judge machine= [now=SECONDS] [as-of=SECONDS]` | shows verdict and findings; as of a time by what was known then |
 //! | `history machine=` | shows the changes of state that are kept |
+//! | `report report= [now=SECONDS] [as-of=SECONDS] [machine=] [filter=PATTERN] [status=…/…] [finding=…/…] [domain=] [user=] [after=] [days=] [users=] [since=SECONDS] [until=SECONDS] [actor=]` | shows the rows of a report, what is empty left out |
 //! | `find [key=PREFIX] [machine=] [user=] [limit=] [asked-only=] [seen-by=]` | looks keys up |
 //! | `audit` | shows and verifies the audit chain |
 //! | `count` | shows how many rows each table has |
@@ -43,6 +44,7 @@
 //! another cluster. `HEX` is repeated until an id is full.
 
 mod compliance;
+mod reports;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -107,6 +109,7 @@ scripts!(
     recover_cluster,
     remove,
     replay,
+    reports,
     reseal,
     reveal,
     rotate,
@@ -153,6 +156,7 @@ impl goldenscript::Runner for Script {
             "exempt" => self.apply(&mut args, "helpdesk/desk1", |args, _| compliance::exempt(args))?,
             "history" => compliance::history(&self.state, &mut args)?,
             "judge" => compliance::judge(&self.state, &mut args, at(self.seconds))?,
+            "report" => reports::report(&self.state, &mut args, at(self.seconds))?,
             "put" => {
                 let told = self.next(command)?;
                 self.apply(&mut args, "importer/imp", |args, _| compliance::put(args, told))?

@@ -17,6 +17,7 @@
 //! | [`journal`] | what a node decides without a quorum, and writes down |
 //! | [`rotation`] | which keys owe a rotation, and which wait to be confirmed |
 //! | [`compliance`] | what devices say of their volumes, what is wanted of them, and how each machine stands |
+//! | [`reports`] | what is read of all that for people: machine by machine, and of the audit trail |
 //! | [`state`] | the tables, as apply and lookups see them |
 //! | [`rows`] | in which table and under which key each record lives |
 //! | [`apply`] | what a command does to the state |
@@ -39,6 +40,7 @@ pub mod lookup;
 pub mod memory;
 pub mod policy;
 pub mod records;
+pub mod reports;
 pub mod rotation;
 pub mod rows;
 pub mod secrets;

@@ -39,6 +39,7 @@ mod quorum;
 mod read_index;
 pub mod recovery;
 mod repair;
+pub mod reports;
 mod rescue;
 mod resealing;
 pub mod state_machine;

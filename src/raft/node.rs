@@ -25,6 +25,7 @@ use crate::store::digest::Digest;
 use crate::store::directory::DataDir;
 use crate::store::journal::Journal;
 use crate::store::quarantine::Quarantine;
+use crate::store::spool::{SpoolLimits, Spools};
 use crate::store::view::View;
 use crate::tls::Tls;
 
@@ -150,6 +151,8 @@ pub(super) struct Inner {
     pub(super) contacts: Contacts,
     pub(super) usage: UsageMeter,
     pub(super) opening: OpeningBoard,
+    /// Where reports put what they read.
+    pub(super) spools: Spools,
     /// Room for snapshots on their way to who asked for one.
     pub(super) offers: Arc<Semaphore>,
     /// What the last comparison with the others came to.
@@ -194,6 +197,7 @@ impl Node {
         let config = config.validate().map_err(|error| NodeError::Fatal(error.to_string()))?;
         let expulsion = Expulsion::load(directory.removal_mark())?;
         let journal = journal::open(&directory)?;
+        let spools = Spools::open(&directory.reports(), SpoolLimits::default())?;
         let quorum = QuorumClock::default();
         let cluster = Arc::new(OnceLock::new());
         let peers = Peers::new(tls, cluster.clone());
@@ -234,6 +238,7 @@ impl Node {
                 contacts: Contacts::default(),
                 usage,
                 opening: OpeningBoard::default(),
+                spools,
                 offers: Arc::new(Semaphore::new(OFFERS_MAX)),
                 agreement: std::sync::Mutex::default(),
                 clock: Clock::default(),

@@ -158,7 +158,7 @@ impl Reader {
     }
 
     async fn next_page(&mut self) -> Result<AuditPage, Status> {
-        self.check()?;
+        self.context.may_go_on(self.certificate.as_ref())?;
         let (node, filter, newest_first) =
             (self.context.node.clone(), self.filter.clone(), self.newest_first);
         let mut window = self.window;
@@ -186,22 +186,6 @@ impl Reader {
             _ => window.after,
         };
         Ok(AuditPage { records: records.iter().map(line).collect(), reached, truncated })
-    }
-
-    /// Whether the reader may go on: a long trail outlives the moment in which it was admitted.
-    fn check(&self) -> Result<(), Status> {
-        if self.context.is_draining() {
-            return Err(Status::unavailable("this node is stopping; use another"));
-        }
-        if let Some(why) = self.context.node.expelled() {
-            return Err(NodeError::Excluded(why.to_string()).into());
-        }
-        self.context.refuse_in_quarantine()?;
-        if let Some(certificate) = &self.certificate {
-            let refused = |error: crate::tls::TlsError| Status::permission_denied(error.to_string());
-            self.context.tls.check(certificate).map_err(refused)?;
-        }
-        Ok(())
     }
 
     async fn send(&self, part: Result<Part, Status>) -> bool {

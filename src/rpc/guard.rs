@@ -82,6 +82,26 @@ impl Context {
         Ok(caller)
     }
 
+    /// Whether a caller that was admitted may go on: a stream outlives the moment in which it was.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if its certificate has expired or been revoked since; `UNAVAILABLE` if this node is stopping,
+    /// was removed or is quarantined.
+    pub(super) fn may_go_on(&self, certificate: Option<&PeerCertificate>) -> Result<(), Status> {
+        if self.is_draining() {
+            return Err(Status::unavailable("this node is stopping; use another"));
+        }
+        if let Some(why) = self.node.expelled() {
+            return Err(NodeError::Excluded(why.to_string()).into());
+        }
+        self.refuse_in_quarantine()?;
+        if let Some(certificate) = certificate {
+            let refused = |error: crate::tls::TlsError| Status::permission_denied(error.to_string());
+            self.tls.check(certificate).map_err(refused)?;
+        }
+        Ok(())
+    }
+
     /// What comes of `work`, unless this node learns meanwhile that it was removed: what its own replica has still to
     /// apply for an answer will not come any more.
     ///

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod cluster;
+pub mod compliance;
 pub mod custody;
 mod disclosure;
 pub mod escrow;
@@ -14,6 +15,7 @@ pub mod health;
 pub mod peer;
 pub mod policy;
 pub mod recovery;
+pub mod report;
 mod rotation;
 pub mod status;
 pub mod wire;

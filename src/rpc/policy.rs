@@ -144,7 +144,7 @@ impl Context {
     }
 
     /// What is answered to `command`, once it is committed.
-    async fn committed(&self, command: &Command) -> Result<Reply, Status> {
+    pub(super) async fn committed(&self, command: &Command) -> Result<Reply, Status> {
         match self.node.propose(command).await?.reply {
             Reply::Refused(refusal) => Err(refusal.into()),
             reply => Ok(reply),

@@ -14,6 +14,7 @@ use crate::escrow::state::StateError;
 use crate::raft::NodeError;
 use crate::raft::leader::NOT_BEGUN_KEY;
 use crate::raft::membership::Obstacle;
+use crate::store::StoreError;
 
 /// Metadata key of the field at fault.
 pub const FIELD_KEY: &str = "strongroom-field";
@@ -50,6 +51,11 @@ impl From<NodeError> for Status {
             | NodeError::Unconfirmed(_)
             | NodeError::Unrepaired(_)
             | NodeError::Fatal(_) => Code::Unavailable,
+            // There is no room for a report just now.
+            NodeError::Store(StoreError::Crowded | StoreError::SpoolFull(_)) => Code::ResourceExhausted,
+            NodeError::Store(StoreError::Abandoned | StoreError::Busy | StoreError::Closed) => {
+                Code::Unavailable
+            }
             NodeError::Keyring(_) | NodeError::State(_) | NodeError::Store(_) => Code::Internal,
         };
         if code == Code::Internal {

@@ -191,7 +191,10 @@ pub fn millis(duration: Duration) -> u64 {
 }
 
 /// An empty protobuf string means absent.
-fn optional<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, Invalid>) -> Result<Option<T>, Invalid> {
+pub(super) fn optional<T>(
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, Invalid>,
+) -> Result<Option<T>, Invalid> {
     if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
 }
 

@@ -19,12 +19,14 @@ use crate::escrow::ids::Role;
 use crate::proto::DESCRIPTORS;
 use crate::proto::audit_service_server::AuditServiceServer;
 use crate::proto::cluster_service_server::ClusterServiceServer;
+use crate::proto::compliance_service_server::ComplianceServiceServer;
 use crate::proto::escrow_service_server::EscrowServiceServer;
 use crate::proto::peer::peer_service_server::PeerServiceServer;
 use crate::proto::policy_service_server::PolicyServiceServer;
 use crate::proto::recovery_service_server::RecoveryServiceServer;
 use crate::raft::peers::PEER_MESSAGE_MAX_BYTES;
 use crate::rpc::audit::AuditDesk;
+use crate::rpc::compliance::ComplianceDesk;
 use crate::rpc::guard::Connection;
 use crate::rpc::{API_MESSAGE_MAX_BYTES, Context};
 
@@ -34,10 +36,11 @@ const IN_FLIGHT_PER_AGENT_MAX: usize = 16;
 /// Services that do none of the node's work, and must answer most of all when it has too much of it.
 const EXEMPT_PREFIX: &str = "/grpc.";
 /// The services whose health is told; the empty name is the node as a whole.
-const HEALTH_NAMES: [&str; 6] = [
+const HEALTH_NAMES: [&str; 7] = [
     "",
     <AuditServiceServer<AuditDesk> as NamedService>::NAME,
     <ClusterServiceServer<Context> as NamedService>::NAME,
+    <ComplianceServiceServer<ComplianceDesk> as NamedService>::NAME,
     <EscrowServiceServer<Context> as NamedService>::NAME,
     <PolicyServiceServer<Context> as NamedService>::NAME,
     <RecoveryServiceServer<Context> as NamedService>::NAME,
@@ -84,6 +87,10 @@ pub(super) async fn api(context: &Context, in_flight: usize) -> (Router, Health)
     .add_service(ClusterServiceServer::new(context.clone()).max_decoding_message_size(API_MESSAGE_MAX_BYTES))
     .add_service(
         AuditServiceServer::new(AuditDesk::new(context.clone()))
+            .max_decoding_message_size(API_MESSAGE_MAX_BYTES),
+    )
+    .add_service(
+        ComplianceServiceServer::new(ComplianceDesk::new(context.clone()))
             .max_decoding_message_size(API_MESSAGE_MAX_BYTES),
     )
     .add_service(health_service)

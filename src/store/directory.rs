@@ -9,6 +9,7 @@
 //! <data>/base/          the rebuildable base of the state (see `base`)
 //! <data>/snapshots/     the newest snapshot (see `snapshot`)
 //! <data>/journal/       reveals that were decided without a quorum (see `journal`)
+//! <data>/reports/       temporary files of reports that are being made (see `spool`); empty at every start
 //! <data>/members.json   who the members are, for a node that lost its state
 //! <data>/quarantine.json  why the node has put itself aside, if it has (see `quarantine`)
 //! <data>/recovery.json  a new history was begun here and is not complete (see `recovery`)
@@ -169,6 +170,11 @@ impl DataDir {
     /// Where the journal of reveals is.
     pub fn journal(&self) -> PathBuf {
         self.path.join("journal")
+    }
+
+    /// Where the temporary files of reports are.
+    pub fn reports(&self) -> PathBuf {
+        self.path.join("reports")
     }
 
     /// Where it says who the members are.

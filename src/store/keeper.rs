@@ -1,5 +1,5 @@
-//! The keeper: the one thread that writes the base. It drains the overlay, takes snapshots and installs them, one
-//! after the other; so while a snapshot reads the base nothing writes it, and applies go on in the overlay.
+//! The keeper: the one thread that writes the base. It drains the overlay, takes snapshots, installs them and hands out
+//! tables, one after the other; so while the base is read nothing writes it, and applies go on in the overlay.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::StoreError;
 use super::applied::Applied;
 use super::base::{self, Base, BaseDir};
+use super::export::ExportJob;
 use super::log::Log;
 use super::overlay::Changes;
 use super::scrub::{self, Scrub, Step};
@@ -33,6 +34,8 @@ pub(super) enum Task {
     Distrust,
     /// Bring all that is applied by now into the base.
     Drain(oneshot::Sender<Result<(), StoreError>>),
+    /// Hand whole tables out. What is answered, and to whom, is in it.
+    Export(ExportJob),
     /// Replace the state.
     Install(SnapshotFile, oneshot::Sender<Result<SnapshotFile, StoreError>>),
     /// Replace the state whatever it is.
@@ -166,6 +169,7 @@ impl Keeper {
                     let drained = self.drain().map(drop);
                     self.answer(done, drained);
                 }
+                Ok(Task::Export(job)) => job(&mut self),
                 Ok(Task::Install(file, done)) => {
                     let began = Instant::now();
                     let installed = self.install(file);
@@ -219,7 +223,11 @@ impl Keeper {
         bytes.inc_by(file.bytes());
     }
 
-    fn answer<T>(&self, done: oneshot::Sender<Result<T, StoreError>>, result: Result<T, StoreError>) {
+    pub(super) fn answer<T>(
+        &self,
+        done: oneshot::Sender<Result<T, StoreError>>,
+        result: Result<T, StoreError>,
+    ) {
         self.look_at(&result);
         // Whoever asked may have gone away.
         drop(done.send(result));
@@ -252,7 +260,7 @@ impl Keeper {
     }
 
     /// Brings all that is applied by now into the base, and says where that is.
-    fn drain(&mut self) -> Result<Applied, StoreError> {
+    pub(super) fn drain(&mut self) -> Result<Applied, StoreError> {
         let upto = self.shared.seal();
         self.write_sealed()?;
         Ok(upto)

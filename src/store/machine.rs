@@ -17,6 +17,7 @@ use super::StoreError;
 use super::applied::{Applied, Effect};
 use super::base::BaseDir;
 use super::digest::Digest;
+use super::export::{self, RowSink};
 use super::format::{self, Payload};
 use super::keeper::{Keeper, Task, open_base};
 use super::log::Log;
@@ -27,6 +28,7 @@ use super::view::{Transaction, View};
 use crate::escrow::apply;
 use crate::escrow::command::{Command, Reply};
 use crate::escrow::records::LogPosition;
+use crate::escrow::state::Table;
 use crate::metrics::MachineMetrics;
 
 /// Memory the overlay may take, in bytes; past it applying waits for the base. Room for what is written while a
@@ -288,6 +290,20 @@ impl Machine {
         self.ask(Task::Snapshot).await
     }
 
+    /// Hands the rows of `tables` to `sink`, one table after the other, as they are when its turn comes; applying goes on
+    /// meanwhile. Answers the sink and where that state stands. If the caller goes away, it stops.
+    ///
+    /// # Errors
+    /// What the sink answers. [`StoreError::Crowded`] if the overlay fills up meanwhile: then nobody's write waits for a
+    /// report. [`StoreError::Base`], [`StoreError::Busy`], [`StoreError::Closed`].
+    pub async fn export<S: RowSink + 'static>(
+        &self,
+        tables: &'static [Table],
+        sink: S,
+    ) -> Result<(S, Applied), StoreError> {
+        self.ask(|done| Task::Export(export::job(tables, sink, done))).await
+    }
+
     /// Replaces the state by that of a snapshot, which becomes the newest one; it is checked completely first. If the
     /// state is as new or newer it stays. Nothing may be applied meanwhile.
     ///
@@ -368,6 +384,7 @@ impl Machine {
     /// [`StoreError::Stopped`] if it failed before: the base is read through when it is opened again.
     /// [`StoreError::Base`], [`StoreError::Busy`], [`StoreError::Io`].
     pub async fn close(&self) -> Result<(), StoreError> {
+        self.0.shared.begin_closing();
         match self.ask(Task::Close).await {
             // The keeper is gone: it was closed before, or it panicked.
             Err(StoreError::Closed) => match self.0.shared.stopped() {
@@ -377,6 +394,11 @@ impl Machine {
             },
             closed => closed,
         }
+    }
+
+    /// Whether it is being closed, or was.
+    pub fn is_closing(&self) -> bool {
+        self.0.shared.is_closing()
     }
 
     /// What it takes. Looks at the files of the base: not for every request.
@@ -427,6 +449,7 @@ impl Drop for LastWord<'_> {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.tasks = None;
+        self.shared.begin_closing();
         if let Some(keeper) = self.keeper.take() {
             // It finishes what it is doing. A panic of it was reported by then.
             drop(keeper.join());

@@ -16,7 +16,8 @@
 //!
 //! A [`view::View`] holds the overlay as it was at one index (a persistent map: sharing it costs a pointer) over the
 //! base. The base may not run ahead of it: a run of entries is drained only when no view from before its end is left.
-//! So views are for requests, and reports read a snapshot file.
+//! So views are for requests. A report drains the overlay to an index and takes what it needs of the frozen base in one
+//! pass ([`export`]) into temporary files ([`spool`]); whoever reads it, however slowly, reads those.
 //!
 //! # What a crash can leave, and what is made of it
 //!
@@ -29,6 +30,7 @@
 //! | rows changed on the disk while it is in use | a scrub finds it; the raft room replaces the state by a peer's |
 //! | killed while the state was replaced | the old base is in use, or the new one; [`quarantine`] says that it is not over |
 //! | while a snapshot was written or received | the temporary file is removed |
+//! | while a report was made | its temporary files have no names, so nothing is left; whoever waits asks again |
 //! | while one was installed | either the old state, or the new snapshot is there and the base is rebuilt from it |
 //! | the log's last record is torn | it was never acknowledged: cut off |
 //! | anything is of a newer format | [`StoreError::Newer`]: nothing is touched; the newer release has to come back |
@@ -46,6 +48,8 @@
 //! | [`view`] | reading at one index, and the transaction of one entry |
 //! | [`applied`], [`digest`] | where the state stands, and its sum |
 //! | [`snapshot`] | snapshot files: write, read, receive |
+//! | [`export`] | whole tables of the state at one index, handed out in one pass |
+//! | [`spool`] | temporary files of reports, sorting in them, and what is known of each machine from them |
 //! | [`policy`] | when to take one |
 //! | [`quarantine`] | that this node has put itself aside, durably |
 //! | [`journal`] | reveals that were decided without a quorum, until they are on record |
@@ -55,6 +59,7 @@ pub mod applied;
 mod base;
 pub mod digest;
 pub mod directory;
+pub mod export;
 pub mod format;
 pub mod journal;
 mod keeper;
@@ -67,6 +72,7 @@ pub mod recovery;
 mod scrub;
 mod shared;
 pub mod snapshot;
+pub mod spool;
 pub mod view;
 
 use std::io;
@@ -81,9 +87,17 @@ pub enum StoreError {
     /// sled failed. The base is rebuilt when the node is opened again, if need be.
     #[error("base: {0}")]
     Base(#[from] sled::Error),
+    /// So much is written that a longer look at the base would hold it up.
+    #[error(
+        "so much is written here just now that a report would hold it up; try again, or use another node"
+    )]
+    Crowded,
     /// A reader held on to an old state for too long.
     #[error("a reader holds on to an old state; the base cannot be written")]
     Busy,
+    /// Whoever asked for it has gone away.
+    #[error("nobody waits for it any more")]
+    Abandoned,
     /// It was closed.
     #[error("the state is closed")]
     Closed,
@@ -116,6 +130,9 @@ pub enum StoreError {
         /// What the file system said.
         source: io::Error,
     },
+    /// The temporary files of a report would take more of the disk than they may.
+    #[error("the temporary files of a report: {0}")]
+    SpoolFull(String),
     /// Another process has the data directory open.
     #[error("data directory {} is in use by another process", .0.display())]
     Locked(PathBuf),

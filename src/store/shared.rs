@@ -1,6 +1,7 @@
 //! What the machine's users and its keeper share.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -25,6 +26,8 @@ pub(super) struct Shared {
     room: Condvar,
     overlay_max_bytes: usize,
     generation_max_bytes: usize,
+    /// It is about to be closed: what takes long and can be done again later gives way.
+    closing: AtomicBool,
 }
 
 struct State {
@@ -49,7 +52,8 @@ impl Shared {
             stop: None,
             suspicion: None,
         };
-        Self { state: state.into(), room: Condvar::new(), overlay_max_bytes, generation_max_bytes }
+        let (room, closing) = (Condvar::new(), AtomicBool::new(false));
+        Self { state: state.into(), room, overlay_max_bytes, generation_max_bytes, closing }
     }
 
     /// No code panics while it holds the lock with the state half changed: what is under it is always whole.
@@ -145,6 +149,16 @@ impl Shared {
         self.room.notify_all();
     }
 
+    /// Says that it will be closed next.
+    pub fn begin_closing(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Whether it will be closed next.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
     /// Why nothing is applied any more, if so.
     pub fn stopped(&self) -> Option<Stop> {
         self.lock().stop.clone()
@@ -176,6 +190,11 @@ impl Shared {
         digests.extend(pick(&state.recent));
         digests.push(state.applied.digest());
         digests
+    }
+
+    /// Whether the overlay holds more than `percent` of what it may: applying will have to wait for the base soon.
+    pub fn is_overlay_over(&self, percent: usize) -> bool {
+        self.lock().overlay.bytes() > self.overlay_max_bytes / 100 * percent
     }
 
     pub fn overlay_len(&self) -> usize {

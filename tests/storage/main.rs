@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod crash;
+mod export;
 mod properties;
 mod replace;
 mod sample;

@@ -6,7 +6,7 @@ use strongroom::escrow::records::{Fingerprint, KeyringRecord, NodeRecord, Sealed
 use strongroom::escrow::secrets::SecretKind;
 use uuid::Uuid;
 
-fn command(request: u64, role: Role, name: &str, action: Action) -> Command {
+pub fn command(request: u64, role: Role, name: &str, action: Action) -> Command {
     Command {
         request: RequestId(Uuid::from_u128(request.into())),
         at: Timestamp(1_700_000_000_000 + request),

@@ -60,7 +60,7 @@ pub(super) struct ListCommand {
 }
 
 /// A moment, or the beginning of a day.
-fn time(text: &str) -> Result<Timestamp, Invalid> {
+pub(in crate::cli) fn time(text: &str) -> Result<Timestamp, Invalid> {
     let day = text.len() == "2030-01-31".len();
     let parsed: Result<Timestamp, _> = if day { format!("{text}T00:00:00Z").parse() } else { text.parse() };
     parsed.map_err(|_| {

@@ -8,6 +8,8 @@ mod verify;
 
 use clap::{Args, Subcommand};
 
+pub(super) use self::list::time;
+
 use super::{Exit, Failure, Global, Printer};
 use crate::error::chain;
 use crate::escrow::audit::check::Signed;

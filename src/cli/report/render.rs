@@ -1,0 +1,301 @@
+//! Printing a report as it comes, whatever its length: nothing of it is kept.
+
+use std::io::{self, BufWriter, Stdout, Write};
+
+use serde_json::{Map, Value, json};
+
+use super::ReportFormat;
+use crate::cli::output::{facts, table};
+use crate::cli::recover::{freshness_json, freshness_text};
+use crate::cli::{Exit, Failure, Printer};
+use crate::escrow::ids::Timestamp;
+use crate::escrow::reports::{LIST_SEPARATOR, ReportKind};
+use crate::proto::{ReportColumn, ReportHeader, ReportRow, ReportTotals};
+
+/// What stands between the parts of a list in one line.
+const LIST_JOIN: &str = "; ";
+/// Letters of a date, and of a date with hours and minutes.
+const DATE: usize = 10;
+const MINUTE: usize = 16;
+
+/// A report while it is printed.
+pub(in crate::cli) struct Render {
+    kind: ReportKind,
+    columns: Vec<ReportColumn>,
+    printer: Printer,
+    to: To,
+    /// Of a table of one machine, which is not long.
+    rows: Vec<ReportRow>,
+    /// Nobody reads it any more.
+    is_over: bool,
+}
+
+enum To {
+    Csv(Box<csv::Writer<Stdout>>),
+    Json(BufWriter<Stdout>),
+    Table(BufWriter<Stdout>),
+}
+
+impl Render {
+    /// Prints where the report was made, and its columns.
+    pub fn begin(
+        kind: ReportKind,
+        format: ReportFormat,
+        header: &ReportHeader,
+        printer: Printer,
+    ) -> Result<Self, Failure> {
+        let to = match format {
+            ReportFormat::Csv => To::Csv(Box::new(csv::Writer::from_writer(io::stdout()))),
+            ReportFormat::Json => To::Json(BufWriter::new(io::stdout())),
+            ReportFormat::Table => To::Table(BufWriter::new(io::stdout())),
+        };
+        let columns = header.columns.clone();
+        let mut render = Self { kind, columns, printer, to, rows: Vec::new(), is_over: false };
+        render.print_header(header)?;
+        Ok(render)
+    }
+
+    fn print_header(&mut self, header: &ReportHeader) -> Result<(), Failure> {
+        let written = match &mut self.to {
+            To::Csv(csv) => {
+                self.printer.note(&header_text(header));
+                csv.write_record(self.columns.iter().map(|column| &column.name)).map_err(io::Error::other)
+            }
+            To::Json(out) => writeln!(out, "{}", json!({ "header": header_json(header) })),
+            To::Table(out) => {
+                let heading = match widths(self.kind) {
+                    Some(widths) => format!("\n{}", heading(widths)),
+                    None => String::new(),
+                };
+                writeln!(out, "{}\n{heading}", header_text(header))
+            }
+        };
+        self.after(written).map(drop)
+    }
+
+    /// Prints rows; answers whether anybody still reads them.
+    pub fn rows(&mut self, rows: &[ReportRow]) -> Result<bool, Failure> {
+        for row in rows {
+            let written = match &mut self.to {
+                To::Csv(csv) => {
+                    let cells =
+                        self.columns.iter().zip(&row.cells).map(|(column, cell)| csv_cell(column, cell));
+                    csv.write_record(cells).map_err(io::Error::other)
+                }
+                To::Json(out) => writeln!(out, "{}", json!({ "row": object(&self.columns, row, None) })),
+                To::Table(out) => match widths(self.kind) {
+                    Some(widths) => writeln!(out, "{}", line(&self.columns, widths, row)),
+                    None => {
+                        self.rows.push(row.clone());
+                        Ok(())
+                    }
+                },
+            };
+            if !self.after(written)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Prints what stands at the end.
+    pub fn finish(mut self, totals: &ReportTotals) -> Result<(), Failure> {
+        let ReportTotals { rows, machines, truncated } = totals;
+        let written = match &mut self.to {
+            To::Csv(csv) => csv.flush(),
+            To::Json(out) => {
+                let totals = json!({ "rows": rows, "machines": machines, "truncated": truncated });
+                writeln!(out, "{}", json!({ "totals": totals })).and_then(|()| out.flush())
+            }
+            To::Table(out) => {
+                let text = match widths(self.kind) {
+                    Some(_) => totals_text(self.kind, totals),
+                    None => computer_text(&self.columns, &self.rows),
+                };
+                writeln!(out, "{text}").and_then(|()| out.flush())
+            }
+        };
+        self.after(written).map(drop)
+    }
+
+    /// A reader that went away is not an error: it has read what it wanted.
+    fn after(&mut self, written: io::Result<()>) -> Result<bool, Failure> {
+        match written {
+            Ok(()) => {}
+            Err(error) if is_broken_pipe(&error) => self.is_over = true,
+            Err(error) => {
+                return Err(Failure::new(Exit::Failed, format!("writing to standard output: {error}")));
+            }
+        }
+        Ok(!self.is_over)
+    }
+}
+
+fn is_broken_pipe(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<csv::Error>());
+    let of_csv = inner.is_some_and(|inner| match inner.kind() {
+        csv::ErrorKind::Io(error) => error.kind() == io::ErrorKind::BrokenPipe,
+        _ => false,
+    });
+    of_csv || error.kind() == io::ErrorKind::BrokenPipe
+}
+
+fn header_json(header: &ReportHeader) -> Value {
+    json!({
+        "report": header.report,
+        "at": Timestamp(header.at_ms).to_string(),
+        "as_of": header.as_of,
+        "policy_version": header.policy_version,
+        "freshness": freshness_json(header.freshness.as_ref()),
+        "columns": header.columns.iter().map(|column| &column.name).collect::<Vec<_>>(),
+    })
+}
+
+fn header_text(header: &ReportHeader) -> String {
+    let at = Timestamp(header.at_ms);
+    let time = if header.as_of { format!("as of {at}") } else { format!("at {at}") };
+    let policy = match header.policy_version {
+        0 => "the policy that every cluster begins with".to_owned(),
+        version => format!("policy version {version}"),
+    };
+    format!("report {} {time}\n{policy}\n{}", header.report, freshness_text(header.freshness.as_ref()))
+}
+
+fn totals_text(kind: ReportKind, totals: &ReportTotals) -> String {
+    let ReportTotals { rows, machines, truncated } = totals;
+    let more = if *truncated { "\nthere are more rows: raise --limit, or go on with --after" } else { "" };
+    match kind {
+        ReportKind::RecoveryAudit => format!("\n{rows} requests{more}"),
+        ReportKind::Enterprise => format!("\n{machines} machines"),
+        _ => format!("\n{rows} rows{more}"),
+    }
+}
+
+/// A cell as CSV has it. A text that a spreadsheet would take for a formula is put in quotes of its own: names and models
+/// are what a device says they are.
+fn csv_cell(column: &ReportColumn, cell: &str) -> String {
+    let text = cell.replace(LIST_SEPARATOR, LIST_JOIN);
+    let is_text = matches!(column.kind.as_str(), "text" | "list");
+    if is_text && text.starts_with(['=', '+', '-', '@']) { format!("'{text}") } else { text }
+}
+
+/// A row as JSON: of all columns, or of those that are about the machine, or that are not.
+pub(in crate::cli) fn object(columns: &[ReportColumn], row: &ReportRow, of_machine: Option<bool>) -> Value {
+    let cells = columns.iter().zip(&row.cells);
+    let wanted = cells.filter(|(column, _)| of_machine.is_none_or(|wanted| column.of_machine == wanted));
+    let object: Map<String, Value> =
+        wanted.map(|(column, cell)| (column.name.clone(), json_cell(column, cell))).collect();
+    Value::Object(object)
+}
+
+fn json_cell(column: &ReportColumn, cell: &str) -> Value {
+    match column.kind.as_str() {
+        "list" => cell.split(LIST_SEPARATOR).filter(|part| !part.is_empty()).collect(),
+        "number" => serde_json::from_str(cell).unwrap_or(Value::Null),
+        "time" if cell.is_empty() => Value::Null,
+        _ => Value::String(cell.to_owned()),
+    }
+}
+
+/// The columns of a table and their widths, two letters apart, 80 in all; `None` for the report of one machine.
+fn widths(kind: ReportKind) -> Option<&'static [(&'static str, usize)]> {
+    Some(match kind {
+        ReportKind::Computer => return None,
+        ReportKind::Enterprise => &[("status", 20), ("machines", 12), ("percent", 8)],
+        ReportKind::EnterpriseDetails => {
+            &[("machine", 18), ("status", 18), ("last_contact", DATE), ("reasons", 28)]
+        }
+        ReportKind::Findings => {
+            &[("machine", 18), ("finding", 21), ("drive", 10), ("key_id", 9), ("since", DATE)]
+        }
+        ReportKind::RecoveryAudit => &[
+            ("time", MINUTE),
+            ("status", 8),
+            ("helpdesk_user", 11),
+            ("end_user", 13),
+            ("computer", 11),
+            ("reason", 11),
+        ],
+        ReportKind::Stale => {
+            &[("machine", 20), ("last_contact", 12), ("days_silent", 11), ("status", 15), ("users", 14)]
+        }
+    })
+}
+
+fn heading(widths: &[(&str, usize)]) -> String {
+    let cells = widths.iter().map(|(name, width)| fit(&name.replace('_', " ").to_uppercase(), *width));
+    cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+}
+
+fn line(columns: &[ReportColumn], widths: &[(&str, usize)], row: &ReportRow) -> String {
+    let cell = |(name, width): &(&str, usize)| {
+        let found = columns.iter().zip(&row.cells).find(|(column, _)| column.name == *name);
+        let Some((column, cell)) = found else { return " ".repeat(*width) };
+        match column.kind.as_str() {
+            "time" => format!("{:width$}", moment(cell, *width)),
+            "number" => format!("{cell:>width$}"),
+            _ => fit(&cell.replace(LIST_SEPARATOR, LIST_JOIN), *width),
+        }
+    };
+    widths.iter().map(cell).collect::<Vec<_>>().join("  ").trim_end().to_owned()
+}
+
+/// A moment in as many letters: to the minute if they are enough for that, else the day.
+fn moment(text: &str, width: usize) -> String {
+    let letters = if width >= MINUTE { MINUTE } else { DATE };
+    text.chars().take(letters).map(|letter| if letter == 'T' { ' ' } else { letter }).collect()
+}
+
+/// A text in exactly as many letters; what does not fit is cut off, and seen to be.
+fn fit(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return format!("{text:width$}");
+    }
+    let mut cut: String = text.chars().take(width - 1).collect();
+    cut.push('…');
+    cut
+}
+
+/// The report of one machine: what there is to say of it, its drives in a table, and what is amiss with each.
+pub(in crate::cli) fn computer_text(columns: &[ReportColumn], rows: &[ReportRow]) -> String {
+    let Some(first) = rows.first() else { return "nothing is known of it".to_owned() };
+    let said =
+        columns.iter().zip(&first.cells).filter(|(column, cell)| column.of_machine && !cell.is_empty());
+    let names: Vec<(String, String)> = said
+        .map(|(column, cell)| (column.name.replace('_', " "), cell.replace(LIST_SEPARATOR, "\n")))
+        .collect();
+    let width = names.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 2;
+    let pairs: Vec<(&str, String)> = names
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.replace('\n', &format!("\n{:width$}", ""))))
+        .collect();
+    let mut parts = vec![facts(&pairs)];
+    let cell = |row: &ReportRow, name: &str| {
+        let found = columns.iter().zip(&row.cells).find(|(column, _)| column.name == name);
+        found.map(|(_, cell)| cell.replace(LIST_SEPARATOR, ", ")).unwrap_or_default()
+    };
+    let drives: Vec<&ReportRow> = rows.iter().filter(|row| !cell(row, "drive").is_empty()).collect();
+    if drives.is_empty() {
+        parts.push("it told of no drives".to_owned());
+        return parts.join("\n\n");
+    }
+    const SHOWN: [&str; 6] =
+        ["drive", "volume_status", "encryption_state", "protector_state", "cipher", "protectors"];
+    let shown = drives.iter().map(|row| SHOWN.map(|name| cell(row, name)).to_vec()).collect();
+    parts.push(table(&["DRIVE", "STATUS", "ENCRYPTION", "PROTECTION", "CIPHER", "PROTECTORS"], &[], shown));
+    let mut more = Vec::new();
+    for row in drives {
+        for name in ["volume_details", "keys_in_escrow"] {
+            let cells = columns.iter().zip(&row.cells);
+            let list = cells.filter(|(column, cell)| column.name == name && !cell.is_empty());
+            for part in list.flat_map(|(_, cell)| cell.split(LIST_SEPARATOR)) {
+                let what = if name == "volume_details" { part.to_owned() } else { format!("key {part}") };
+                more.push(format!("{}  {what}", cell(row, "drive")));
+            }
+        }
+    }
+    if !more.is_empty() {
+        parts.push(more.join("\n"));
+    }
+    parts.join("\n\n")
+}

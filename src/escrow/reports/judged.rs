@@ -1,0 +1,214 @@
+//! One machine as a report sees it: how it stands at the time that is asked about, and what its columns say.
+
+use super::bundle::Bundle;
+use super::query::{MachineFilter, MachineQuery};
+use super::row::Cell;
+use crate::escrow::compliance::history::as_of;
+use crate::escrow::compliance::words::{ReasonKind, VolumeKind};
+use crate::escrow::compliance::{
+    CompliancePolicy, ComplianceRecord, Evidence, Exemption, Finding, KeyFacts, MachineReport, MachineState,
+    Reason, Verdict, VolumeReport, findings, verdict,
+};
+use crate::escrow::ids::{Timestamp, UserName, VolumeId};
+
+/// A machine, judged.
+pub(super) struct Judged<'a> {
+    pub bundle: &'a Bundle,
+    query: &'a MachineQuery,
+    pub at: Timestamp,
+    /// Its state at that time, if it is known.
+    pub state: Option<MachineState>,
+    /// Since when it was in that state.
+    pub state_since: Option<Timestamp>,
+    pub keys: Vec<KeyFacts>,
+    pub verdict: Verdict,
+    pub findings: Vec<Finding>,
+    /// When it was last heard of by that time, as far as that is known.
+    pub last_contact: Option<Timestamp>,
+    /// When it last told how it was by that time, as far as that is known.
+    pub reported_at: Option<Timestamp>,
+}
+
+impl<'a> Judged<'a> {
+    /// Judges a machine; `None` if it was not known yet at that time.
+    pub fn of(bundle: &'a Bundle, query: &'a MachineQuery, policy: &CompliancePolicy) -> Option<Self> {
+        let at = query.at;
+        let (state, state_since, told) = state_of(bundle, query);
+        // What a device told late, of a time before it was first heard of, is known all the same.
+        if query.as_of && bundle.machine.first_seen > at && state.is_none() {
+            return None;
+        }
+        let keys = bundle.keys.iter();
+        let keys: Vec<KeyFacts> = match query.as_of {
+            true => keys.filter_map(|known| KeyFacts::as_of(known, at)).collect(),
+            false => keys.filter_map(|known| KeyFacts::of(&known.key)).collect(),
+        };
+        let told_at = bundle.compliance.as_ref().map(|record| record.at);
+        let evidence = Evidence::new(
+            at,
+            policy,
+            &bundle.machine,
+            state.as_ref().zip(told_at),
+            &keys,
+            bundle.exemption.as_ref(),
+        );
+        let (verdict, findings) = (verdict(&evidence), findings(&evidence));
+        let last_contact = Some(bundle.machine.last_contact).filter(|last| !query.as_of || *last <= at);
+        let last_contact = last_contact.or(told);
+        let reported_at = if query.as_of { told } else { told_at };
+        Some(Self {
+            bundle,
+            query,
+            at,
+            state,
+            state_since,
+            keys,
+            verdict,
+            findings,
+            last_contact,
+            reported_at,
+        })
+    }
+
+    /// Whether it is one of those that are asked for.
+    pub fn matches(&self, filter: &MachineFilter) -> bool {
+        let MachineFilter { statuses, findings, machine, domain, user, after } = filter;
+        let id = &self.bundle.machine.id;
+        let report = self.report();
+        let name = report.map_or("", |report| &report.name);
+        let in_domain = |asked: &String| {
+            report.is_some_and(|report| report.domain.to_lowercase() == asked.to_lowercase())
+        };
+        after.as_ref().is_none_or(|after| id > after)
+            && (statuses.is_empty() || statuses.contains(&self.verdict.status))
+            && (findings.is_empty() || self.findings.iter().any(|found| findings.contains(&found.kind)))
+            && machine.as_ref().is_none_or(|pattern| pattern.matches(id.as_str()) || pattern.matches(name))
+            && domain.as_ref().is_none_or(in_domain)
+            && user.as_ref().is_none_or(|user| self.users().contains(user))
+    }
+
+    pub fn record(&self) -> Option<&'a ComplianceRecord> {
+        self.bundle.compliance.as_ref()
+    }
+
+    pub fn report(&self) -> Option<&'a MachineReport> {
+        self.record().map(|record| &record.report)
+    }
+
+    pub fn users(&self) -> &'a [UserName] {
+        &self.bundle.machine.users
+    }
+
+    /// A text of the report, if there is one.
+    pub fn said(&self, text: impl Fn(&'a MachineReport) -> &'a str) -> Cell {
+        Cell::Text(self.report().map(text).unwrap_or_default().to_owned())
+    }
+
+    pub fn machine_cell(&self) -> Cell {
+        Cell::Text(self.bundle.machine.id.to_string())
+    }
+
+    pub fn status_cell(&self) -> Cell {
+        Cell::Text(self.verdict.status.to_string())
+    }
+
+    pub fn users_cell(&self) -> Cell {
+        let asked = self.query.filter.user.as_ref();
+        let may_be_named = |user: &&UserName| self.query.names_users || asked == Some(user);
+        Cell::list(self.users().iter().filter(may_be_named))
+    }
+
+    /// The reasons, each in a few words.
+    pub fn reasons_cell(&self) -> Cell {
+        Cell::list(self.verdict.reasons.iter().map(reason_in_short))
+    }
+
+    pub fn findings_cell(&self) -> Cell {
+        Cell::list(self.findings.iter().map(finding_in_short))
+    }
+
+    /// How the drives of a kind stand together.
+    pub fn drives(&self, kind: VolumeKind) -> &'static str {
+        let Some(state) = &self.state else { return "unknown" };
+        let mut drives = state.volumes.iter().filter(|volume| volume.kind == kind).peekable();
+        if drives.peek().is_none() {
+            return "none";
+        }
+        let all = drives.map(|volume| self.volume_status(&volume.volume));
+        all.max_by_key(|status| STATUSES.iter().position(|one| one == status)).unwrap_or("unknown")
+    }
+
+    /// How a volume stands by itself.
+    pub fn volume_status(&self, volume: &VolumeId) -> &'static str {
+        let mut reasons = self.reasons_of(volume);
+        match reasons.next() {
+            None => "compliant",
+            Some(first) => {
+                let is_vague = |reason: &Reason| reason.kind == ReasonKind::StateUnknown;
+                if is_vague(first) && reasons.all(is_vague) { "unknown" } else { "non-compliant" }
+            }
+        }
+    }
+
+    pub fn reasons_of<'b>(&'b self, volume: &'b VolumeId) -> impl Iterator<Item = &'b Reason> {
+        self.verdict.reasons.iter().filter(move |reason| reason.volume.as_ref() == Some(volume))
+    }
+
+    /// What the report says of a volume, if it has it.
+    pub fn reported(&self, volume: &VolumeId) -> Option<&'a VolumeReport> {
+        self.report().and_then(|report| report.volumes.iter().find(|said| said.volume == *volume))
+    }
+
+    /// Where the exemption of the machine stands, and until when what was granted holds.
+    pub fn exemption(&self) -> (&'static str, Option<Timestamp>) {
+        let Some(Exemption { request, grant, rejection, .. }) = &self.bundle.exemption else {
+            return ("none", None);
+        };
+        let by_then = |at: Timestamp| at <= self.at;
+        if let Some(grant) = grant.as_ref().filter(|grant| by_then(grant.at)) {
+            let ended = grant.until.is_some_and(|until| until <= self.at);
+            return (if ended { "ended" } else { "granted" }, grant.until);
+        }
+        if request.as_ref().is_some_and(|request| by_then(request.at)) {
+            return ("requested", None);
+        }
+        let rejected = rejection.as_ref().is_some_and(|rejection| by_then(rejection.at));
+        (if rejected { "rejected" } else { "none" }, None)
+    }
+
+    /// Since when a rotation is owed, if that was before the time that is asked about.
+    pub fn rotation_owed_since(&self) -> Option<Timestamp> {
+        self.bundle.machine.rotation_owed_since.filter(|since| *since <= self.at)
+    }
+}
+
+/// How volumes stand, the worst last.
+const STATUSES: [&str; 3] = ["compliant", "unknown", "non-compliant"];
+
+/// The state that counts, since when, and when it was last told by the time that is asked about.
+fn state_of(
+    bundle: &Bundle,
+    query: &MachineQuery,
+) -> (Option<MachineState>, Option<Timestamp>, Option<Timestamp>) {
+    if query.as_of {
+        let Some(change) = as_of(&bundle.changes, query.at) else { return (None, None, None) };
+        let told = change.again.iter().rfind(|at| **at <= query.at).copied().unwrap_or(change.at);
+        return (Some(change.state.clone()), Some(change.at), Some(told));
+    }
+    let record = bundle.compliance.as_ref();
+    (record.map(|record| record.report.state()), record.map(|record| record.since), None)
+}
+
+/// `C: not-encrypted (code 1)`.
+pub(super) fn reason_in_short(reason: &Reason) -> String {
+    let Reason { volume, kind, code } = reason;
+    let place = volume.as_ref().map(|volume| format!("{volume} ")).unwrap_or_default();
+    let code = code.map(|code| format!(" (code {})", code.number())).unwrap_or_default();
+    format!("{place}{kind}{code}")
+}
+
+/// `C: recovery-key-missing`.
+fn finding_in_short(finding: &Finding) -> String {
+    let place = finding.volume.as_ref().map(|volume| format!("{volume} ")).unwrap_or_default();
+    format!("{place}{}", finding.kind)
+}

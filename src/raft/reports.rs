@@ -1,0 +1,30 @@
+//! What reports read of this node's replica: all of it at one index, whether or not there is a quorum.
+
+use super::error::NodeError;
+use super::node::Node;
+use crate::escrow::records::LogPosition;
+use crate::store::spool::Spool;
+use crate::store::spool::machines::{MachineSink, TABLES, TABLES_WITH_CHANGES};
+
+impl Node {
+    /// Room on the disk for one report.
+    pub fn spool(&self) -> Spool {
+        self.inner.spools.begin()
+    }
+
+    /// Takes down what is known of every machine, with the past if asked for, and where that stands. Writes go on
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// [`NodeError::Store`]: see [`Machine::export`](crate::store::machine::Machine::export).
+    pub async fn take_machines(
+        &self,
+        spool: Spool,
+        with_changes: bool,
+    ) -> Result<(MachineSink, LogPosition), NodeError> {
+        let tables = if with_changes { TABLES_WITH_CHANGES } else { TABLES };
+        let exported = self.inner.storage.machine.export(tables, MachineSink::new(spool)?).await;
+        let (sink, applied) = exported?;
+        Ok((sink, applied.position.unwrap_or_default()))
+    }
+}

@@ -1,0 +1,271 @@
+//! Making the rows of a report and sending them, on a thread of its own: what it reads is on the disk.
+
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tracing::Instrument;
+
+use super::asked::{Asked, Order};
+use super::{Context, ReportStream, Source, SourceKind, cells};
+use crate::escrow::audit::query::{Filter, Window};
+use crate::escrow::lookup;
+use crate::escrow::reports::{KeyRequest, MachineReport, RecoveryFilter, Row};
+use crate::proto::report_chunk::Part;
+use crate::proto::{Freshness, ReportChunk, ReportHeader, ReportRow, ReportRows, ReportTotals};
+use crate::raft::NodeError;
+use crate::request_id::carried;
+use crate::store::StoreError;
+use crate::store::format;
+use crate::store::spool::Spool;
+use crate::store::spool::sort::Sorter;
+use crate::tls::PeerCertificate;
+
+/// Rows sent at once, at most; and about how many bytes of them.
+const BATCH_ROWS: usize = 256;
+const BATCH_BYTES: usize = 64 * 1024;
+/// Batches that are made ahead of what a reader has taken.
+const BATCHES_AHEAD: usize = 2;
+/// Longest a reader may leave a batch waiting.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why a report ends before its totals.
+enum End {
+    /// Nobody reads it any more.
+    Gone,
+    /// It cannot go on.
+    Failed(Status),
+}
+
+impl<E: Into<NodeError>> From<E> for End {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into().into())
+    }
+}
+
+/// Whether there is room for another row.
+#[derive(PartialEq, Eq)]
+enum Room {
+    Left,
+    None,
+}
+
+/// One report while it is sent.
+pub(super) struct Sender {
+    context: Context,
+    certificate: Option<PeerCertificate>,
+    chunks: mpsc::Sender<Result<ReportChunk, Status>>,
+    runtime: Handle,
+    order: Order,
+    batch: Vec<ReportRow>,
+    batch_bytes: usize,
+    totals: ReportTotals,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Sender {
+    /// Starts taking down what the report needs and, from there, sending it.
+    pub fn start(
+        context: Context,
+        certificate: Option<PeerCertificate>,
+        place: OwnedSemaphorePermit,
+        asked: Asked,
+        freshness: Freshness,
+    ) -> ReportStream {
+        let (chunks, stream) = mpsc::channel(BATCHES_AHEAD);
+        let sender = Self {
+            context,
+            certificate,
+            chunks,
+            runtime: Handle::current(),
+            order: asked.order,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            totals: ReportTotals::default(),
+            _place: place,
+        };
+        tokio::spawn(carried(sender.begin(asked, freshness)).in_current_span());
+        Box::pin(ReceiverStream::new(stream))
+    }
+
+    async fn begin(self, asked: Asked, freshness: Freshness) {
+        let spool = self.context.node.spool();
+        let chunks = self.chunks.clone();
+        let source = tokio::select! {
+            // Nobody waits for it any more: then nothing more is read of the base either.
+            () = chunks.closed() => return,
+            source = self.context.source_of(&asked, &spool) => source,
+        };
+        drop(chunks);
+        let source = match source {
+            Ok(source) => source,
+            Err(status) => return drop(self.chunks.send(Err(status)).await),
+        };
+        let header = super::header(&asked, &source, freshness);
+        let span = tracing::Span::current();
+        let served = tokio::task::spawn_blocking(move || {
+            let _in_span = span.enter();
+            self.serve(header, &asked, source, spool);
+        });
+        // It tells the reader itself what went wrong; after a panic there are no totals.
+        drop(served.await);
+    }
+
+    fn serve(mut self, header: ReportHeader, asked: &Asked, source: Source, spool: Spool) {
+        let made = self.send(Part::Header(header)).and_then(|()| self.make(asked, source, spool));
+        match made.and_then(|()| self.flush()).and_then(|()| self.send(Part::Totals(self.totals))) {
+            Ok(()) | Err(End::Gone) => {}
+            Err(End::Failed(status)) => drop(self.put(Err(status))),
+        }
+    }
+
+    fn make(&mut self, asked: &Asked, source: Source, spool: Spool) -> Result<(), End> {
+        let mut sorter =
+            self.order.column.map(|column| ToSort { column, sorter: Sorter::new(spool), count: 0 });
+        match source.of {
+            SourceKind::Trail(window) => self.make_of_trail(window, &asked.recovery, &mut sorter)?,
+            of => {
+                let mut report = MachineReport::new(asked.machines.clone(), source.policy);
+                self.make_of_machines(of, &mut report, &mut sorter)?;
+                self.totals.machines = report.machines();
+            }
+        }
+        let Some(ToSort { sorter, .. }) = sorter else { return Ok(()) };
+        for record in sorter.finish()? {
+            let (_, value) = record?;
+            let cells: Vec<String> = format::decode(&value)?;
+            if self.deliver(cells)? == Room::None {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_of_machines(
+        &mut self,
+        of: SourceKind,
+        report: &mut MachineReport,
+        sorter: &mut Option<ToSort>,
+    ) -> Result<(), End> {
+        let bundles: Box<dyn Iterator<Item = Result<_, StoreError>>> = match of {
+            SourceKind::Machine(bundle) => Box::new(std::iter::once(Ok(*bundle))),
+            SourceKind::Machines(sink) => Box::new(sink.bundles()?),
+            SourceKind::Trail(_) => return Ok(()),
+        };
+        for (number, bundle) in bundles.enumerate() {
+            // A report without rows sends nothing for long.
+            if number % BATCH_ROWS == 0 {
+                self.check()?;
+            }
+            for row in report.add(&bundle?) {
+                if self.take(row, sorter)? == Room::None {
+                    return Ok(());
+                }
+            }
+        }
+        for row in report.finish() {
+            if self.take(row, sorter)? == Room::None {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn make_of_trail(
+        &mut self,
+        mut window: Window,
+        filter: &RecoveryFilter,
+        sorter: &mut Option<ToSort>,
+    ) -> Result<(), End> {
+        while !window.is_empty() {
+            self.check()?;
+            let view = self.context.node.view()?;
+            let page = window.next_page(&view, &Filter::default(), false).map_err(NodeError::State)?;
+            let mut rows = Vec::new();
+            for request in page.iter().filter_map(KeyRequest::of).filter(|request| request.matches(filter)) {
+                let key = lookup::key(&view, request.key_id).map_err(NodeError::State)?;
+                rows.push(request.row(key.map(|key| key.kind)));
+            }
+            // Not across the sending: the base stands still behind a view.
+            drop(view);
+            for row in rows {
+                if self.take(row, sorter)? == Room::None {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a row: to be sorted, or to be sent.
+    fn take(&mut self, row: Row, sorter: &mut Option<ToSort>) -> Result<Room, End> {
+        match sorter {
+            Some(sorter) => sorter.push(&row, self.order.descending).map(|()| Room::Left).map_err(End::from),
+            None => self.deliver(cells(&row)),
+        }
+    }
+
+    fn deliver(&mut self, cells: Vec<String>) -> Result<Room, End> {
+        if self.order.limit > 0 && self.totals.rows == self.order.limit {
+            self.totals.truncated = true;
+            return Ok(Room::None);
+        }
+        self.totals.rows += 1;
+        self.batch_bytes += cells.iter().map(|cell| cell.len() + 4).sum::<usize>();
+        self.batch.push(ReportRow { cells });
+        if self.batch.len() >= BATCH_ROWS || self.batch_bytes >= BATCH_BYTES {
+            self.flush()?;
+        }
+        Ok(Room::Left)
+    }
+
+    fn flush(&mut self) -> Result<(), End> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        self.check()?;
+        self.batch_bytes = 0;
+        let rows = std::mem::take(&mut self.batch);
+        self.send(Part::Rows(ReportRows { rows }))
+    }
+
+    fn send(&self, part: Part) -> Result<(), End> {
+        self.put(Ok(ReportChunk { part: Some(part) }))
+    }
+
+    fn put(&self, chunk: Result<ReportChunk, Status>) -> Result<(), End> {
+        let sent = self.runtime.block_on(async { timeout(STALL_TIMEOUT, self.chunks.send(chunk)).await });
+        if matches!(sent, Ok(Ok(()))) { Ok(()) } else { Err(End::Gone) }
+    }
+
+    /// Whether it may go on: a long report outlives the moment in which its reader was admitted.
+    fn check(&self) -> Result<(), End> {
+        if self.chunks.is_closed() {
+            return Err(End::Gone);
+        }
+        self.context.may_go_on(self.certificate.as_ref()).map_err(End::Failed)
+    }
+}
+
+/// Rows to be sorted.
+struct ToSort {
+    column: usize,
+    sorter: Sorter,
+    count: u64,
+}
+
+impl ToSort {
+    fn push(&mut self, row: &Row, descending: bool) -> Result<(), StoreError> {
+        let mut key = row[self.column].sort_key();
+        if descending {
+            key.iter_mut().for_each(|byte| *byte = !*byte);
+        }
+        // Rows that are alike there stay in the order in which they came.
+        key.extend_from_slice(&self.count.to_be_bytes());
+        self.count += 1;
+        self.sorter.push(&key, &format::encode(&cells(row)))
+    }
+}

@@ -1,0 +1,346 @@
+//! Compliance over the real ports: any node takes what devices say and makes the reports, with a node down as well, and
+//! every node makes the same ones.
+
+mod common;
+
+use std::process::{Command, Output};
+
+use common::*;
+use serde_json::{Value, json};
+use strongroom::escrow::features::FeatureLevel;
+use strongroom::escrow::ids::{NodeId, Timestamp};
+
+const NODE_DOWN: NodeId = 3;
+const MINUTE_MS: u64 = 60_000;
+const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
+
+/// So many milliseconds from now, as it is written.
+fn from_now(ms: i64) -> String {
+    Timestamp(strongroom::raft::now().0.saturating_add_signed(ms)).to_string()
+}
+
+/// An hour ago.
+fn before() -> String {
+    from_now(-60 * MINUTE_MS as i64)
+}
+
+/// Three voters that know of compliance.
+async fn cluster() -> TestCluster {
+    let test = three_nodes().await;
+    let allowed =
+        |status: &strongroom::proto::StatusResponse| status.feature_level >= FeatureLevel::COMPLIANCE.0;
+    test.cluster.wait_for("the feature level", SOON, &ALL, allowed).await.expect("raised");
+    test
+}
+
+/// What machine `n` says at `at`: it is encrypted, and its key is the one of `deposit(n)`.
+fn document(n: u64, at: &str) -> Value {
+    let key = deposit(n).key_id.expect("given").to_string();
+    json!({
+        "machine": format!("PC-{n:05}"), "at": at, "domain": "CORP", "name": format!("laptop-{n}"),
+        "make": "Make", "model": "Model", "type": "portable", "os": "Windows 11",
+        "users": [format!(r"CORP\user{n}")],
+        "policy": {"enforcement": "enforced", "cipher": "xts-aes-256", "os": "required"},
+        "volumes": [
+            {"volume": "C:", "kind": "os", "protection": "on", "conversion": "encrypted",
+             "method": "xts-aes-256", "protectors": ["tpm", "recovery-password"], "recovery_keys": [key]},
+            {"volume": "D:", "kind": "removable", "protection": "off", "conversion": "decrypted", "method": "none"}
+        ]
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+#[track_caller]
+fn done(output: Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[track_caller]
+fn done_json(output: Output) -> Value {
+    serde_json::from_str(&done(output)).expect("a document")
+}
+
+fn put(test: &TestCluster, nodes: &[NodeId], document: &Value) -> Value {
+    let put = ["compliance", "put", "-"];
+    done_json(test.strongroom_with_input("importer", nodes, &put, &document.to_string()))
+}
+
+/// A report of one node as CSV, made once it has applied `index`, and judged at `at` unless it is of the past.
+fn csv(test: &TestCluster, profile: &str, node: NodeId, report: &[&str], at: &str, index: u64) -> String {
+    let index = index.to_string();
+    let mut arguments = vec!["report"];
+    arguments.extend(report);
+    arguments.extend(["--format", "csv", "--min-index", &index]);
+    if !report.contains(&"--as-of") {
+        arguments.extend(["--at", at]);
+    }
+    done(test.strongroom(profile, &[node], &arguments))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_same_ones() {
+    let mut test = cluster().await;
+    let importer = test.client("importer", &ALL);
+    for n in 1..=4 {
+        importer.escrow(&deposit(n)).await.expect("kept");
+    }
+    // Nobody could open the fifth.
+    let early: String = (1..=5).map(|n| format!("{}\n", document(n, &before()))).collect();
+    let many = test.strongroom_with_input("importer", &ALL, &["compliance", "put", "-", "--many"], &early);
+    assert_eq!(done_json(many)["newest"], 5);
+    let (then, later) = (from_now(0), from_now(5 * MINUTE_MS as i64));
+
+    test.cluster.kill(NODE_DOWN).await.expect("killed");
+    let left = [1, 2];
+    let mut opened = document(1, &later);
+    opened["volumes"][0]["protection"] = "off".into();
+    let outcome = put(&test, &left, &opened);
+    assert_eq!((&outcome["outcome"], &outcome["state_changed"]), (&json!("newest"), &json!(true)));
+    // The same again, and what is older than that: neither changes anything.
+    assert_eq!(put(&test, &left, &opened)["outcome"], "repeated");
+    assert_eq!(put(&test, &left, &document(1, &then))["outcome"], "superseded");
+    // Nothing new but the time.
+    let outcome = put(&test, &left, &document(2, &later));
+    assert_eq!((&outcome["outcome"], &outcome["state_changed"]), (&json!("newest"), &json!(false)));
+    let get = ["compliance", "get", "PC-00001", "--consistency", "quorum"];
+    let known = done_json(test.strongroom("auditor", &[2], &get));
+    assert_eq!(known["document"]["volumes"][0]["protection"], "off");
+    assert_eq!(known["compliance"]["status"], "non-compliant");
+
+    let at = from_now(25 * DAY_MS as i64);
+    let reports: [&[&str]; 6] = [
+        &["enterprise"],
+        &["enterprise", "--details"],
+        &["enterprise", "--details", "--as-of", &then],
+        &["findings", "--sort", "machine", "--descending"],
+        &["stale", "--days", "20", "--sort", "days_silent"],
+        &["computer", "PC-00001"],
+    ];
+    let index = test.cluster.wait_settled(&left).await.expect("settled").nodes[0].applied;
+    let meanwhile: Vec<String> =
+        reports.iter().map(|report| csv(&test, "auditor", 1, report, &at, index)).collect();
+    test.cluster.start(NODE_DOWN).await.expect("started");
+    test.cluster.wait_agreed(&ALL).await.expect("agreed");
+    for (report, expected) in reports.iter().zip(&meanwhile) {
+        for node in ALL {
+            let made = csv(&test, "auditor", node, report, &at, index);
+            assert_eq!(made, *expected, "{report:?} at node {node}");
+        }
+    }
+    // Who has to name a user is not told of one.
+    let details = csv(&test, "helpdesk", 1, reports[1], &at, index);
+    assert!(meanwhile[1].contains("user1") && !details.contains("user1"), "{details}");
+    let known = text(&test.strongroom("helpdesk", &ALL, &get).stdout);
+    assert!(known.contains("PC-00001") && !known.contains("user1"), "{known}");
+    let overview: Vec<&str> = meanwhile[0].lines().collect();
+    assert_eq!(overview[..3], ["status,machines,percent", "compliant,3,60.0", "non-compliant,2,40.0"]);
+    let row = |report: &str, begins: &str| report.lines().any(|line| line.starts_with(begins));
+    assert!(row(&meanwhile[1], "PC-00001,laptop-1,CORP,non-compliant,C: protection-off"), "{}", meanwhile[1]);
+    assert!(row(&meanwhile[2], "PC-00001,laptop-1,CORP,compliant"), "as it was: {}", meanwhile[2]);
+    assert!(row(&meanwhile[3], "PC-00005,laptop-5,CORP,recovery-key-missing,C:"), "{}", meanwhile[3]);
+    assert_eq!(meanwhile[4].lines().count(), 6, "all are silent by then: {}", meanwhile[4]);
+
+    // The audit of recoveries, from the trail.
+    let key = deposit(1).key_id.expect("given");
+    test.client("helpdesk-advanced", &ALL).recover(key, "locked out", None).await.expect("shown");
+    let index = test.cluster.wait_settled(&ALL).await.expect("settled").nodes[0].applied;
+    let audits = ALL.map(|node| csv(&test, "auditor", node, &["recovery-audit"], &at, index));
+    assert!(audits[0].contains(",shown,") && audits[0].contains("PC-00001,bitlocker-password,locked out"));
+    assert!(audits.iter().all(|audit| *audit == audits[0]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_names_what_it_was_made_from_and_keeps_to_its_order_and_limit() {
+    let test = cluster().await;
+    let told = before();
+    let lines: String = (1..=300).map(|n| format!("{}\n", document(n, &told))).collect();
+    let many = test.strongroom_with_input("importer", &ALL, &["compliance", "put", "-", "--many"], &lines);
+    assert_eq!(done_json(many)["newest"], 300);
+    let again = test.strongroom_with_input("importer", &[2], &["compliance", "put", "-", "--many"], &lines);
+    assert_eq!(done_json(again)["repeated"], 300);
+    test.cluster.wait_settled(&ALL).await.expect("settled");
+
+    let json = |more: &[&str]| -> Vec<Value> {
+        let at = ["--at", "2100-03-01T00:00:00Z"];
+        let report = [&["report", "enterprise", "--details", "--format", "json"], &at[..], more].concat();
+        let printed = done(test.strongroom("officer", &[2], &report));
+        printed.lines().map(|line| serde_json::from_str(line).expect("a document a line")).collect()
+    };
+    let all = json(&[]);
+    let header = &all[0]["header"];
+    assert_eq!(header["freshness"]["node"], 2);
+    assert_eq!(header["freshness"]["consistency"], "local");
+    assert!(header["freshness"]["applied"].as_u64() > Some(0));
+    assert_eq!(header["at"], "2100-03-01T00:00:00.000Z");
+    assert_eq!(all[301], json!({"totals": {"rows": 300, "machines": 300, "truncated": false}}));
+    assert_eq!(all[1]["row"]["machine"], "PC-00001");
+    assert_eq!(all[1]["row"]["users"], json!([r"CORP\user1"]));
+    let page = json(&["--after", "PC-00100", "--limit", "2"]);
+    let machines: Vec<&Value> = page[1..3].iter().map(|row| &row["row"]["machine"]).collect();
+    assert_eq!(machines, ["PC-00101", "PC-00102"]);
+    assert_eq!(page[3]["totals"]["truncated"], true);
+    let sorted = json(&["--sort", "computer_name", "--descending", "--limit", "1"]);
+    assert_eq!(sorted[1]["row"]["computer_name"], "laptop-99");
+    assert_eq!(json(&["--machine", "LAPTOP-29?"]).len(), 12);
+
+    let table = ["report", "enterprise", "--details", "--format", "table"];
+    let table = done(test.strongroom("operator", &ALL, &table));
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    let found = std::fs::read_dir(test.cluster.layout().node(2).expect("a node").data_path().join("reports"));
+    assert_eq!(found.expect("a folder").count(), 0, "nothing is left of them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_may_do_what_the_table_says() {
+    let test = cluster().await;
+    put(&test, &ALL, &document(1, &before()));
+    let file = test.dir.path().join("policy.json");
+    std::fs::write(&file, "{}").expect("written");
+    let policy = file.to_str().expect("a path");
+    let asked = ["compliance", "exempt", "request", "PC-00001", "--reason", "to be decided about"];
+    done(test.strongroom("helpdesk", &ALL, &asked));
+    let own = json!({"machine": "PC-0001", "at": before(), "policy": {"enforcement": "enforced"},
+        "volumes": []});
+    let own =
+        test.strongroom_with_input("agent-PC-0001", &ALL, &["compliance", "put", "-"], &own.to_string());
+    assert_eq!(done_json(own)["outcome"], "newest", "an agent speaks for the machine that it is");
+    let document = document(1, &from_now(0)).to_string();
+    // put, get, report, recovery audit, request an exemption, decide about one, set the policy
+    let table = [
+        ("agent-PC-0001", "......."),
+        ("auditor", ".xxx..."),
+        ("helpdesk", ".xx.x.."),
+        ("helpdesk-advanced", ".xx.x.."),
+        ("importer", "x......"),
+        ("officer", ".xx..xx"),
+        ("operator", ".xx.x.."),
+    ];
+    let commands: [&[&str]; 7] = [
+        &["compliance", "put", "-"],
+        &["compliance", "get", "PC-00001"],
+        &["report", "enterprise"],
+        &["report", "recovery-audit"],
+        &["compliance", "exempt", "request", "PC-00001", "--reason", "the table of roles"],
+        &["compliance", "exempt", "reject", "PC-00001"],
+        &["compliance", "policy", "set", policy],
+    ];
+    for (profile, expected) in table {
+        let mut allowed = String::new();
+        for arguments in commands {
+            let output = test.strongroom_with_input(profile, &ALL, arguments, &document);
+            allowed.push(match output.status.code() {
+                Some(0) => 'x',
+                Some(4) => '.',
+                code => panic!("{profile} {arguments:?}: {code:?} {}", text(&output.stderr)),
+            });
+        }
+        assert_eq!(allowed, expected, "{profile}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exemption_is_asked_for_granted_until_a_date_and_ended() {
+    let test = cluster().await;
+    let mut open = document(1, &before());
+    open["volumes"][0]["conversion"] = "decrypted".into();
+    put(&test, &ALL, &open);
+    let exempt = |profile: &str, arguments: &[&str]| {
+        done_json(test.strongroom(profile, &ALL, &[&["compliance", "exempt"], arguments].concat()))
+    };
+    let status = || {
+        let csv = ["report", "enterprise", "--details", "--format", "csv", "--consistency", "quorum"];
+        let printed = done(test.strongroom("officer", &ALL, &csv));
+        printed.lines().nth(1).and_then(|row| row.split(',').nth(3)).expect("a row").to_owned()
+    };
+    assert_eq!(status(), "non-compliant");
+    let asked =
+        exempt("helpdesk", &["request", "PC-00001", "--reason", "test bench", "--until", "2100-01-01"]);
+    let listed = exempt("officer", &["list", "--waiting", "--consistency", "quorum"]);
+    assert_eq!(listed["exemptions"][0]["exemption"], asked["exemption"]);
+    exempt("officer", &["grant", "PC-00001"]);
+    assert_eq!(exempt("auditor", &["list", "--consistency", "quorum"])["exemptions"][0]["state"], "granted");
+    let known = done_json(test.strongroom(
+        "helpdesk",
+        &ALL,
+        &["compliance", "get", "PC-00001", "--consistency", "quorum"],
+    ));
+    assert_eq!(known["compliance"]["status"], "temporarily-exempt");
+    exempt("officer", &["revoke", "PC-00001"]);
+    let again = test.strongroom("officer", &ALL, &["compliance", "exempt", "revoke", "PC-00001"]);
+    assert_eq!(failure(&again).0, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_policy_judges_every_machine_anew() {
+    let test = cluster().await;
+    test.client("importer", &ALL).escrow(&deposit(1)).await.expect("kept");
+    put(&test, &ALL, &document(1, &before()));
+    let overview = || {
+        let csv = ["report", "enterprise", "--format", "csv", "--consistency", "quorum"];
+        done(test.strongroom("officer", &ALL, &csv))
+    };
+    assert!(overview().contains("\ncompliant,1,100.0"));
+    let file = test.dir.path().join("policy.json");
+    std::fs::write(&file, r#"{"os_protectors": ["tpm-pin"]}"#).expect("written");
+    let set =
+        test.strongroom("officer", &ALL, &["compliance", "policy", "set", file.to_str().expect("a path")]);
+    assert_eq!(done_json(set)["version"], 1);
+    assert!(overview().contains("non-compliant,1,100.0"));
+    let shown =
+        test.strongroom("auditor", &ALL, &["compliance", "policy", "show", "--consistency", "quorum"]);
+    assert_eq!(done_json(shown)["policy"]["os_protectors"], json!(["tpm-pin"]));
+    let stale = test.strongroom(
+        "officer",
+        &ALL,
+        &["compliance", "policy", "set", file.to_str().expect("a path"), "--replaces", "0"],
+    );
+    // The same policy again is no conflict; another one would be.
+    done(stale);
+    std::fs::write(&file, "{}").expect("written");
+    let conflict = ["compliance", "policy", "set", file.to_str().expect("a path"), "--replaces", "0"];
+    assert_eq!(failure(&test.strongroom("officer", &ALL, &conflict)).0, 5);
+}
+
+/// Without a cluster: what is wrong is found before a node is asked.
+#[test]
+fn wrong_input_is_refused_by_the_path_of_the_field() {
+    let run = |arguments: &[&str], input: &str| {
+        let mut command = Command::new(program());
+        command.args(arguments).args([
+            "--output",
+            "json",
+            "--endpoints",
+            "127.0.0.1:9",
+            "--profile",
+            "nowhere",
+        ]);
+        common::run(command, input)
+    };
+    let wrong = |arguments: &[&str], input: &str, expected: &str| {
+        let (code, error) = failure(&run(arguments, input));
+        assert_eq!(code, 2, "{arguments:?}: {error}");
+        let message = error["message"].as_str().expect("a message");
+        assert!(message.contains(expected), "{arguments:?}: {message}");
+    };
+    let mut document = document(1, &before());
+    document["volumes"][1]["percent"] = 101.into();
+    wrong(&["compliance", "put", "-"], &document.to_string(), "volumes[1].percent: ");
+    wrong(&["compliance", "put", "-"], "{", "document: ");
+    wrong(&["compliance", "put", "/nowhere/at-all"], "", "document: /nowhere/at-all");
+    wrong(&["compliance", "get", "a b\n"], "", "MACHINE");
+    wrong(&["compliance", "exempt", "request", "PC-1", "--reason", "x", "--until", "soon"], "", "RFC 3339");
+    wrong(&["report", "enterprise", "--sort", "colour"], "", "sort: a column of this report: status,");
+    wrong(&["report", "enterprise", "--status", "fine"], "", "one of compliant,");
+    wrong(&["report", "stale", "--days", "0"], "", "--days");
+    wrong(&["report", "recovery-audit", "--since", "yesterday"], "", "RFC 3339");
+    wrong(&["report", "enterprise", "--as-of", "2026-01-01", "--at", "2026-01-01"], "", "--at");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("policy.json");
+    std::fs::write(&file, r#"{"minimum_cipher": {"os": "hardware"}}"#).expect("written");
+    let set = ["compliance", "policy", "set", file.to_str().expect("a path"), "--check"];
+    wrong(&set, "", "policy.minimum_cipher.os: ");
+}

@@ -1,0 +1,257 @@
+//! Handing out tables at one index, and what reports make of them.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use strongroom::escrow::command::{Action, RaiseFeatureLevel, ReportCompliance};
+use strongroom::escrow::compliance::MachineReport;
+use strongroom::escrow::features::FeatureLevel;
+use strongroom::escrow::ids::{Role, Timestamp};
+use strongroom::escrow::records::{KeyRecord, MachineRecord};
+use strongroom::escrow::reports::Bundle;
+use strongroom::escrow::state::{Rows, Table};
+use strongroom::raft::storage::StorageOptions;
+use strongroom::store::StoreError;
+use strongroom::store::export::RowSink;
+use strongroom::store::format;
+use strongroom::store::machine::{Machine, MachineOptions};
+use strongroom::store::spool::machines::{MachineSink, TABLES, TABLES_WITH_CHANGES};
+use strongroom::store::spool::{SpoolLimits, Spools};
+
+use super::sample;
+use super::support::{Node, small, undrained, wait_until};
+
+const KEYS_AND_AUDIT: &[Table] = &[Table::Key, Table::Audit];
+/// Longest a test waits for something that should happen at once.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn manual() -> StorageOptions {
+    StorageOptions { machine: undrained(), ..small() }
+}
+
+/// Counts rows, and waits at the first of them until it is told to go on.
+struct Gate {
+    keys: Vec<KeyRecord>,
+    others: usize,
+    begun: Option<Sender<()>>,
+    go_on: Receiver<()>,
+}
+
+impl Gate {
+    /// The sink, what tells that it has begun, and what lets it go on.
+    fn new() -> (Self, Receiver<()>, Sender<()>) {
+        let (begun, has_begun) = channel();
+        let (release, go_on) = channel();
+        (Self { keys: Vec::new(), others: 0, begun: Some(begun), go_on }, has_begun, release)
+    }
+}
+
+impl RowSink for Gate {
+    fn take(&mut self, table: Table, _: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if let Some(begun) = self.begun.take() {
+            begun.send(()).unwrap();
+            self.go_on.recv_timeout(PATIENCE).unwrap();
+        }
+        match table {
+            Table::Key => self.keys.push(format::decode(value).unwrap()),
+            _ => self.others += 1,
+        }
+        Ok(())
+    }
+}
+
+/// An export that stands at its first row.
+async fn begun(machine: &Machine) -> (tokio::task::JoinHandle<Exported>, Sender<()>) {
+    let (gate, has_begun, release) = Gate::new();
+    let machine = machine.clone();
+    let export = tokio::spawn(async move {
+        machine.export(KEYS_AND_AUDIT, gate).await.map(|(gate, upto)| (gate, upto.index()))
+    });
+    tokio::task::spawn_blocking(move || has_begun.recv_timeout(PATIENCE).unwrap()).await.unwrap();
+    (export, release)
+}
+
+type Exported = Result<(Gate, u64), StoreError>;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_is_of_one_index_and_writes_go_on_during_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 50).await;
+    let next = node.next;
+    node.apply(&sample::reveal(next, 7)).await;
+    let machine = node.storage.machine.clone();
+    let at = machine.applied_index();
+    let (export, release) = begun(&machine).await;
+    // Applied, read and answered while the export stands still.
+    node.escrow(50, 90).await;
+    node.assert_state();
+    assert!(!export.is_finished());
+    release.send(()).unwrap();
+    let (gate, upto) = export.await.unwrap().unwrap();
+    assert_eq!(upto, at);
+    let ids: Vec<_> = gate.keys.iter().map(|key| key.id).collect();
+    assert_eq!(
+        ids,
+        (0..50).map(sample::key_id).collect::<Vec<_>>(),
+        "in the order of keys, and no later one"
+    );
+    assert!(gate.others > 0, "the second table follows the first");
+    machine.drain().await.unwrap();
+    node.assert_state();
+    machine.scrub().await.unwrap();
+}
+
+struct Failing(usize);
+
+impl RowSink for Failing {
+    fn take(&mut self, _: Table, _: &[u8], _: &[u8]) -> Result<(), StoreError> {
+        self.0 -= 1;
+        if self.0 == 0 { Err(StoreError::SpoolFull("the disk is full".to_owned())) } else { Ok(()) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_fails_ends_its_export_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 20).await;
+    let machine = node.storage.machine.clone();
+    let failed = machine.export(KEYS_AND_AUDIT, Failing(5)).await.err().unwrap();
+    assert!(matches!(failed, StoreError::SpoolFull(_)), "{failed}");
+    node.escrow(20, 30).await;
+    node.assert_state();
+    machine.snapshot().await.unwrap();
+    assert!(machine.export(KEYS_AND_AUDIT, Failing(10_000)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_ends_when_nobody_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 20).await;
+    let machine = node.storage.machine.clone();
+    let (export, release) = begun(&machine).await;
+    export.abort();
+    assert!(export.await.err().unwrap().is_cancelled());
+    release.send(()).unwrap();
+    // The keeper is free again, and did not do it all first.
+    machine.drain().await.unwrap();
+    node.escrow(20, 25).await;
+    node.assert_state();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_closes_does_not_wait_for_an_export() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 20).await;
+    let machine = node.storage.machine.clone();
+    let (export, release) = begun(&machine).await;
+    let closing = tokio::spawn({
+        let machine = machine.clone();
+        async move { machine.close().await }
+    });
+    wait_until(|| machine.is_closing()).await;
+    release.send(()).unwrap();
+    assert!(matches!(export.await.unwrap(), Err(StoreError::Closed)));
+    closing.await.unwrap().unwrap();
+    assert!(matches!(machine.export(KEYS_AND_AUDIT, Failing(9)).await, Err(StoreError::Closed)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_do_not_wait_for_an_export() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = MachineOptions { overlay_max_bytes: 100_000, ..undrained() };
+    let mut node = Node::begin(dir.path(), StorageOptions { machine: options, ..small() }).await;
+    node.escrow(0, 20).await;
+    let machine = node.storage.machine.clone();
+    let (export, release) = begun(&machine).await;
+    let mut number = 20;
+    while machine.stats().unwrap().overlay_bytes <= 80_000 {
+        node.escrow(number, number + 1).await;
+        number += 1;
+    }
+    release.send(()).unwrap();
+    assert!(matches!(export.await.unwrap(), Err(StoreError::Crowded)), "it gives way");
+    // Nothing else drains it here.
+    machine.drain().await.unwrap();
+    node.escrow(number, number + 10).await;
+    node.assert_state();
+}
+
+fn report(machine: u64, at: u64, conversion: &str) -> MachineReport {
+    let key = sample::key_id(machine);
+    let document = format!(
+        r#"{{"machine": "PC-{machine:04}", "at": "{}", "policy": {{"enforcement": "enforced"}}, "volumes": [
+            {{"volume": "C:", "kind": "os", "protection": "on", "conversion": "{conversion}", "recovery_keys": ["{key}"]}}]}}"#,
+        Timestamp(at)
+    );
+    MachineReport::from_json(&document).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_spooled_of_each_machine_is_what_is_kept_of_it_but_for_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    let raise = Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel::SUPPORTED });
+    let next = node.next;
+    node.apply(&sample::command(next, Role::Node, "1", raise)).await;
+    // Keys of a hundred machines, several each, so that their order is not that of the machines.
+    node.escrow(0, 350).await;
+    for (turn, conversion) in ["encrypting", "encrypted", "decrypting"].into_iter().enumerate() {
+        let at = 1_700_000_000_000 + 1_000 * turn as u64;
+        let reports = (0..100).step_by(3).map(|machine| report(machine, at, conversion)).collect();
+        let action = Action::ReportCompliance(ReportCompliance { reports });
+        let next = node.next;
+        node.apply(&sample::command(next, Role::Importer, "importer", action)).await;
+    }
+    let next = node.next;
+    node.apply(&sample::reveal(next, 42)).await;
+    let machine = node.storage.machine.clone();
+
+    let folder = tempfile::tempdir().unwrap();
+    // So little that keys are sorted on the disk.
+    let limits = SpoolLimits { sort_memory_bytes: 4_096, ..SpoolLimits::default() };
+    let spools = Spools::open(folder.path(), limits).unwrap();
+    let sink = MachineSink::new(spools.begin()).unwrap();
+    let (sink, upto) = machine.export(TABLES_WITH_CHANGES, sink).await.unwrap();
+    assert_eq!(upto.index(), machine.applied_index());
+    let spooled: Vec<Bundle> = sink.bundles().unwrap().map(Result::unwrap).collect();
+    let view = machine.view().unwrap();
+    let machines: Vec<MachineRecord> = view.rows(&[], None, usize::MAX).unwrap();
+    let kept: Vec<Bundle> = machines.into_iter().map(|known| Bundle::read(&view, known).unwrap()).collect();
+    assert_eq!(spooled, kept);
+    assert_eq!(spooled.iter().map(|bundle| bundle.keys.len()).sum::<usize>(), 350);
+    assert_eq!(spooled[0].changes.len(), 3);
+    let keys = spooled.iter().flat_map(|bundle| &bundle.keys);
+    assert!(
+        keys.clone()
+            .all(|known| known.key.sealed.ciphertext.is_empty() && known.key.fingerprint.0 == [0; 32])
+    );
+    assert_eq!(keys.filter(|known| known.history.disclosed_at.is_some()).count(), 1);
+
+    drop(view);
+    let sink = MachineSink::new(spools.begin()).unwrap();
+    let (sink, _) = machine.export(TABLES, sink).await.unwrap();
+    assert!(
+        sink.bundles().unwrap().all(|bundle| bundle.unwrap().changes.is_empty()),
+        "no past unless asked for"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_past_its_bytes_ends_the_report_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    node.escrow(0, 50).await;
+    let folder = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { max_bytes: 1_000, ..SpoolLimits::default() };
+    let spools = Spools::open(folder.path(), limits).unwrap();
+    let sink = MachineSink::new(spools.begin()).unwrap();
+    let failed = node.storage.machine.export(TABLES, sink).await.err().unwrap();
+    assert!(matches!(failed, StoreError::SpoolFull(_)), "{failed}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    node.escrow(50, 60).await;
+    node.assert_state();
+}
