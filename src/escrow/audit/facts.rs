@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::escrow::ids::{Invalid, KeyId, MachineId, UserName};
-use crate::escrow::records::AuditEvent;
+use crate::escrow::ids::{Identity, Invalid, KeyId, MachineId, Timestamp, UserName};
+use crate::escrow::records::{AuditEvent, Source};
 
 /// How what was asked for ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,12 @@ pub struct Facts<'a> {
     pub outcome: Outcome,
     /// On whose word.
     pub source: Decided,
+    /// Who did it, if that is not who put it on record.
+    pub actor: Option<&'a Identity>,
+    /// Where they asked, if that is not where it was put on record.
+    pub came_in: Option<&'a Source>,
+    /// When it was decided, by the clock of the node that did, if it was put on record later.
+    pub decided_at: Option<Timestamp>,
     /// Whose machine, if any.
     pub machine: Option<&'a MachineId>,
     /// Which key, if any.
@@ -64,8 +70,16 @@ pub struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    const NONE: Self =
-        Self { outcome: Outcome::Allowed, source: Decided::Quorum, machine: None, key_id: None, user: None };
+    const NONE: Self = Self {
+        outcome: Outcome::Allowed,
+        source: Decided::Quorum,
+        actor: None,
+        came_in: None,
+        decided_at: None,
+        machine: None,
+        key_id: None,
+        user: None,
+    };
 
     /// What `event` says of them.
     pub fn of(event: &'a AuditEvent) -> Self {
@@ -97,17 +111,16 @@ impl<'a> Facts<'a> {
             }
             AuditEvent::RevealReconciled { reveal, .. } => Self {
                 outcome: if reveal.denied.is_some() { Outcome::Denied } else { Outcome::Allowed },
-                source: Decided::Degraded,
                 machine: reveal.machine.as_ref(),
                 key_id: Some(reveal.key_id),
                 user: reveal.user.as_ref(),
+                ..Self::alone(&reveal.by, &reveal.source, reveal.at)
             },
             AuditEvent::ApprovalAskReconciled { ask, .. } => Self {
-                outcome: Outcome::Allowed,
-                source: Decided::Degraded,
                 machine: Some(&ask.machine),
                 key_id: Some(ask.key_id),
                 user: ask.user.as_ref(),
+                ..Self::alone(&ask.by, &ask.source, ask.at)
             },
             AuditEvent::ApprovalDecisionReconciled { decision, .. } => Self {
                 outcome: if decision.granted && decision.denied.is_none() {
@@ -115,9 +128,8 @@ impl<'a> Facts<'a> {
                 } else {
                     Outcome::Denied
                 },
-                source: Decided::Degraded,
                 key_id: Some(decision.key_id),
-                ..Self::NONE
+                ..Self::alone(&decision.by, &decision.source, decision.at)
             },
             AuditEvent::ApprovalUsed { .. }
             | AuditEvent::ClusterInitialized
@@ -128,6 +140,17 @@ impl<'a> Facts<'a> {
             | AuditEvent::NodeAdmitted { .. }
             | AuditEvent::NodeRemoved { .. }
             | AuditEvent::PolicySet { .. } => Self::NONE,
+        }
+    }
+
+    /// Of what one node decided alone: the record is by the node that proposed it.
+    fn alone(by: &'a Identity, source: &'a Source, at: Timestamp) -> Self {
+        Self {
+            source: Decided::Degraded,
+            actor: Some(by),
+            came_in: Some(source),
+            decided_at: Some(at),
+            ..Self::NONE
         }
     }
 }
