@@ -106,7 +106,7 @@ pub fn decide<R: Rows>(rows: &R, grounds: &Grounds<'_>, asked: &Asked<'_>) -> Re
     }
     let approval: Option<Approval> = rows.row(&Approval::row_key(key.id, &asked.by.person()))?;
     Ok(match approval.filter(|approval| stands(approval, asked)) {
-        Some(approval) if approval.granted_by.is_some() => {
+        Some(approval) if grounds.policy.grants(&approval) => {
             Decision::Granted(Box::new(Granted { key, machine, approval: Some(approval) }))
         }
         waiting => Decision::NeedsApproval { key: Box::new(key), waiting: waiting.map(Box::new) },

@@ -72,10 +72,13 @@ impl PolicyService for Context {
         self.admit(&request, Operation::Approve)?;
         let freshness = self.fresh(request.get_ref().consistency).await?;
         let node = self.node.clone();
-        let (known, alone) =
-            blocking(move || Ok((lookup::approvals(&node.view()?, now())?, node.approvals_alone()?))).await?;
-        let known = known.into_iter().map(|known| approval(known, false));
-        let alone = alone.into_iter().map(|alone| approval(alone, true));
+        let read = move || {
+            let view = node.view()?;
+            Ok((lookup::policy(&view)?, lookup::approvals(&view, now())?, node.approvals_alone()?))
+        };
+        let (policy, known, alone) = blocking(read).await?;
+        let known = known.into_iter().map(|known| approval(known, &policy, false));
+        let alone = alone.into_iter().map(|alone| approval(alone, &policy, true));
         Ok(Response::new(ListApprovalsResponse {
             approvals: known.chain(alone).collect(),
             freshness: Some(freshness),
@@ -152,7 +155,8 @@ impl Context {
     }
 }
 
-fn approval(approval: Approval, degraded: bool) -> proto::Approval {
+fn approval(approval: Approval, policy: &Policy, degraded: bool) -> proto::Approval {
+    let is_granted = policy.grants(&approval);
     let Approval { id, key_id, machine, asked_by, user, reason, asked_at, expires_at, granted_by } = approval;
     proto::Approval {
         id: id.to_string(),
@@ -163,7 +167,7 @@ fn approval(approval: Approval, degraded: bool) -> proto::Approval {
         reason,
         asked_at_ms: asked_at.0,
         expires_at_ms: expires_at.0,
-        granted_by: granted_by.map(|by| by.to_string()).unwrap_or_default(),
+        granted_by: granted_by.filter(|_| is_granted).map(|by| by.to_string()).unwrap_or_default(),
         degraded,
     }
 }

@@ -81,7 +81,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, decide: &DecideApproval) -
             return requests::remember(turn, Reply::Refused(refusal));
         }
     };
-    if decide.granted && approval.granted_by.is_some() {
+    if decide.granted && lookup::policy(turn.state)?.grants(&approval) {
         return Err(Refusal::Conflict(format!("reveal {} is approved already", approval.id)).into());
     }
     turn.audit(AuditEvent::ApprovalDecided {

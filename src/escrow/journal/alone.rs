@@ -185,8 +185,10 @@ pub fn decide<R: Rows>(
     };
     let standing = standing(rows, waiting.own, ground.at)?;
     Ok(match standing.iter().find(|before| before.ask.is_for(&asked)) {
-        Some(Standing { ask, granted_by: Some(_) }) => note(Some(machine), None, Some(ask.approval)),
-        Some(Standing { ask, granted_by: None }) => Verdict::Waits(Box::new((*ask).clone())),
+        Some(standing) if ground.policy.grants(&standing.to_approval()) => {
+            note(Some(machine), None, Some(standing.ask.approval))
+        }
+        Some(Standing { ask, .. }) => Verdict::Waits(Box::new((*ask).clone())),
         // The caller went on to this node with the request that another one has answered.
         None => match elsewhere {
             Some(ask) => Verdict::Waits(Box::new(ask.clone())),
@@ -219,7 +221,7 @@ pub fn decide_approval<R: Rows>(
         None => Some(gone(decide.approval)),
         Some(asked) => match ground.policy.may_approve(by, &asked.ask.by.person()) {
             Err(refusal) => Some(refusal),
-            Ok(()) if decide.granted && asked.granted_by.is_some() => {
+            Ok(()) if decide.granted && ground.policy.grants(&asked.to_approval()) => {
                 let why = format!("reveal {} is approved already", decide.approval);
                 return Ok(Verdict::Refused(Refusal::Conflict(why)));
             }
