@@ -242,14 +242,19 @@ impl Script {
                         or_none(user),
                     )?
                 }
-                AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted } => {
+                AuditEvent::ApprovalDecided { approval, key_id, machine, user, asked_by, granted } => {
                     writeln!(
                         text,
-                        "approval-decided {approval} key={key_id} asked-by={asked_by} granted={granted}"
-                    )?;
+                        "approval-decided {approval} key={key_id} machine={machine} user={} asked-by={asked_by} granted={granted}",
+                        or_none(user),
+                    )?
                 }
-                AuditEvent::ApprovalUsed { approval, granted_by } => {
-                    writeln!(text, "approval-used {approval} granted-by={granted_by}")?;
+                AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, granted_by } => {
+                    writeln!(
+                        text,
+                        "approval-used {approval} key={key_id} machine={machine} user={} asked-by={asked_by} granted-by={granted_by}",
+                        or_none(user),
+                    )?
                 }
                 AuditEvent::RevealReconciled { place, reveal } => writeln!(
                     text,
@@ -302,10 +307,20 @@ impl Script {
                         or_none(rotation_owed_since),
                     )?;
                 }
-                AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => writeln!(
+                AuditEvent::ApprovalRefused {
+                    approval,
+                    key_id,
+                    machine,
+                    user,
+                    asked_by,
+                    granted,
+                    denied,
+                } => writeln!(
                     text,
-                    "approval-refused {approval} key={} asked-by={} granted={granted} denied={denied}",
+                    "approval-refused {approval} key={} machine={} user={} asked-by={} granted={granted} denied={denied}",
                     or_none(key_id),
+                    or_none(machine),
+                    or_none(user),
                     or_none(asked_by),
                 )?,
                 AuditEvent::EscrowConflict { key_id, machine } => {

@@ -400,6 +400,10 @@ pub enum AuditEvent {
         approval: RequestId,
         /// The key.
         key_id: KeyId,
+        /// Its machine.
+        machine: MachineId,
+        /// The user it was said to be for.
+        user: Option<UserName>,
         /// Who had asked.
         asked_by: Identity,
         /// Whether the key may be revealed.
@@ -409,6 +413,14 @@ pub enum AuditEvent {
     ApprovalUsed {
         /// Names it.
         approval: RequestId,
+        /// The key.
+        key_id: KeyId,
+        /// Its machine.
+        machine: MachineId,
+        /// The user it was said to be for.
+        user: Option<UserName>,
+        /// Who had asked, and used it.
+        asked_by: Identity,
         /// Who had approved it.
         granted_by: Identity,
     },
@@ -447,6 +459,10 @@ pub enum AuditEvent {
         approval: RequestId,
         /// The key, if it is still known what that was about.
         key_id: Option<KeyId>,
+        /// Its machine, if that is.
+        machine: Option<MachineId>,
+        /// The user it was said to be for, if that is.
+        user: Option<UserName>,
         /// Who had asked, if that is still known.
         asked_by: Option<Identity>,
         /// Whether they would have granted it.

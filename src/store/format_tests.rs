@@ -415,14 +415,31 @@ fn audit_records_keep_decoding() {
         approval,
         key_id,
         machine: machine(),
-        user,
+        user: user.clone(),
         reason: "lost PIN".to_owned(),
         expires_at: Timestamp(9),
     };
-    let decided = AuditEvent::ApprovalDecided { approval, key_id, asked_by: asked_by(), granted: true };
+    let decided = AuditEvent::ApprovalDecided {
+        approval,
+        key_id,
+        machine: machine(),
+        user: user.clone(),
+        asked_by: asked_by(),
+        granted: true,
+    };
+    let used = AuditEvent::ApprovalUsed {
+        approval,
+        key_id,
+        machine: machine(),
+        user: user.clone(),
+        asked_by: asked_by(),
+        granted_by: asked_by(),
+    };
     let refused = AuditEvent::ApprovalRefused {
         approval,
         key_id: Some(key_id),
+        machine: Some(machine()),
+        user,
         asked_by: Some(asked_by()),
         granted: true,
         denied: "no".to_owned(),
@@ -448,7 +465,7 @@ fn audit_records_keep_decoding() {
         ("row audit policy", AuditEvent::PolicySet { version: 3, policy: "{}".to_owned() }),
         ("row audit approval-asked", asked),
         ("row audit approval-decided", decided),
-        ("row audit approval-used", AuditEvent::ApprovalUsed { approval, granted_by: asked_by() }),
+        ("row audit approval-used", used),
         ("row audit reveal-reconciled", reconciled),
         ("row audit rotated", AuditEvent::KeyringRotated { key_version: 2 }),
         ("row audit data-keys-dropped", AuditEvent::DataKeysDropped { key_version: 2 }),

@@ -55,7 +55,14 @@ pub(super) fn ask<S: State>(
 /// Notes that an approval is used for the reveal whose record comes next. It is gone then.
 pub(super) fn use_up<S: State>(turn: &mut Turn<'_, S>, approval: &Approval) {
     if let Some(granted_by) = &approval.granted_by {
-        turn.audit(AuditEvent::ApprovalUsed { approval: approval.id, granted_by: granted_by.clone() });
+        turn.audit(AuditEvent::ApprovalUsed {
+            approval: approval.id,
+            key_id: approval.key_id,
+            machine: approval.machine.clone(),
+            user: approval.user.clone(),
+            asked_by: approval.asked_by.clone(),
+            granted_by: granted_by.clone(),
+        });
     }
     delete(turn, approval);
 }
@@ -74,6 +81,8 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, decide: &DecideApproval) -
             turn.audit(AuditEvent::ApprovalRefused {
                 approval: decide.approval,
                 key_id: found.as_ref().map(|found| found.key_id),
+                machine: found.as_ref().map(|found| found.machine.clone()),
+                user: found.as_ref().and_then(|found| found.user.clone()),
                 asked_by: found.map(|found| found.asked_by),
                 granted: decide.granted,
                 denied: refusal.to_string(),
@@ -87,6 +96,8 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, decide: &DecideApproval) -
     turn.audit(AuditEvent::ApprovalDecided {
         approval: approval.id,
         key_id: approval.key_id,
+        machine: approval.machine.clone(),
+        user: approval.user.clone(),
         asked_by: approval.asked_by.clone(),
         granted: decide.granted,
     });

@@ -65,6 +65,8 @@ pub struct Facts<'a> {
     pub machine: Option<&'a MachineId>,
     /// Which key, if any.
     pub key_id: Option<KeyId>,
+    /// Which other keys it is about as well.
+    pub other_keys: &'a [KeyId],
     /// Which user of the machine, if any.
     pub user: Option<&'a UserName>,
 }
@@ -78,6 +80,7 @@ impl<'a> Facts<'a> {
         decided_at: None,
         machine: None,
         key_id: None,
+        other_keys: &[],
         user: None,
     };
 
@@ -98,16 +101,30 @@ impl<'a> Facts<'a> {
             AuditEvent::ApprovalAsked { key_id, machine, user, .. } => {
                 Self { machine: Some(machine), key_id: Some(*key_id), user: user.as_ref(), ..Self::NONE }
             }
-            AuditEvent::ApprovalDecided { key_id, granted, .. } => Self {
+            AuditEvent::ApprovalDecided { key_id, machine, user, granted, .. } => Self {
                 outcome: if *granted { Outcome::Allowed } else { Outcome::Denied },
+                machine: Some(machine),
                 key_id: Some(*key_id),
+                user: user.as_ref(),
                 ..Self::NONE
             },
-            AuditEvent::ApprovalRefused { key_id, .. } => {
-                Self { outcome: Outcome::Denied, key_id: *key_id, ..Self::NONE }
-            }
-            AuditEvent::KeyConfirmed { key_id, machine, .. } => {
-                Self { machine: Some(machine), key_id: Some(*key_id), ..Self::NONE }
+            AuditEvent::ApprovalRefused { key_id, machine, user, .. } => Self {
+                outcome: Outcome::Denied,
+                machine: machine.as_ref(),
+                key_id: *key_id,
+                user: user.as_ref(),
+                ..Self::NONE
+            },
+            // Put on record by a node, if it was used without a quorum.
+            AuditEvent::ApprovalUsed { key_id, machine, user, asked_by, .. } => Self {
+                actor: Some(asked_by),
+                machine: Some(machine),
+                key_id: Some(*key_id),
+                user: user.as_ref(),
+                ..Self::NONE
+            },
+            AuditEvent::KeyConfirmed { key_id, machine, replaced, .. } => {
+                Self { machine: Some(machine), key_id: Some(*key_id), other_keys: replaced, ..Self::NONE }
             }
             AuditEvent::RevealReconciled { reveal, .. } => Self {
                 outcome: if reveal.denied.is_some() { Outcome::Denied } else { Outcome::Allowed },
@@ -131,8 +148,7 @@ impl<'a> Facts<'a> {
                 key_id: Some(decision.key_id),
                 ..Self::alone(&decision.by, &decision.source, decision.at)
             },
-            AuditEvent::ApprovalUsed { .. }
-            | AuditEvent::ClusterInitialized
+            AuditEvent::ClusterInitialized
             | AuditEvent::ClusterRecovered { .. }
             | AuditEvent::DataKeysDropped { .. }
             | AuditEvent::FeatureLevelRaised { .. }

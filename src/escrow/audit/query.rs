@@ -26,7 +26,7 @@ pub struct Filter {
     pub actor: Option<String>,
     /// About whose machine; without regard to case.
     pub machine: Option<String>,
-    /// About a key whose id begins so.
+    /// About a key whose id begins so, also among several.
     pub key_id: Option<KeyIdPrefix>,
     /// About which user of the machine.
     pub user: Option<UserName>,
@@ -44,11 +44,13 @@ impl Filter {
         let is_of = |asked: &String| {
             facts.machine.is_some_and(|machine| machine.as_str().eq_ignore_ascii_case(asked))
         };
+        let is_about =
+            |prefix: &KeyIdPrefix| facts.key_id.iter().chain(facts.other_keys).any(|id| prefix.matches(*id));
         self.since.is_none_or(|since| record.at >= since)
             && self.until.is_none_or(|until| record.at < until)
             && self.actor.as_ref().is_none_or(is_by)
             && self.machine.as_ref().is_none_or(is_of)
-            && self.key_id.as_ref().is_none_or(|prefix| facts.key_id.is_some_and(|id| prefix.matches(id)))
+            && self.key_id.as_ref().is_none_or(is_about)
             && self.user.as_ref().is_none_or(|user| facts.user == Some(user))
             && self.outcome.is_none_or(|outcome| facts.outcome == outcome)
             && self.source.is_none_or(|source| facts.source == source)
@@ -240,6 +242,26 @@ mod tests {
         for who in ["desk", "auditor/desk1", "helpdesk"] {
             assert_eq!(found(Filter { actor: Some(who.into()), ..all() }), NONE);
         }
+    }
+
+    #[test]
+    fn whatever_tells_of_a_machine_a_user_or_a_key_is_found_by_it() {
+        let found = |filter: &Filter| -> Vec<AuditEvent> {
+            let record = |event| record_of(&mut ChainHead::default(), event);
+            let records = every_event().into_iter().map(record);
+            records.filter(|record| filter.matches(record)).map(|record| record.event).collect()
+        };
+        let machine = found(&Filter { machine: Some("pc-0001".into()), ..Filter::default() });
+        let user = found(&Filter { user: Some(r"corp\user1".parse().unwrap()), ..Filter::default() });
+        for events in [&machine, &user] {
+            assert!(events.iter().any(|event| matches!(event, AuditEvent::ApprovalAsked { .. })));
+            assert!(events.iter().any(|event| matches!(event, AuditEvent::ApprovalDecided { .. })));
+            assert!(events.iter().any(|event| matches!(event, AuditEvent::ApprovalUsed { .. })));
+            assert!(events.iter().any(|event| matches!(event, AuditEvent::ApprovalRefused { .. })));
+        }
+        let replaced = "00000000-0000-0000-0000-000000000006".parse().unwrap();
+        let replaced = found(&Filter { key_id: Some(replaced), ..Filter::default() });
+        assert!(matches!(&replaced[..], [AuditEvent::KeyConfirmed { .. }]), "{replaced:?}");
     }
 
     #[test]
