@@ -137,6 +137,7 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         AuditEvent::ApprovalDecisionReconciled { place, decision } => {
             decision.hashed_into(reconciled(canonical.number(16), place))
         }
+        AuditEvent::DenialsUnrecorded { count, until } => canonical.number(17).number(*count).number(until.0),
     };
     canonical.sha256()
 }

@@ -323,6 +323,9 @@ impl Script {
                     or_none(user),
                     or_none(asked_by),
                 )?,
+                AuditEvent::DenialsUnrecorded { count, until } => {
+                    writeln!(text, "denials-unrecorded count={count} until={until}")?;
+                }
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;
                 }

@@ -15,15 +15,15 @@ use super::lookup;
 use super::memory::Memory;
 use super::policy::{self, Operation};
 use super::records::{
-    Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyHistory,
-    KeyRecord, KeyState, KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord,
+    Approval, AuditEvent, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord,
+    KeyHistory, KeyRecord, KeyState, KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord,
     ReconciledEntry, ResealRecord, RevealTally,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 19] = [
+const TABLES: [Table; 20] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -39,6 +39,7 @@ const TABLES: [Table; 19] = [
     Table::FeatureLevel,
     Table::Policy,
     Table::RevealTally,
+    Table::DenialTally,
     Table::Approval,
     Table::Reconciled,
     Table::Reseal,
@@ -321,6 +322,6 @@ proptest! {
         prop_assert!(survive_encoding::<PolicyRecord>(&state) && survive_encoding::<RevealTally>(&state));
         prop_assert!(survive_encoding::<Approval>(&state) && survive_encoding::<ResealRecord>(&state));
         prop_assert!(survive_encoding::<ReconciledEntry>(&state) && survive_encoding::<KeyHistory>(&state));
-        prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
+        prop_assert!(survive_encoding::<FeatureLevelRecord>(&state) && survive_encoding::<DenialTally>(&state));
     }
 }

@@ -15,6 +15,7 @@ use super::ids::{
 };
 use super::journal::{DegradedAsk, DegradedDecision, DegradedReveal, JournalPlace};
 use super::secrets::SecretKind;
+use super::tally::Slots;
 
 /// Where in the Raft log an entry stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -270,13 +271,20 @@ pub struct PolicyRecord {
 pub struct RevealTally {
     /// The person; `None` for all.
     pub person: Option<String>,
-    /// When, in slots of [`TALLY_SLOT_MS`] since the Unix epoch, and how often; oldest first, none older than a day.
-    pub slots: Vec<(u64, u32)>,
+    /// When, and how often.
+    pub slots: Slots,
 }
 
-/// Reveals are counted in slots of this many milliseconds; one counts until its whole slot is out of the time a limit
-/// looks back, so up to this much longer.
-pub const TALLY_SLOT_MS: u64 = 10 * 60 * 1_000;
+/// How often a person was denied of late: see [`DENIALS_PER_HOUR_MAX`](super::disclosure::DENIALS_PER_HOUR_MAX).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DenialTally {
+    /// The person.
+    pub person: String,
+    /// When, and how often. Only what is on record.
+    pub slots: Slots,
+    /// How many came behind them that are not.
+    pub unrecorded: u64,
+}
 
 /// A reveal that a person asked for and a second one must approve. Gone once it is used, rejected or expired: the audit
 /// trail has what became of it.
@@ -483,6 +491,14 @@ pub enum AuditEvent {
         place: JournalPlace,
         /// What it says.
         decision: Box<DegradedDecision>,
+    },
+    /// Somebody was denied so often that more of it is not on record, but for its number: at the first such request, the
+    /// tenth, the hundredth and so on.
+    DenialsUnrecorded {
+        /// How many, since the last that is on record.
+        count: u64,
+        /// Until when none is looked at.
+        until: Timestamp,
     },
 }
 

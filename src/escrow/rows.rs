@@ -9,9 +9,9 @@ use super::audit::ChainHead;
 use super::command::Reply;
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyHistory,
-    KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
-    RevealTally,
+    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord, Fingerprint,
+    KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry,
+    ResealRecord, RevealTally,
 };
 use super::state::{Row, Table};
 
@@ -160,6 +160,7 @@ row!(DepartedNode, DepartedNode, |node| number_key(node.id));
 row!(FeatureLevelRecord, FeatureLevel, |_| ONLY_ROW.to_vec());
 row!(PolicyRecord, Policy, |_| ONLY_ROW.to_vec());
 row!(RevealTally, RevealTally, |tally| RevealTally::row_key(tally.person.as_deref()));
+row!(DenialTally, DenialTally, |tally| DenialTally::row_key(&tally.person));
 row!(ReconciledEntry, Reconciled, |entry| entry.place.row_key());
 row!(KeyHistory, KeyHistory, |history| history.key_id.row_key());
 row!(Approval, Approval, |approval| Approval::row_key(approval.key_id, &approval.asked_by.person()));
@@ -168,6 +169,13 @@ impl RevealTally {
     /// The row key for `person`, or for all.
     pub fn row_key(person: Option<&str>) -> Vec<u8> {
         person.unwrap_or_default().as_bytes().to_vec()
+    }
+}
+
+impl DenialTally {
+    /// The row key for `person`.
+    pub fn row_key(person: &str) -> Vec<u8> {
+        person.as_bytes().to_vec()
     }
 }
 

@@ -54,6 +54,8 @@ pub enum Table {
     Reseal = 20,
     /// Key id (16 bytes): what became of a key.
     KeyHistory = 18,
+    /// Person: how often they were denied of late.
+    DenialTally = 19,
 }
 
 /// A type of row.

@@ -23,6 +23,7 @@ use crate::escrow::records::*;
 use crate::escrow::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use crate::escrow::secrets::SecretKind;
 use crate::escrow::state::{Row, Table};
+use crate::escrow::tally::Slots;
 use crate::store::applied::Applied;
 use crate::store::digest::{Digest, DigestValue};
 
@@ -344,8 +345,10 @@ fn rows_of_every_table_keep_decoding() {
     let policy =
         PolicyRecord { version: 3, policy: "{}".to_owned(), set_at: Timestamp(7), set_by: olga.clone() };
     rows.check("row policy", &policy);
-    let tally = RevealTally { person: Some("d01".to_owned()), slots: vec![(2_945_376, 3)] };
+    let tally = RevealTally { person: Some("d01".to_owned()), slots: Slots(vec![(2_945_376, 3)]) };
     rows.check("row reveal-tally", &tally);
+    let denied = DenialTally { person: "d01".to_owned(), slots: Slots(vec![(2_945_376, 3)]), unrecorded: 12 };
+    rows.check("row denial-tally", &denied);
     let approval = Approval {
         id: RequestId(Uuid::from_u128(0x12)),
         key_id,
@@ -473,6 +476,7 @@ fn audit_records_keep_decoding() {
         ("row audit approval-refused", refused),
         ("row audit approval-ask-reconciled", asked_alone),
         ("row audit approval-decision-reconciled", decided_alone),
+        ("row audit denials-unrecorded", AuditEvent::DenialsUnrecorded { count: 10, until: Timestamp(9) }),
     ];
     check_every(events, audit_record);
 }

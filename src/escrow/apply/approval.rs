@@ -1,6 +1,6 @@
 //! Reveals that a second person must approve: asked for, decided, used once or expired.
 
-use super::{Halt, Turn, requests};
+use super::{Halt, Turn, denials, requests};
 use crate::escrow::command::{ApprovalAsked, DecideApproval, Refusal, Reply, Reveal};
 use crate::escrow::ids::{RequestId, Timestamp};
 use crate::escrow::lookup;
@@ -68,12 +68,12 @@ pub(super) fn use_up<S: State>(turn: &mut Turn<'_, S>, approval: &Approval) {
 }
 
 /// Decides about a reveal that another person asked for. What is denied is on record too, also about a reveal that waits no
-/// more or never did: nothing here tells these two apart, and as with reveals of keys that do not exist, each costs the
-/// caller a request of their own and is remembered by it.
+/// more or never did: nothing here tells these two apart. It counts as reveals that are denied do ([`denials`]).
 pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, decide: &DecideApproval) -> Result<Reply, Halt> {
     if let Some(reply) = requests::answered(turn)? {
         return Ok(reply);
     }
+    denials::admit(turn)?;
     let found = lookup::approval(turn.state, decide.approval)?;
     let approval = match judge(turn, decide, found.as_ref())? {
         Ok(approval) => approval.clone(),
@@ -87,6 +87,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, decide: &DecideApproval) -
                 granted: decide.granted,
                 denied: refusal.to_string(),
             });
+            denials::count(turn)?;
             return requests::remember(turn, Reply::Refused(refusal));
         }
     };

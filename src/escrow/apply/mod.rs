@@ -10,6 +10,7 @@
 
 mod admit;
 mod approval;
+mod denials;
 mod escrow;
 mod feature_level;
 mod initialize;

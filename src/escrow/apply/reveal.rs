@@ -1,9 +1,9 @@
 //! Showing a recovery key: authorisation, disclosure, audit record and rotation debt in one entry, or nothing.
 //!
 //! Who may see a key is decided by the rules in [`disclosure`]. What is denied, must be approved or does not exist is on
-//! record too. Only a request that is not well formed, its reason included, leaves nothing.
+//! record too, up to a bound ([`denials`]). Only a request that is not well formed, its reason included, leaves nothing.
 
-use super::{Halt, Turn, approval, requests, rotation};
+use super::{Halt, Turn, approval, denials, requests, rotation};
 use crate::escrow::command::{ApprovalAsked, Reply, Reveal, Revealed};
 use crate::escrow::disclosure::{self, Asked, Decision, Granted, Grounds};
 use crate::escrow::features::FeatureLevel;
@@ -27,6 +27,9 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result
         return Ok(reply);
     }
     policy.reasons.admit(reason)?;
+    if desk {
+        denials::admit(turn)?;
+    }
     let grounds = Grounds {
         policy: &policy,
         person: tally(turn, Some(turn.by().person()))?,
@@ -56,6 +59,9 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result
         Decision::Denied { refusal, machine } => {
             if !denial_is_on_record {
                 record(turn, reveal, reason, machine, Some(refusal.to_string()));
+                if desk {
+                    denials::count(turn)?;
+                }
             }
             Reply::Refused(refusal)
         }
@@ -77,7 +83,7 @@ pub(super) fn count<S: State>(
 ) -> Result<(), StateError> {
     for person in [Some(by.person()), None] {
         let mut tally = tally(turn, person)?;
-        tally.count_late(shown_at, turn.at);
+        tally.slots.count_late(shown_at, turn.at);
         turn.state.put(&tally);
     }
     Ok(())

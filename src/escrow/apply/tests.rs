@@ -3,7 +3,9 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::escrow::command::{Escrow, Initialize, Reveal};
+use crate::escrow::command::{DecideApproval, Escrow, Initialize, RaiseFeatureLevel, Reveal};
+use crate::escrow::disclosure::DENIALS_PER_HOUR_MAX;
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, KeyId, MachineId, RequestId, Role};
 use crate::escrow::lookup::{self, FIND_LIMIT_MAX, FIND_ROWS_MAX, Query};
 use crate::escrow::memory::Memory;
@@ -227,4 +229,91 @@ fn a_reason_is_bounded_and_kept_without_white_space_around_it() {
     assert_eq!(check_reason("\t lost PIN \n"), Ok("lost PIN"));
     assert!(check_reason(&"x".repeat(REASON_MAX_BYTES)).is_ok());
     assert_eq!(check_reason(&"x".repeat(REASON_MAX_BYTES + 1)).unwrap_err().field, "reason");
+}
+
+/// A cluster that has a desk, in which somebody asks for what they may not see until no more is looked at.
+fn denied_too_often() -> History {
+    let mut history = History::begin();
+    history.apply(Role::Node, Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel::DESK }));
+    history.apply(Role::Importer, escrow(1, None));
+    for _ in 0..DENIALS_PER_HOUR_MAX {
+        assert!(matches!(history.apply(Role::Helpdesk, reveal()), Reply::Refused(Refusal::Denied(_))));
+    }
+    history
+}
+
+#[test]
+fn who_is_denied_over_and_over_fills_neither_the_trail_nor_what_is_remembered() {
+    let mut history = denied_too_often();
+    let before = lookup::heads(&history.state).unwrap();
+    for _ in 0..1_000 {
+        history.apply(Role::Helpdesk, reveal());
+    }
+    let after = lookup::heads(&history.state).unwrap();
+    assert_eq!(after.requests, before.requests);
+    let records = lookup::audit(&history.state, before.audit.sequence, 9).unwrap();
+    let counts: Vec<u64> = records
+        .iter()
+        .map(|record| match record.event {
+            AuditEvent::DenialsUnrecorded { count, .. } => count,
+            ref other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(counts, [1, 10, 100, 1_000], "how much of it there was");
+}
+
+#[test]
+fn who_was_denied_too_often_is_not_told_whether_the_next_guess_is_right_until_there_is_room_again() {
+    let mut history = denied_too_often();
+    let asks = |history: &mut History, at: u64, role, name: &str| {
+        history.index += 1;
+        let by = Identity::new("acme".parse().unwrap(), role, name).unwrap();
+        let asked = Command { at: Timestamp(at), by, ..command(history.index.into(), role, reveal()) };
+        history.again(&asked)
+    };
+    let refused = |reply| match reply {
+        Reply::Refused(Refusal::Denied(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let guess = refused(asks(&mut history, 2, Role::Helpdesk, "1"));
+    assert!(
+        guess.contains("this one was not looked at; the next one is at 1970-01-01T01:10:00.000Z"),
+        "{guess}"
+    );
+    assert_eq!(
+        refused(asks(&mut history, 2, Role::HelpdeskAdvanced, "1")),
+        guess,
+        "a right one is told the same"
+    );
+    let decide = Action::DecideApproval(DecideApproval { approval: RequestId(Uuid::nil()), granted: true });
+    assert_eq!(refused(history.apply(Role::Officer, decide)), guess, "and so is who decides");
+
+    assert!(
+        matches!(asks(&mut history, 2, Role::HelpdeskAdvanced, "2"), Reply::Revealed(_)),
+        "others are not held up"
+    );
+    let room = 70 * 60 * 1_000;
+    refused(asks(&mut history, room - 1, Role::HelpdeskAdvanced, "1"));
+    assert!(matches!(asks(&mut history, room, Role::HelpdeskAdvanced, "1"), Reply::Revealed(_)));
+    let why = refused(asks(&mut history, room, Role::Helpdesk, "1"));
+    assert!(why.contains("named as DOMAIN"), "{why}");
+    let tally = lookup::denials(&history.state, "1").unwrap();
+    assert_eq!(
+        (tally.slots.0, tally.unrecorded),
+        (vec![(0, DENIALS_PER_HOUR_MAX), (7, 1)], 0),
+        "counted anew"
+    );
+}
+
+#[test]
+fn below_the_level_of_the_desk_every_denial_is_on_record_as_older_releases_have_it() {
+    let mut history = History::begin();
+    history.apply(Role::Importer, escrow(1, None));
+    let before = lookup::heads(&history.state).unwrap().audit.sequence;
+    let denials = u64::from(DENIALS_PER_HOUR_MAX) + 20;
+    for _ in 0..denials {
+        history.apply(Role::Helpdesk, reveal());
+    }
+    assert_eq!(lookup::heads(&history.state).unwrap().audit.sequence, before + denials);
+    assert_eq!(history.state.count(Table::DenialTally), 0);
 }

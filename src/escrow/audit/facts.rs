@@ -123,6 +123,7 @@ impl<'a> Facts<'a> {
                 user: user.as_ref(),
                 ..Self::NONE
             },
+            AuditEvent::DenialsUnrecorded { .. } => Self { outcome: Outcome::Denied, ..Self::NONE },
             AuditEvent::KeyConfirmed { key_id, machine, replaced, .. } => {
                 Self { machine: Some(machine), key_id: Some(*key_id), other_keys: replaced, ..Self::NONE }
             }

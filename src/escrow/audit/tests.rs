@@ -52,6 +52,9 @@ fn event(choice: u8, text: &str) -> AuditEvent {
             granted: choice & 64 > 0,
             denied: text.to_owned(),
         },
+        2 if choice & 64 > 0 => {
+            AuditEvent::DenialsUnrecorded { count: u64::from(choice), until: Timestamp(9) }
+        }
         2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
         5 if choice & 64 > 0 => {
             let ask = DegradedAsk { reason: text.to_owned(), ..ask() };
@@ -263,6 +266,7 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             place: place(7),
             decision: Box::new(decision(Some(Refusal::Denied("no".to_owned())))),
         },
+        AuditEvent::DenialsUnrecorded { count: 10, until: Timestamp(9) },
     ]
 }
 
@@ -353,6 +357,9 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                 AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;
                     AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, granted_by }
+                }
+                AuditEvent::DenialsUnrecorded { count, until } => {
+                    AuditEvent::DenialsUnrecorded { count: count + 1, until }
                 }
                 AuditEvent::KeyringRotated { key_version } => AuditEvent::DataKeysDropped { key_version },
                 AuditEvent::DataKeysDropped { key_version } => AuditEvent::KeyringRotated { key_version },
