@@ -137,6 +137,13 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         AuditEvent::ApprovalDecisionReconciled { place, decision } => {
             decision.hashed_into(reconciled(canonical.number(16), place))
         }
+        AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times } => canonical
+            .number(18)
+            .bytes(approval.0.as_bytes())
+            .bytes(key_id.0.as_bytes())
+            .text(machine.as_str())
+            .optional_text(user.as_ref().map(ToString::to_string).as_deref())
+            .number(*times),
         AuditEvent::DenialsUnrecorded { count, until } => canonical.number(17).number(*count).number(until.0),
     };
     canonical.sha256()

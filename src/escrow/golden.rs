@@ -323,6 +323,11 @@ impl Script {
                     or_none(user),
                     or_none(asked_by),
                 )?,
+                AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times } => writeln!(
+                    text,
+                    "approval-asked-again {approval} key={key_id} machine={machine} user={} times={times}",
+                    or_none(user),
+                )?,
                 AuditEvent::DenialsUnrecorded { count, until } => {
                     writeln!(text, "denials-unrecorded count={count} until={until}")?;
                 }

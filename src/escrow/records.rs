@@ -308,6 +308,8 @@ pub struct Approval {
     pub expires_at: Timestamp,
     /// Who approved it, once somebody has.
     pub granted_by: Option<Identity>,
+    /// How often it was asked for again while it waited.
+    pub asked_again: u64,
 }
 
 /// An entry of a node's journal that is on record. One for each reveal without a quorum, for ever, as the audit records
@@ -499,6 +501,20 @@ pub enum AuditEvent {
         count: u64,
         /// Until when none is looked at.
         until: Timestamp,
+    },
+    /// A reveal was asked for again, in the same words, while it waits for a second person: for the first time, the tenth,
+    /// the hundredth and so on.
+    ApprovalAskedAgain {
+        /// Names it.
+        approval: RequestId,
+        /// The key.
+        key_id: KeyId,
+        /// Its machine.
+        machine: MachineId,
+        /// The user it was said to be for.
+        user: Option<UserName>,
+        /// How often so far.
+        times: u64,
     },
 }
 

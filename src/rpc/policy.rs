@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use crate::escrow::command::{Action, Command, DecideApproval, Reply, SetPolicy};
-use crate::escrow::ids::RequestId;
+use crate::escrow::ids::{Invalid, RequestId};
 use crate::escrow::journal::{DegradedDecision, Noted};
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
@@ -89,17 +89,19 @@ impl PolicyService for Context {
         &self,
         request: Request<DecideApprovalRequest>,
     ) -> Result<Response<DecideApprovalResponse>, Status> {
-        let caller = self.admit(&request, Operation::Approve)?;
-        let DecideApprovalRequest { request_id, approval, granted } = request.into_inner();
-        let id = wire::uuid("approval", &approval).map(RequestId)?;
+        let (caller, denied) = self.admit_or_deny(&request, Operation::Approve)?;
+        let asked = decision(&request.into_inner());
+        if let Some(denied) = denied {
+            if let Ok((request, decide)) = asked {
+                self.record_denial(caller, request, Action::DecideApproval(decide)).await;
+            }
+            return Err(denied);
+        }
+        let (request, decide) = asked?;
+        let DecideApproval { approval: id, granted } = decide;
         let Caller { identity, source } = caller;
-        let command = Command {
-            request: wire::request_id(&request_id)?,
-            at: now(),
-            by: identity,
-            source,
-            action: Action::DecideApproval(DecideApproval { approval: id, granted }),
-        };
+        let action = Action::DecideApproval(decide);
+        let command = Command { request, at: now(), by: identity, source, action };
         // Asked for first: nothing that is decided here alone may stand in a log as well, where it means nothing.
         let answer = match self.no_quorum().await? {
             None => self.decide_with_quorum(&command).await?,
@@ -155,9 +157,25 @@ impl Context {
     }
 }
 
+fn decision(message: &DecideApprovalRequest) -> Result<(RequestId, DecideApproval), Invalid> {
+    let approval = wire::uuid("approval", &message.approval).map(RequestId)?;
+    Ok((wire::request_id(&message.request_id)?, DecideApproval { approval, granted: message.granted }))
+}
+
 fn approval(approval: Approval, policy: &Policy, degraded: bool) -> proto::Approval {
     let is_granted = policy.grants(&approval);
-    let Approval { id, key_id, machine, asked_by, user, reason, asked_at, expires_at, granted_by } = approval;
+    let Approval {
+        id,
+        key_id,
+        machine,
+        asked_by,
+        user,
+        reason,
+        asked_at,
+        expires_at,
+        granted_by,
+        asked_again: _,
+    } = approval;
     proto::Approval {
         id: id.to_string(),
         key_id: key_id.to_string(),

@@ -359,6 +359,7 @@ fn rows_of_every_table_keep_decoding() {
         asked_at: Timestamp(7),
         expires_at: Timestamp(9),
         granted_by: Some(olga),
+        asked_again: 12,
     };
     rows.check("row approval", &approval);
     let history = KeyHistory {
@@ -457,6 +458,13 @@ fn audit_records_keep_decoding() {
     let asked_alone = AuditEvent::ApprovalAskReconciled { place: place(), ask: Box::new(degraded_ask()) };
     let decision = Box::new(degraded_decision());
     let decided_alone = AuditEvent::ApprovalDecisionReconciled { place: place(), decision };
+    let again = AuditEvent::ApprovalAskedAgain {
+        approval,
+        key_id,
+        machine: machine(),
+        user: Some(r"CORP\d01".parse().unwrap()),
+        times: 10,
+    };
     let events = vec![
         ("row audit initialized", AuditEvent::ClusterInitialized),
         ("row audit conflict", AuditEvent::EscrowConflict { key_id, machine: machine() }),
@@ -476,6 +484,7 @@ fn audit_records_keep_decoding() {
         ("row audit approval-refused", refused),
         ("row audit approval-ask-reconciled", asked_alone),
         ("row audit approval-decision-reconciled", decided_alone),
+        ("row audit approval-asked-again", again),
         ("row audit denials-unrecorded", AuditEvent::DenialsUnrecorded { count: 10, until: Timestamp(9) }),
     ];
     check_every(events, audit_record);

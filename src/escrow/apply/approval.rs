@@ -12,21 +12,22 @@ use crate::escrow::state::{State, StateError};
 /// Most reveals that can wait for a second person at a time; past it no other can be asked for.
 pub const APPROVALS_MAX: usize = 1_000;
 
-/// Puts a reveal down to be approved. The same person's earlier request for the key, with other words, ends.
+/// Puts a reveal down to be approved, unless too many wait. The same person's earlier request for the key, with other
+/// words, ends. Nobody sees a key by it, so that it counts as a denial does.
 pub(super) fn ask<S: State>(
     turn: &mut Turn<'_, S>,
     policy: &Policy,
     key: &KeyRecord,
     reveal: &Reveal,
     reason: &str,
-) -> Result<Reply, StateError> {
+) -> Result<Result<Reply, Refusal>, StateError> {
     forget_expired(turn)?;
     let mut others = lookup::approvals(turn.state, turn.at)?;
     others.retain(|other| other.key_id != key.id || other.asked_by.person() != turn.by().person());
     if others.len() >= APPROVALS_MAX {
         let why =
             format!("{APPROVALS_MAX} reveals wait for a second person already: have some of them decided");
-        return Ok(Reply::Refused(Refusal::Conflict(why)));
+        return Ok(Err(Refusal::Conflict(why)));
     }
     let id = turn.command.request;
     let expires_at = Timestamp(turn.at.0 + u64::from(policy.approval.expires_minutes) * 60_000);
@@ -48,8 +49,28 @@ pub(super) fn ask<S: State>(
         asked_at: turn.at,
         expires_at,
         granted_by: None,
+        asked_again: 0,
     });
-    Ok(Reply::ApprovalAsked(ApprovalAsked { approval: id, expires_at }))
+    denials::count(turn)?;
+    Ok(Ok(Reply::ApprovalAsked(ApprovalAsked { approval: id, expires_at })))
+}
+
+/// Says that it waits to who asks for it again. On record at the first time, the tenth, the hundredth and so on, and not
+/// remembered: whoever waits may ask as often as they like.
+pub(super) fn ask_again<S: State>(turn: &mut Turn<'_, S>, waiting: Approval) -> Reply {
+    let times = waiting.asked_again + 1;
+    if denials::is_power_of_ten(times) {
+        turn.audit(AuditEvent::ApprovalAskedAgain {
+            approval: waiting.id,
+            key_id: waiting.key_id,
+            machine: waiting.machine.clone(),
+            user: waiting.user.clone(),
+            times,
+        });
+    }
+    let asked = ApprovalAsked { approval: waiting.id, expires_at: waiting.expires_at };
+    turn.state.put(&Approval { asked_again: times, ..waiting });
+    Reply::ApprovalAsked(asked)
 }
 
 /// Notes that an approval is used for the reveal whose record comes next. It is gone then.

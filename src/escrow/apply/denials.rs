@@ -19,6 +19,18 @@ pub(super) fn admit<S: State>(turn: &mut Turn<'_, S>) -> Result<(), Halt> {
     Err(refusal.into())
 }
 
+/// Puts what contradicts the state on record and counts it, unless there was too much of it of late. Says whether it did.
+pub(super) fn record<S: State>(turn: &mut Turn<'_, S>, event: AuditEvent) -> Result<bool, StateError> {
+    let tally = lookup::denials(turn.state, &turn.by().person())?;
+    if check_denials(&tally.slots, turn.at).is_err() {
+        leave_out(turn, tally);
+        return Ok(false);
+    }
+    turn.audit(event);
+    count(turn)?;
+    Ok(true)
+}
+
 /// Counts a denial that is on record.
 pub(super) fn count<S: State>(turn: &mut Turn<'_, S>) -> Result<(), StateError> {
     let mut tally = lookup::denials(turn.state, &turn.by().person())?;

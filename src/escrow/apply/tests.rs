@@ -3,15 +3,15 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::escrow::command::{DecideApproval, Escrow, Initialize, RaiseFeatureLevel, Reveal};
+use crate::escrow::command::{DecideApproval, Escrow, Initialize, RaiseFeatureLevel, Reveal, SetPolicy};
 use crate::escrow::disclosure::DENIALS_PER_HOUR_MAX;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, KeyId, MachineId, RequestId, Role};
 use crate::escrow::lookup::{self, FIND_LIMIT_MAX, FIND_ROWS_MAX, Query};
 use crate::escrow::memory::Memory;
 use crate::escrow::records::{
-    Fingerprint, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, KeyringRecord, MachineRecord, NodeRecord, Sealed,
-    Source, USERS_PER_MACHINE_MAX,
+    Approval, Fingerprint, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, KeyringRecord, MachineRecord,
+    NodeRecord, Sealed, Source, USERS_PER_MACHINE_MAX,
 };
 use crate::escrow::rows::{MachineKey, REQUESTS_MAX};
 use crate::escrow::secrets::SecretKind;
@@ -316,4 +316,72 @@ fn below_the_level_of_the_desk_every_denial_is_on_record_as_older_releases_have_
     }
     assert_eq!(lookup::heads(&history.state).unwrap().audit.sequence, before + denials);
     assert_eq!(history.state.count(Table::DenialTally), 0);
+}
+
+#[test]
+fn whoever_may_not_escrow_over_a_key_is_told_so_for_ever_and_on_record_so_often() {
+    let mut history = denied_too_often();
+    let before = lookup::heads(&history.state).unwrap();
+    let Action::Escrow(other) = escrow(1, None) else { panic!("an escrow") };
+    let other = Escrow { fingerprint: Fingerprint([9; 32]), ..other };
+    for _ in 0..20 {
+        let reply = history.apply(Role::Importer, Action::Escrow(other.clone()));
+        assert!(matches!(reply, Reply::Refused(Refusal::Conflict(_))), "{reply:?}");
+    }
+    let after = lookup::heads(&history.state).unwrap();
+    assert_eq!((after.audit.sequence - before.audit.sequence, after.requests), (2, before.requests));
+    assert!(
+        matches!(history.apply(Role::Importer, escrow(1, None)), Reply::Escrowed(_)),
+        "what is right is kept"
+    );
+}
+
+#[test]
+fn a_reveal_for_which_too_many_wait_already_is_on_record_as_denied() {
+    let mut history = History::begin();
+    history.apply(Role::Node, Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel::DESK }));
+    let policy = r#"{"approval": {"machines": ["*"]}}"#.to_owned();
+    history.apply(Role::Officer, Action::SetPolicy(SetPolicy { policy, replaces: 0 }));
+    history.apply(Role::Importer, escrow(1, None));
+    history.apply(Role::HelpdeskAdvanced, reveal());
+    let waiting = lookup::approvals(&history.state, Timestamp(1)).unwrap().remove(0);
+    for number in 1..APPROVALS_MAX as u128 {
+        history.state.put(&Approval { key_id: KeyId(Uuid::from_u128(number << 64)), ..waiting.clone() });
+    }
+    history.state.delete::<Approval>(&waiting.key());
+    history.state.put(&Approval { key_id: KeyId(Uuid::from_u128(7 << 96)), ..waiting.clone() });
+    let reply = history.apply(Role::HelpdeskAdvanced, reveal());
+    assert!(
+        matches!(&reply, Reply::Refused(Refusal::Conflict(why)) if why.contains("wait for a second person")),
+        "{reply:?}"
+    );
+    let newest = lookup::heads(&history.state).unwrap().audit.sequence;
+    let record = lookup::audit(&history.state, newest - 1, 1).unwrap().remove(0);
+    assert!(matches!(record.event, AuditEvent::Reveal { denied: Some(_), .. }), "{:?}", record.event);
+}
+
+#[test]
+fn who_waits_may_ask_as_often_as_they_like_and_how_often_is_on_record() {
+    let mut history = History::begin();
+    history.apply(Role::Node, Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel::DESK }));
+    let policy = r#"{"approval": {"machines": ["*"]}}"#.to_owned();
+    history.apply(Role::Officer, Action::SetPolicy(SetPolicy { policy, replaces: 0 }));
+    history.apply(Role::Importer, escrow(1, None));
+    let Reply::ApprovalAsked(waits) = history.apply(Role::HelpdeskAdvanced, reveal()) else {
+        panic!("it waits")
+    };
+    let before = lookup::heads(&history.state).unwrap();
+    for _ in 0..500 {
+        assert_eq!(history.apply(Role::HelpdeskAdvanced, reveal()), Reply::ApprovalAsked(waits.clone()));
+    }
+    let after = lookup::heads(&history.state).unwrap();
+    assert_eq!((after.audit.sequence - before.audit.sequence, after.requests), (3, before.requests));
+    // Other words are another request, of which each is on record: there is a bound to those.
+    let mut asked = 0;
+    for number in 0..2 * DENIALS_PER_HOUR_MAX {
+        let reason = format!("reason {number}");
+        let other = Action::Reveal(Reveal { key_id: KeyId(Uuid::from_u128(1)), user: None, reason });
+        asked += u32::from(matches!(history.apply(Role::HelpdeskAdvanced, other), Reply::ApprovalAsked(_)));
+    }
+    assert_eq!(asked, DENIALS_PER_HOUR_MAX - 1);
 }

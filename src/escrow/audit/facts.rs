@@ -98,7 +98,8 @@ impl<'a> Facts<'a> {
                 user: user.as_ref(),
                 ..Self::NONE
             },
-            AuditEvent::ApprovalAsked { key_id, machine, user, .. } => {
+            AuditEvent::ApprovalAsked { key_id, machine, user, .. }
+            | AuditEvent::ApprovalAskedAgain { key_id, machine, user, .. } => {
                 Self { machine: Some(machine), key_id: Some(*key_id), user: user.as_ref(), ..Self::NONE }
             }
             AuditEvent::ApprovalDecided { key_id, machine, user, granted, .. } => Self {

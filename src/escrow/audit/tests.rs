@@ -267,6 +267,13 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             decision: Box::new(decision(Some(Refusal::Denied("no".to_owned())))),
         },
         AuditEvent::DenialsUnrecorded { count: 10, until: Timestamp(9) },
+        AuditEvent::ApprovalAskedAgain {
+            approval: RequestId(key_id.0),
+            key_id,
+            machine: machine(),
+            user: Some("CORP\\user1".parse().unwrap()),
+            times: 10,
+        },
     ]
 }
 
@@ -357,6 +364,10 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                 AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;
                     AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, granted_by }
+                }
+                AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times } => {
+                    let times = times + 1;
+                    AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times }
                 }
                 AuditEvent::DenialsUnrecorded { count, until } => {
                     AuditEvent::DenialsUnrecorded { count: count + 1, until }
