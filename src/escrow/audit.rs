@@ -137,6 +137,14 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         AuditEvent::ApprovalDecisionReconciled { place, decision } => {
             decision.hashed_into(reconciled(canonical.number(16), place))
         }
+        AuditEvent::ApprovalUsedAgain { approval, key_id, machine, user, used_by, first_use } => canonical
+            .number(19)
+            .bytes(approval.0.as_bytes())
+            .bytes(key_id.0.as_bytes())
+            .optional_text(machine.as_ref().map(|machine| machine.as_str()))
+            .optional_text(user.as_ref().map(ToString::to_string).as_deref())
+            .text(&used_by.to_string())
+            .number(*first_use),
         AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times } => canonical
             .number(18)
             .bytes(approval.0.as_bytes())

@@ -323,6 +323,14 @@ impl Script {
                     or_none(user),
                     or_none(asked_by),
                 )?,
+                AuditEvent::ApprovalUsedAgain { approval, key_id, machine, user, used_by, first_use } => {
+                    writeln!(
+                        text,
+                        "approval-used-again {approval} key={key_id} machine={} user={} used-by={used_by} first-use={first_use}",
+                        or_none(machine),
+                        or_none(user),
+                    )?
+                }
                 AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times } => writeln!(
                     text,
                     "approval-asked-again {approval} key={key_id} machine={machine} user={} times={times}",

@@ -17,13 +17,13 @@ use super::policy::{self, Operation};
 use super::records::{
     Approval, AuditEvent, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord,
     KeyHistory, KeyRecord, KeyState, KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord,
-    ReconciledEntry, ResealRecord, RevealTally,
+    ReconciledEntry, ResealRecord, RevealTally, UsedApproval,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 20] = [
+const TABLES: [Table; 21] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -40,6 +40,7 @@ const TABLES: [Table; 20] = [
     Table::Policy,
     Table::RevealTally,
     Table::DenialTally,
+    Table::UsedApproval,
     Table::Approval,
     Table::Reconciled,
     Table::Reseal,
@@ -323,5 +324,6 @@ proptest! {
         prop_assert!(survive_encoding::<Approval>(&state) && survive_encoding::<ResealRecord>(&state));
         prop_assert!(survive_encoding::<ReconciledEntry>(&state) && survive_encoding::<KeyHistory>(&state));
         prop_assert!(survive_encoding::<FeatureLevelRecord>(&state) && survive_encoding::<DenialTally>(&state));
+        prop_assert!(survive_encoding::<UsedApproval>(&state));
     }
 }

@@ -312,6 +312,16 @@ pub struct Approval {
     pub asked_again: u64,
 }
 
+/// An approval that was used. One for each, for ever, as the audit records are: a node that was cut off may have used it as
+/// well, and be heard of at any time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedApproval {
+    /// The approval.
+    pub approval: RequestId,
+    /// The audit record of its first use.
+    pub audit_sequence: u64,
+}
+
 /// An entry of a node's journal that is on record. One for each reveal without a quorum, for ever, as the audit records
 /// are: without it an entry that comes late would be recorded a second time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -515,6 +525,22 @@ pub enum AuditEvent {
         user: Option<UserName>,
         /// How often so far.
         times: u64,
+    },
+    /// An approval was used for the reveal whose record comes before, and it had been used: nodes that were cut off from each
+    /// other had it both. A key was shown once more than a second person agreed to.
+    ApprovalUsedAgain {
+        /// Names it.
+        approval: RequestId,
+        /// The key.
+        key_id: KeyId,
+        /// Its machine, if the node that showed it knew the key.
+        machine: Option<MachineId>,
+        /// The user it was said to be for.
+        user: Option<UserName>,
+        /// Who used it again.
+        used_by: Identity,
+        /// The audit record of its first use.
+        first_use: u64,
     },
 }
 

@@ -11,7 +11,7 @@ use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord, Fingerprint,
     KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry,
-    ResealRecord, RevealTally,
+    ResealRecord, RevealTally, UsedApproval,
 };
 use super::state::{Row, Table};
 
@@ -160,6 +160,7 @@ row!(DepartedNode, DepartedNode, |node| number_key(node.id));
 row!(FeatureLevelRecord, FeatureLevel, |_| ONLY_ROW.to_vec());
 row!(PolicyRecord, Policy, |_| ONLY_ROW.to_vec());
 row!(RevealTally, RevealTally, |tally| RevealTally::row_key(tally.person.as_deref()));
+row!(UsedApproval, UsedApproval, |used| used.approval.row_key());
 row!(DenialTally, DenialTally, |tally| DenialTally::row_key(&tally.person));
 row!(ReconciledEntry, Reconciled, |entry| entry.place.row_key());
 row!(KeyHistory, KeyHistory, |history| history.key_id.row_key());

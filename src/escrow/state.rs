@@ -56,6 +56,8 @@ pub enum Table {
     KeyHistory = 18,
     /// Person: how often they were denied of late.
     DenialTally = 19,
+    /// Approval (16 bytes): approvals that were used.
+    UsedApproval = 23,
 }
 
 /// A type of row.

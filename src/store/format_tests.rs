@@ -362,6 +362,8 @@ fn rows_of_every_table_keep_decoding() {
         asked_again: 12,
     };
     rows.check("row approval", &approval);
+    let used = UsedApproval { approval: RequestId(Uuid::from_u128(0x12)), audit_sequence: 13 };
+    rows.check("row used-approval", &used);
     let history = KeyHistory {
         key_id,
         disclosed_at: Some(Timestamp(5)),
@@ -465,6 +467,14 @@ fn audit_records_keep_decoding() {
         user: Some(r"CORP\d01".parse().unwrap()),
         times: 10,
     };
+    let used_again = AuditEvent::ApprovalUsedAgain {
+        approval,
+        key_id,
+        machine: Some(machine()),
+        user: Some(r"CORP\d01".parse().unwrap()),
+        used_by: asked_by(),
+        first_use: 12,
+    };
     let events = vec![
         ("row audit initialized", AuditEvent::ClusterInitialized),
         ("row audit conflict", AuditEvent::EscrowConflict { key_id, machine: machine() }),
@@ -485,6 +495,7 @@ fn audit_records_keep_decoding() {
         ("row audit approval-ask-reconciled", asked_alone),
         ("row audit approval-decision-reconciled", decided_alone),
         ("row audit approval-asked-again", again),
+        ("row audit approval-used-again", used_again),
         ("row audit denials-unrecorded", AuditEvent::DenialsUnrecorded { count: 10, until: Timestamp(9) }),
     ];
     check_every(events, audit_record);

@@ -3,10 +3,11 @@
 use super::{Halt, Turn, denials, requests};
 use crate::escrow::command::{ApprovalAsked, DecideApproval, Refusal, Reply, Reveal};
 use crate::escrow::ids::{RequestId, Timestamp};
+use crate::escrow::journal::JournalEntry;
 use crate::escrow::lookup;
 use crate::escrow::policy::document::Policy;
 use crate::escrow::policy::{Operation, allows};
-use crate::escrow::records::{Approval, AuditEvent, KeyRecord};
+use crate::escrow::records::{Approval, AuditEvent, KeyRecord, UsedApproval};
 use crate::escrow::state::{State, StateError};
 
 /// Most reveals that can wait for a second person at a time; past it no other can be asked for.
@@ -76,7 +77,7 @@ pub(super) fn ask_again<S: State>(turn: &mut Turn<'_, S>, waiting: Approval) -> 
 /// Notes that an approval is used for the reveal whose record comes next. It is gone then.
 pub(super) fn use_up<S: State>(turn: &mut Turn<'_, S>, approval: &Approval) {
     if let Some(granted_by) = &approval.granted_by {
-        turn.audit(AuditEvent::ApprovalUsed {
+        let audit_sequence = turn.audit(AuditEvent::ApprovalUsed {
             approval: approval.id,
             key_id: approval.key_id,
             machine: approval.machine.clone(),
@@ -84,8 +85,40 @@ pub(super) fn use_up<S: State>(turn: &mut Turn<'_, S>, approval: &Approval) {
             asked_by: approval.asked_by.clone(),
             granted_by: granted_by.clone(),
         });
+        turn.state.put(&UsedApproval { approval: approval.id, audit_sequence });
     }
     delete(turn, approval);
+}
+
+/// Notes that the reveal of `entry`, which came on record now, used an approval. Puts on record too if it had been used
+/// before: neither of two nodes that are cut off can tell, and somebody should look into it.
+pub(super) fn note_use<S: State>(
+    turn: &mut Turn<'_, S>,
+    entry: &JournalEntry,
+    reply: &Reply,
+) -> Result<(), StateError> {
+    let Reply::Reconciled { audit_sequence: Some(audit_sequence) } = *reply else { return Ok(()) };
+    let before = turn.heads_before.audit.sequence;
+    let reveal = entry.what.reveal().filter(|reveal| reveal.was_shown() && audit_sequence > before);
+    let Some((reveal, approval)) = reveal.and_then(|reveal| Some((reveal, reveal.approval?))) else {
+        return Ok(());
+    };
+    match turn.state.row::<UsedApproval>(&approval.row_key())? {
+        None => turn.state.put(&UsedApproval { approval, audit_sequence }),
+        // By this very entry.
+        Some(used) if used.audit_sequence > before => {}
+        Some(used) => {
+            turn.audit(AuditEvent::ApprovalUsedAgain {
+                approval,
+                key_id: reveal.key_id,
+                machine: reveal.machine.clone(),
+                user: reveal.user.clone(),
+                used_by: reveal.by.clone(),
+                first_use: used.audit_sequence,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Decides about a reveal that another person asked for. What is denied is on record too, also about a reveal that waits no

@@ -124,6 +124,14 @@ impl<'a> Facts<'a> {
                 user: user.as_ref(),
                 ..Self::NONE
             },
+            AuditEvent::ApprovalUsedAgain { key_id, machine, user, used_by, .. } => Self {
+                source: Decided::Degraded,
+                actor: Some(used_by),
+                machine: machine.as_ref(),
+                key_id: Some(*key_id),
+                user: user.as_ref(),
+                ..Self::NONE
+            },
             AuditEvent::DenialsUnrecorded { .. } => Self { outcome: Outcome::Denied, ..Self::NONE },
             AuditEvent::KeyConfirmed { key_id, machine, replaced, .. } => {
                 Self { machine: Some(machine), key_id: Some(*key_id), other_keys: replaced, ..Self::NONE }

@@ -274,6 +274,14 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             user: Some("CORP\\user1".parse().unwrap()),
             times: 10,
         },
+        AuditEvent::ApprovalUsedAgain {
+            approval: RequestId(key_id.0),
+            key_id,
+            machine: Some(machine()),
+            user: Some("CORP\\user1".parse().unwrap()),
+            used_by: officer(),
+            first_use: 12,
+        },
     ]
 }
 
@@ -364,6 +372,10 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                 AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;
                     AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, granted_by }
+                }
+                AuditEvent::ApprovalUsedAgain { approval, key_id, machine, user, used_by, first_use } => {
+                    let first_use = first_use + 1;
+                    AuditEvent::ApprovalUsedAgain { approval, key_id, machine, user, used_by, first_use }
                 }
                 AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times } => {
                     let times = times + 1;
