@@ -483,7 +483,7 @@ async fn a_request_is_found_in_the_logs_of_every_node_it_passed_by_the_id_its_ca
     wait_logged(&test, leader, &other, "committed for another node").await;
 
     // A refusal at the door, which no other node hears of.
-    let denied = test.strongroom("auditor", &[follower], &recover);
+    let denied = test.strongroom("auditor", &[follower], &["approval", "list"]);
     let (code, error) = failure(&denied);
     assert_eq!(code, 4, "{error}");
     let id = error["request_id"].as_str().expect("told");

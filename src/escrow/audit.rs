@@ -91,15 +91,22 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
             .optional_text(user.as_ref().map(ToString::to_string).as_deref())
             .text(reason)
             .number(expires_at.0),
-        AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted } => canonical
+        AuditEvent::ApprovalDecided { approval, key_id, machine, user, asked_by, granted } => canonical
             .number(10)
             .bytes(approval.0.as_bytes())
             .bytes(key_id.0.as_bytes())
+            .text(machine.as_str())
+            .optional_text(user.as_ref().map(ToString::to_string).as_deref())
             .text(&asked_by.to_string())
             .number(u64::from(*granted)),
-        AuditEvent::ApprovalUsed { approval, granted_by } => {
-            canonical.number(11).bytes(approval.0.as_bytes()).text(&granted_by.to_string())
-        }
+        AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, granted_by } => canonical
+            .number(11)
+            .bytes(approval.0.as_bytes())
+            .bytes(key_id.0.as_bytes())
+            .text(machine.as_str())
+            .optional_text(user.as_ref().map(ToString::to_string).as_deref())
+            .text(&asked_by.to_string())
+            .text(&granted_by.to_string()),
         AuditEvent::KeyringRotated { key_version } => canonical.number(20).number(u64::from(*key_version)),
         AuditEvent::DataKeysDropped { key_version } => canonical.number(21).number(u64::from(*key_version)),
         AuditEvent::RevealReconciled { place, reveal } => {
@@ -114,13 +121,17 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
             let canonical = replaced.iter().fold(canonical, |canonical, id| canonical.bytes(id.0.as_bytes()));
             canonical.optional_text(rotation_owed_since.map(|since| since.0.to_string()).as_deref())
         }
-        AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => canonical
-            .number(14)
-            .bytes(approval.0.as_bytes())
-            .optional_text(key_id.map(|id| id.to_string()).as_deref())
-            .optional_text(asked_by.as_ref().map(ToString::to_string).as_deref())
-            .number(u64::from(*granted))
-            .text(denied),
+        AuditEvent::ApprovalRefused { approval, key_id, machine, user, asked_by, granted, denied } => {
+            canonical
+                .number(14)
+                .bytes(approval.0.as_bytes())
+                .optional_text(key_id.map(|id| id.to_string()).as_deref())
+                .optional_text(machine.as_ref().map(|machine| machine.as_str()))
+                .optional_text(user.as_ref().map(ToString::to_string).as_deref())
+                .optional_text(asked_by.as_ref().map(ToString::to_string).as_deref())
+                .number(u64::from(*granted))
+                .text(denied)
+        }
         AuditEvent::ApprovalAskReconciled { place, ask } => {
             ask.hashed_into(reconciled(canonical.number(15), place))
         }
@@ -149,6 +160,22 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         AuditEvent::CompliancePolicySet { version, policy } => {
             canonical.number(32).number(*version).text(policy)
         }
+        AuditEvent::ApprovalUsedAgain { approval, key_id, machine, user, used_by, first_use } => canonical
+            .number(19)
+            .bytes(approval.0.as_bytes())
+            .bytes(key_id.0.as_bytes())
+            .optional_text(machine.as_ref().map(|machine| machine.as_str()))
+            .optional_text(user.as_ref().map(ToString::to_string).as_deref())
+            .text(&used_by.to_string())
+            .number(*first_use),
+        AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times } => canonical
+            .number(18)
+            .bytes(approval.0.as_bytes())
+            .bytes(key_id.0.as_bytes())
+            .text(machine.as_str())
+            .optional_text(user.as_ref().map(ToString::to_string).as_deref())
+            .number(*times),
+        AuditEvent::DenialsUnrecorded { count, until } => canonical.number(17).number(*count).number(until.0),
     };
     canonical.sha256()
 }

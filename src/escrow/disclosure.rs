@@ -9,12 +9,13 @@ use super::command::Refusal;
 use super::ids::{Identity, KeyId, MachineId, Role, Timestamp, UserName};
 use super::policy::document::{Limits, Policy};
 use super::policy::{Operation, allows, must_name_user};
-use super::records::{Approval, KeyRecord, MachineRecord, RevealTally, TALLY_SLOT_MS};
+use super::records::{Approval, KeyRecord, MachineRecord, RevealTally};
 use super::state::{Rows, StateError};
+use super::tally::{DAY_MS, HOUR_MS, Slots};
 
-/// An hour and a day, in milliseconds.
-const HOUR_MS: u64 = 60 * 60 * 1_000;
-const DAY_MS: u64 = 24 * HOUR_MS;
+/// Most requests of one person that are denied within an hour, each with its reason and on record. What comes behind them
+/// is not looked at: trying does not tell who uses a machine, and fills neither the trail nor what is remembered.
+pub const DENIALS_PER_HOUR_MAX: u32 = 100;
 
 /// A reveal that is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +107,7 @@ pub fn decide<R: Rows>(rows: &R, grounds: &Grounds<'_>, asked: &Asked<'_>) -> Re
     }
     let approval: Option<Approval> = rows.row(&Approval::row_key(key.id, &asked.by.person()))?;
     Ok(match approval.filter(|approval| stands(approval, asked)) {
-        Some(approval) if approval.granted_by.is_some() => {
+        Some(approval) if grounds.policy.grants(&approval) => {
             Decision::Granted(Box::new(Granted { key, machine, approval: Some(approval) }))
         }
         waiting => Decision::NeedsApproval { key: Box::new(key), waiting: waiting.map(Box::new) },
@@ -165,8 +166,8 @@ fn check_limits(grounds: &Grounds<'_>, at: Timestamp) -> Result<(), Refusal> {
     ];
     for (tally, limit, window, who, span) in rules {
         let Some(limit) = limit else { continue };
-        if tally.within(window, at) >= u64::from(limit) {
-            let again = tally.free_at(window, at, limit);
+        if tally.slots.within(window, at) >= u64::from(limit) {
+            let again = tally.slots.free_at(window, at, limit);
             return Err(Refusal::Denied(format!(
                 "the limit is reached: {who} {limit} keys, as many as policy allows in {span}; the next one is possible at {again}"
             )));
@@ -175,85 +176,23 @@ fn check_limits(grounds: &Grounds<'_>, at: Timestamp) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether a request of somebody is looked at who was `denied` that often.
+///
+/// # Errors
+/// [`Refusal::Denied`] if not, saying when the next one is: a right request is told nothing else than a wrong one.
+pub fn check_denials(denied: &Slots, at: Timestamp) -> Result<(), Refusal> {
+    if denied.within(HOUR_MS, at) < u64::from(DENIALS_PER_HOUR_MAX) {
+        return Ok(());
+    }
+    let again = denied.free_at(HOUR_MS, at, DENIALS_PER_HOUR_MAX);
+    Err(Refusal::Denied(format!(
+        "{DENIALS_PER_HOUR_MAX} of your requests came to nothing within an hour: this one was not looked at; the next one is at {again}"
+    )))
+}
+
 impl RevealTally {
     /// How often nothing was revealed yet.
     pub fn none(person: Option<String>) -> Self {
-        Self { person, slots: Vec::new() }
-    }
-
-    /// Counts one more at `now`, and forgets what is older than a day.
-    pub fn count(&mut self, now: Timestamp) {
-        self.count_late(now, now);
-    }
-
-    /// Counts one more that was at `at`, no later than `now`. Nothing that is older than a day is kept or counted.
-    pub fn count_late(&mut self, at: Timestamp, now: Timestamp) {
-        let slot = at.min(now).0 / TALLY_SLOT_MS;
-        self.slots.retain(|(old, _)| is_within(*old, DAY_MS, now));
-        if !is_within(slot, DAY_MS, now) {
-            return;
-        }
-        match self.slots.iter_mut().find(|(known, _)| *known == slot) {
-            Some((_, count)) => *count = count.saturating_add(1),
-            None => {
-                self.slots.push((slot, 1));
-                self.slots.sort_unstable();
-            }
-        }
-    }
-
-    /// How often within the last `window` milliseconds, and up to a slot before.
-    pub fn within(&self, window: u64, at: Timestamp) -> u64 {
-        let counted = self.slots.iter().filter(|(slot, _)| is_within(*slot, window, at));
-        counted.map(|(_, count)| u64::from(*count)).sum()
-    }
-
-    /// When fewer than `limit` will have been revealed within `window`.
-    fn free_at(&self, window: u64, at: Timestamp, limit: u32) -> Timestamp {
-        let mut left = self.within(window, at);
-        for (slot, count) in self.slots.iter().filter(|(slot, _)| is_within(*slot, window, at)) {
-            left -= u64::from(*count);
-            if left < u64::from(limit) {
-                return Timestamp((slot + 1) * TALLY_SLOT_MS + window);
-            }
-        }
-        at
-    }
-}
-
-/// Whether a part of `slot` lies within the last `window` milliseconds before `at`.
-fn is_within(slot: u64, window: u64, at: Timestamp) -> bool {
-    (slot + 1) * TALLY_SLOT_MS + window > at.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reveals_count_until_their_whole_slot_is_out_of_the_window() {
-        let slot = |n: u64| Timestamp(n * TALLY_SLOT_MS);
-        let mut tally = RevealTally::none(None);
-        tally.count(Timestamp(slot(100).0 + 5));
-        tally.count(slot(100));
-        tally.count(slot(103));
-        assert_eq!(tally.within(HOUR_MS, slot(103)), 3);
-        assert_eq!(tally.within(HOUR_MS, Timestamp(slot(107).0 - 1)), 3);
-        assert_eq!(tally.within(HOUR_MS, slot(107)), 1, "an hour and the slot later");
-        assert_eq!(tally.free_at(HOUR_MS, slot(103), 3), slot(107), "it says when");
-        assert_eq!(tally.free_at(HOUR_MS, slot(103), 1), slot(110));
-        tally.count(slot(100 + 6 * 24 + 1));
-        assert_eq!(tally.slots, [(103, 1), (245, 1)], "what is older than a day is forgotten");
-    }
-
-    #[test]
-    fn what_a_tally_keeps_is_bounded_and_late_stamps_are_kept_in_order() {
-        let mut tally = RevealTally::none(None);
-        for minute in 0..5_000 {
-            tally.count(Timestamp(minute * 60_000));
-        }
-        assert!(tally.slots.len() <= 6 * 24 + 1, "{}", tally.slots.len());
-        tally.count(Timestamp(4_000 * 60_000));
-        assert!(tally.slots.is_sorted());
+        Self { person, slots: Slots::default() }
     }
 }

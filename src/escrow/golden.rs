@@ -300,14 +300,19 @@ impl Script {
                         or_none(user),
                     )?
                 }
-                AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted } => {
+                AuditEvent::ApprovalDecided { approval, key_id, machine, user, asked_by, granted } => {
                     writeln!(
                         text,
-                        "approval-decided {approval} key={key_id} asked-by={asked_by} granted={granted}"
-                    )?;
+                        "approval-decided {approval} key={key_id} machine={machine} user={} asked-by={asked_by} granted={granted}",
+                        or_none(user),
+                    )?
                 }
-                AuditEvent::ApprovalUsed { approval, granted_by } => {
-                    writeln!(text, "approval-used {approval} granted-by={granted_by}")?;
+                AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, granted_by } => {
+                    writeln!(
+                        text,
+                        "approval-used {approval} key={key_id} machine={machine} user={} asked-by={asked_by} granted-by={granted_by}",
+                        or_none(user),
+                    )?
                 }
                 AuditEvent::RevealReconciled { place, reveal } => writeln!(
                     text,
@@ -360,10 +365,20 @@ impl Script {
                         or_none(rotation_owed_since),
                     )?;
                 }
-                AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => writeln!(
+                AuditEvent::ApprovalRefused {
+                    approval,
+                    key_id,
+                    machine,
+                    user,
+                    asked_by,
+                    granted,
+                    denied,
+                } => writeln!(
                     text,
-                    "approval-refused {approval} key={} asked-by={} granted={granted} denied={denied}",
+                    "approval-refused {approval} key={} machine={} user={} asked-by={} granted={granted} denied={denied}",
                     or_none(key_id),
+                    or_none(machine),
+                    or_none(user),
                     or_none(asked_by),
                 )?,
                 AuditEvent::ExemptionRequested { exemption, machine, reason, until } => writeln!(
@@ -377,6 +392,22 @@ impl Script {
                 )?,
                 AuditEvent::CompliancePolicySet { version, policy } => {
                     writeln!(text, "compliance-policy version={version} {} bytes", policy.len())?;
+                }
+                AuditEvent::ApprovalUsedAgain { approval, key_id, machine, user, used_by, first_use } => {
+                    writeln!(
+                        text,
+                        "approval-used-again {approval} key={key_id} machine={} user={} used-by={used_by} first-use={first_use}",
+                        or_none(machine),
+                        or_none(user),
+                    )?
+                }
+                AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times } => writeln!(
+                    text,
+                    "approval-asked-again {approval} key={key_id} machine={machine} user={} times={times}",
+                    or_none(user),
+                )?,
+                AuditEvent::DenialsUnrecorded { count, until } => {
+                    writeln!(text, "denials-unrecorded count={count} until={until}")?;
                 }
                 AuditEvent::EscrowConflict { key_id, machine } => {
                     writeln!(text, "escrow-conflict key={key_id} machine={machine}")?;

@@ -4,7 +4,7 @@ use crate::escrow::apply::apply;
 use crate::escrow::command::{
     Action, Command, DecideApproval, Escrow, Initialize, RaiseFeatureLevel, Reply, Reveal, SetPolicy,
 };
-use crate::escrow::disclosure::Asked;
+use crate::escrow::disclosure::{Asked, DENIALS_PER_HOUR_MAX};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Role};
 use crate::escrow::memory::Memory;
@@ -205,6 +205,23 @@ fn whoever_asks_over_and_over_leaves_room_for_others() {
     let refused = alone.ask(99, "one more", 60_000);
     assert!(matches!(refused, Verdict::Refused(Refusal::Conflict(_))), "{refused:?}");
     assert_eq!(alone.journal.len(), ASKED_BY_ONE_MAX);
+}
+
+#[test]
+fn whoever_is_denied_over_and_over_is_not_looked_at_and_fills_no_journal() {
+    let mut alone = Alone::under(r#"{"limits": {"person_per_hour": 1}}"#);
+    assert_eq!(alone.denial(1, "x", 60_000), "");
+    let most = u128::from(DENIALS_PER_HOUR_MAX);
+    for n in 2..=most + 1 {
+        assert!(alone.denial(n, "x", 60_000).contains("the limit is reached"), "{n}");
+    }
+    let refused = alone.ask(9_999, "x", 60_000);
+    assert!(
+        matches!(&refused, Verdict::Refused(Refusal::Denied(why)) if why.contains("not looked at")),
+        "{refused:?}"
+    );
+    assert_eq!(alone.journal.len() as u128, most + 1);
+    assert_eq!(alone.denial(10_000, "x", 2 * 60 * 60 * 1_000), "", "there is room again");
 }
 
 #[test]

@@ -14,12 +14,14 @@ use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserNa
 use super::journal::JournalPlace;
 use super::policy::document::Policy;
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KEYS_PER_MACHINE_MAX, KeyHistory,
-    KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
+    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord,
+    KEYS_PER_MACHINE_MAX, KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord,
+    ReconciledEntry, ResealRecord,
 };
 use super::rotation::{MachineKeyState, keys_of};
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
 use super::state::{Row, Rows, StateError};
+use super::tally::Slots;
 
 /// Fewest digits of a key id prefix: what BitLocker's recovery screen shows first.
 pub const KEY_ID_PREFIX_MIN_DIGITS: usize = 8;
@@ -364,6 +366,13 @@ pub fn approvals<S: Rows>(rows: &S, now: Timestamp) -> Result<Vec<Approval>, Sta
 pub fn approval<S: Rows>(rows: &S, id: RequestId) -> Result<Option<Approval>, StateError> {
     let all: Vec<Approval> = rows.rows(&[], None, super::apply::APPROVALS_MAX)?;
     Ok(all.into_iter().find(|approval| approval.id == id))
+}
+
+/// How often `person` was denied of late.
+pub fn denials<S: Rows>(rows: &S, person: &str) -> Result<DenialTally, StateError> {
+    let row = rows.row(&DenialTally::row_key(person))?;
+    let none = || DenialTally { person: person.to_owned(), slots: Slots::default(), unrecorded: 0 };
+    Ok(row.unwrap_or_else(none))
 }
 
 /// What became of the entry of a journal, once it is on record.

@@ -23,6 +23,7 @@
 //! | [`apply`] | what a command does to the state |
 //! | [`audit`] | the hash chain of audit records: its lines in exports, reading it in parts, checking it |
 //! | [`lookup`] | what can be read |
+//! | [`tally`] | counting what happened of late |
 //! | [`memory`] | a state in memory, for tests |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -45,6 +46,7 @@ pub mod rotation;
 pub mod rows;
 pub mod secrets;
 pub mod state;
+pub mod tally;
 
 #[cfg(test)]
 mod golden;

@@ -18,15 +18,15 @@ use super::lookup;
 use super::memory::Memory;
 use super::policy::{self, Operation};
 use super::records::{
-    Approval, AuditEvent, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, KeyHistory,
-    KeyRecord, KeyState, KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord,
-    ReconciledEntry, ResealRecord, RevealTally,
+    Approval, AuditEvent, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord,
+    KeyHistory, KeyRecord, KeyState, KeyringRecord, LogPosition, MachineRecord, NodeRecord, PolicyRecord,
+    ReconciledEntry, ResealRecord, RevealTally, UsedApproval,
 };
 use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 23] = [
+const TABLES: [Table; 25] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -42,6 +42,8 @@ const TABLES: [Table; 23] = [
     Table::FeatureLevel,
     Table::Policy,
     Table::RevealTally,
+    Table::DenialTally,
+    Table::UsedApproval,
     Table::Approval,
     Table::Reconciled,
     Table::Reseal,
@@ -366,5 +368,7 @@ proptest! {
         prop_assert!(survive_encoding::<FeatureLevelRecord>(&state));
         prop_assert!(survive_encoding::<ComplianceRecord>(&state) && survive_encoding::<ComplianceChange>(&state));
         prop_assert!(survive_encoding::<Exemption>(&state) && survive_encoding::<CompliancePolicyRecord>(&state));
+        prop_assert!(survive_encoding::<FeatureLevelRecord>(&state) && survive_encoding::<DenialTally>(&state));
+        prop_assert!(survive_encoding::<UsedApproval>(&state));
     }
 }

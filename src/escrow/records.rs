@@ -16,6 +16,7 @@ use super::ids::{
 };
 use super::journal::{DegradedAsk, DegradedDecision, DegradedReveal, JournalPlace};
 use super::secrets::SecretKind;
+use super::tally::Slots;
 
 /// Where in the Raft log an entry stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -271,13 +272,20 @@ pub struct PolicyRecord {
 pub struct RevealTally {
     /// The person; `None` for all.
     pub person: Option<String>,
-    /// When, in slots of [`TALLY_SLOT_MS`] since the Unix epoch, and how often; oldest first, none older than a day.
-    pub slots: Vec<(u64, u32)>,
+    /// When, and how often.
+    pub slots: Slots,
 }
 
-/// Reveals are counted in slots of this many milliseconds; one counts until its whole slot is out of the time a limit
-/// looks back, so up to this much longer.
-pub const TALLY_SLOT_MS: u64 = 10 * 60 * 1_000;
+/// How often a person was denied of late: see [`DENIALS_PER_HOUR_MAX`](super::disclosure::DENIALS_PER_HOUR_MAX).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DenialTally {
+    /// The person.
+    pub person: String,
+    /// When, and how often. Only what is on record.
+    pub slots: Slots,
+    /// How many came behind them that are not.
+    pub unrecorded: u64,
+}
 
 /// A reveal that a person asked for and a second one must approve. Gone once it is used, rejected or expired: the audit
 /// trail has what became of it.
@@ -301,6 +309,18 @@ pub struct Approval {
     pub expires_at: Timestamp,
     /// Who approved it, once somebody has.
     pub granted_by: Option<Identity>,
+    /// How often it was asked for again while it waited.
+    pub asked_again: u64,
+}
+
+/// An approval that was used. One for each, for ever, as the audit records are: a node that was cut off may have used it as
+/// well, and be heard of at any time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedApproval {
+    /// The approval.
+    pub approval: RequestId,
+    /// The audit record of its first use.
+    pub audit_sequence: u64,
 }
 
 /// An entry of a node's journal that is on record. One for each reveal without a quorum, for ever, as the audit records
@@ -401,6 +421,10 @@ pub enum AuditEvent {
         approval: RequestId,
         /// The key.
         key_id: KeyId,
+        /// Its machine.
+        machine: MachineId,
+        /// The user it was said to be for.
+        user: Option<UserName>,
         /// Who had asked.
         asked_by: Identity,
         /// Whether the key may be revealed.
@@ -410,6 +434,14 @@ pub enum AuditEvent {
     ApprovalUsed {
         /// Names it.
         approval: RequestId,
+        /// The key.
+        key_id: KeyId,
+        /// Its machine.
+        machine: MachineId,
+        /// The user it was said to be for.
+        user: Option<UserName>,
+        /// Who had asked, and used it.
+        asked_by: Identity,
         /// Who had approved it.
         granted_by: Identity,
     },
@@ -448,6 +480,10 @@ pub enum AuditEvent {
         approval: RequestId,
         /// The key, if it is still known what that was about.
         key_id: Option<KeyId>,
+        /// Its machine, if that is.
+        machine: Option<MachineId>,
+        /// The user it was said to be for, if that is.
+        user: Option<UserName>,
         /// Who had asked, if that is still known.
         asked_by: Option<Identity>,
         /// Whether they would have granted it.
@@ -497,6 +533,44 @@ pub enum AuditEvent {
         version: u64,
         /// The whole of it, as JSON.
         policy: String,
+    },
+    /// Somebody was denied so often that more of it is not on record, but for its number: at the first such request, the
+    /// tenth, the hundredth and so on.
+    DenialsUnrecorded {
+        /// How many, since the last that is on record.
+        count: u64,
+        /// Until when none is looked at.
+        until: Timestamp,
+    },
+    /// A reveal was asked for again, in the same words, while it waits for a second person: for the first time, the tenth,
+    /// the hundredth and so on.
+    ApprovalAskedAgain {
+        /// Names it.
+        approval: RequestId,
+        /// The key.
+        key_id: KeyId,
+        /// Its machine.
+        machine: MachineId,
+        /// The user it was said to be for.
+        user: Option<UserName>,
+        /// How often so far.
+        times: u64,
+    },
+    /// An approval was used for the reveal whose record comes before, and it had been used: nodes that were cut off from each
+    /// other had it both. A key was shown once more than a second person agreed to.
+    ApprovalUsedAgain {
+        /// Names it.
+        approval: RequestId,
+        /// The key.
+        key_id: KeyId,
+        /// Its machine, if the node that showed it knew the key.
+        machine: Option<MachineId>,
+        /// The user it was said to be for.
+        user: Option<UserName>,
+        /// Who used it again.
+        used_by: Identity,
+        /// The audit record of its first use.
+        first_use: u64,
     },
 }
 

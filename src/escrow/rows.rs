@@ -10,9 +10,9 @@ use super::command::Reply;
 use super::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption};
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyHistory,
-    KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
-    RevealTally,
+    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord, Fingerprint,
+    KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry,
+    ResealRecord, RevealTally, UsedApproval,
 };
 use super::state::{Row, Table};
 
@@ -161,6 +161,8 @@ row!(DepartedNode, DepartedNode, |node| number_key(node.id));
 row!(FeatureLevelRecord, FeatureLevel, |_| ONLY_ROW.to_vec());
 row!(PolicyRecord, Policy, |_| ONLY_ROW.to_vec());
 row!(RevealTally, RevealTally, |tally| RevealTally::row_key(tally.person.as_deref()));
+row!(UsedApproval, UsedApproval, |used| used.approval.row_key());
+row!(DenialTally, DenialTally, |tally| DenialTally::row_key(&tally.person));
 row!(ReconciledEntry, Reconciled, |entry| entry.place.row_key());
 row!(KeyHistory, KeyHistory, |history| history.key_id.row_key());
 row!(Approval, Approval, |approval| Approval::row_key(approval.key_id, &approval.asked_by.person()));
@@ -169,6 +171,13 @@ impl RevealTally {
     /// The row key for `person`, or for all.
     pub fn row_key(person: Option<&str>) -> Vec<u8> {
         person.unwrap_or_default().as_bytes().to_vec()
+    }
+}
+
+impl DenialTally {
+    /// The row key for `person`.
+    pub fn row_key(person: &str) -> Vec<u8> {
+        person.as_bytes().to_vec()
     }
 }
 

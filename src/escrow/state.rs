@@ -54,6 +54,10 @@ pub enum Table {
     Reseal = 20,
     /// Key id (16 bytes): what became of a key.
     KeyHistory = 18,
+    /// Person: how often they were denied of late.
+    DenialTally = 19,
+    /// Approval (16 bytes): approvals that were used.
+    UsedApproval = 25,
     /// Machine id: the newest that is known of its compliance.
     Compliance = 21,
     /// Machine id, zero byte, device time (8 bytes, big endian), rank of the state (8 bytes, big endian): changes of it.

@@ -6,7 +6,11 @@ use std::sync::Once;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
-use crate::escrow::ids::{Identity, NodeId};
+use crate::error::chain;
+use crate::escrow::command::{Action, Command};
+use crate::escrow::features::FeatureLevel;
+use crate::escrow::ids::{Identity, NodeId, RequestId};
+use crate::escrow::lookup;
 use crate::escrow::policy::{self, Operation};
 use crate::escrow::records::Source;
 use crate::raft::NodeError;
@@ -15,7 +19,8 @@ use crate::raft::peers::{CLUSTER_HEADER, STORAGE_HEADER};
 use crate::store::quarantine::Cause;
 use crate::tls::{PeerCertificate, Tls};
 
-use super::Context;
+use super::recovery::blocking;
+use super::{Context, now};
 
 /// Who is at the other end of a connection; put into every request of it.
 #[derive(Clone)]
@@ -61,6 +66,22 @@ impl Context {
     /// `UNAVAILABLE` if this node is stopping, was removed, is quarantined or belongs to no cluster yet: a client that
     /// knows others asks them.
     pub fn admit<T>(&self, request: &Request<T>, operation: Operation) -> Result<Caller, Status> {
+        match self.admit_or_deny(request, operation)? {
+            (caller, None) => Ok(caller),
+            (_, Some(denied)) => Err(denied),
+        }
+    }
+
+    /// As [`Context::admit`], for what is to be on record also if the caller's role may not: then with what it is to be
+    /// answered, after [`Context::record_denial`].
+    ///
+    /// # Errors
+    /// As [`Context::admit`], but for the role.
+    pub fn admit_or_deny<T>(
+        &self,
+        request: &Request<T>,
+        operation: Operation,
+    ) -> Result<(Caller, Option<Status>), Status> {
         let caller = self.caller(request)?;
         if self.is_draining() {
             return Err(Status::unavailable("this node is stopping; use another"));
@@ -71,7 +92,8 @@ impl Context {
         let role = caller.identity.role;
         if !policy::allows(role, operation) {
             tracing::warn!(by = %caller.identity, ?operation, address = %caller.source.address, "denied");
-            return Err(Status::permission_denied(format!("role {role} may not {operation}")));
+            let denied = Status::permission_denied(format!("role {role} may not {operation}"));
+            return Ok((caller, Some(denied)));
         }
         // What does not touch the state helps the operator to see and to mend.
         if !matches!(operation, Operation::ChangeMembership | Operation::Status) {
@@ -79,7 +101,24 @@ impl Context {
             // Said at once: a node that waits to be added knows no leader, and would have its callers wait for one.
             self.node.cluster()?.ok_or(NodeError::NoCluster)?;
         }
-        Ok(caller)
+        Ok((caller, None))
+    }
+
+    /// Has a quorum put on record that `caller` asked for what its role may not: apply denies it as well, and bounds how
+    /// often one person is on record with it. Where no quorum answers in time, only the log of this node has it: the
+    /// journal is kept for those who may see keys.
+    pub async fn record_denial(&self, caller: Caller, request: RequestId, action: Action) {
+        let node = self.node.clone();
+        // Releases below that level bound nothing.
+        let bounded = blocking(move || Ok(lookup::feature_level(&node.view()?)? >= FeatureLevel::DESK)).await;
+        if self.refuse_in_quarantine().is_err() || !matches!(bounded, Ok(true)) {
+            return;
+        }
+        let Caller { identity: by, source } = caller;
+        let command = Command { request, at: now(), by, source, action };
+        if let Err(error) = self.node.propose_within(&command, self.reveal_timeout).await {
+            tracing::warn!(by = %command.by, error = chain(&error), "a denial is not on record");
+        }
     }
 
     /// Whether a caller that was admitted may go on: a stream outlives the moment in which it was.

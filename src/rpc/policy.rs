@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use crate::escrow::command::{Action, Command, DecideApproval, Reply, SetPolicy};
-use crate::escrow::ids::RequestId;
+use crate::escrow::ids::{Invalid, RequestId};
 use crate::escrow::journal::{DegradedDecision, Noted};
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
@@ -72,10 +72,13 @@ impl PolicyService for Context {
         self.admit(&request, Operation::Approve)?;
         let freshness = self.fresh(request.get_ref().consistency).await?;
         let node = self.node.clone();
-        let (known, alone) =
-            blocking(move || Ok((lookup::approvals(&node.view()?, now())?, node.approvals_alone()?))).await?;
-        let known = known.into_iter().map(|known| approval(known, false));
-        let alone = alone.into_iter().map(|alone| approval(alone, true));
+        let read = move || {
+            let view = node.view()?;
+            Ok((lookup::policy(&view)?, lookup::approvals(&view, now())?, node.approvals_alone()?))
+        };
+        let (policy, known, alone) = blocking(read).await?;
+        let known = known.into_iter().map(|known| approval(known, &policy, false));
+        let alone = alone.into_iter().map(|alone| approval(alone, &policy, true));
         Ok(Response::new(ListApprovalsResponse {
             approvals: known.chain(alone).collect(),
             freshness: Some(freshness),
@@ -86,17 +89,19 @@ impl PolicyService for Context {
         &self,
         request: Request<DecideApprovalRequest>,
     ) -> Result<Response<DecideApprovalResponse>, Status> {
-        let caller = self.admit(&request, Operation::Approve)?;
-        let DecideApprovalRequest { request_id, approval, granted } = request.into_inner();
-        let id = wire::uuid("approval", &approval).map(RequestId)?;
+        let (caller, denied) = self.admit_or_deny(&request, Operation::Approve)?;
+        let asked = decision(&request.into_inner());
+        if let Some(denied) = denied {
+            if let Ok((request, decide)) = asked {
+                self.record_denial(caller, request, Action::DecideApproval(decide)).await;
+            }
+            return Err(denied);
+        }
+        let (request, decide) = asked?;
+        let DecideApproval { approval: id, granted } = decide;
         let Caller { identity, source } = caller;
-        let command = Command {
-            request: wire::request_id(&request_id)?,
-            at: now(),
-            by: identity,
-            source,
-            action: Action::DecideApproval(DecideApproval { approval: id, granted }),
-        };
+        let action = Action::DecideApproval(decide);
+        let command = Command { request, at: now(), by: identity, source, action };
         // Asked for first: nothing that is decided here alone may stand in a log as well, where it means nothing.
         let answer = match self.no_quorum().await? {
             None => self.decide_with_quorum(&command).await?,
@@ -152,8 +157,25 @@ impl Context {
     }
 }
 
-fn approval(approval: Approval, degraded: bool) -> proto::Approval {
-    let Approval { id, key_id, machine, asked_by, user, reason, asked_at, expires_at, granted_by } = approval;
+fn decision(message: &DecideApprovalRequest) -> Result<(RequestId, DecideApproval), Invalid> {
+    let approval = wire::uuid("approval", &message.approval).map(RequestId)?;
+    Ok((wire::request_id(&message.request_id)?, DecideApproval { approval, granted: message.granted }))
+}
+
+fn approval(approval: Approval, policy: &Policy, degraded: bool) -> proto::Approval {
+    let is_granted = policy.grants(&approval);
+    let Approval {
+        id,
+        key_id,
+        machine,
+        asked_by,
+        user,
+        reason,
+        asked_at,
+        expires_at,
+        granted_by,
+        asked_again: _,
+    } = approval;
     proto::Approval {
         id: id.to_string(),
         key_id: key_id.to_string(),
@@ -163,7 +185,7 @@ fn approval(approval: Approval, degraded: bool) -> proto::Approval {
         reason,
         asked_at_ms: asked_at.0,
         expires_at_ms: expires_at.0,
-        granted_by: granted_by.map(|by| by.to_string()).unwrap_or_default(),
+        granted_by: granted_by.filter(|_| is_granted).map(|by| by.to_string()).unwrap_or_default(),
         degraded,
     }
 }

@@ -106,9 +106,15 @@ impl Context {
 
     /// Puts a reveal on record and shows the key.
     async fn reveal(&self, request: Request<RecoverRequest>) -> Result<RecoverResponse, Status> {
-        let caller = self.admit(&request, Operation::Recover)?;
-        let wire::RecoverRequest { request, key_id, reason, user, package } =
-            request.into_inner().try_into()?;
+        let (caller, denied) = self.admit_or_deny(&request, Operation::Recover)?;
+        let asked = wire::RecoverRequest::try_from(request.into_inner());
+        if let Some(denied) = denied {
+            if let Ok(wire::RecoverRequest { request, key_id, reason, user, .. }) = asked {
+                self.record_denial(caller, request, Action::Reveal(Reveal { key_id, user, reason })).await;
+            }
+            return Err(denied);
+        }
+        let wire::RecoverRequest { request, key_id, reason, user, package } = asked?;
         let (to, for_user, why) = (caller.identity.clone(), user.clone(), reason.clone());
         let reveal = Reveal { key_id, user, reason };
         self.check_opens(&to, &reveal, package).await?;

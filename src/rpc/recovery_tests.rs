@@ -5,7 +5,8 @@ use uuid::Uuid;
 use super::*;
 use crate::client::{ClientError, Deposit};
 use crate::escrow::command::Escrow;
-use crate::escrow::ids::RequestId;
+use crate::escrow::features::FeatureLevel;
+use crate::escrow::ids::{RequestId, Role};
 use crate::escrow::records::{AuditEvent, Fingerprint, Sealed, Source};
 use crate::escrow::secrets::SecretKind;
 use crate::raft::Node;
@@ -99,4 +100,34 @@ async fn a_reason_that_is_refused_without_a_quorum_may_be_good_elsewhere() {
     let told = answer.status.metadata();
     assert!(told.contains_key(status::DEGRADED_KEY), "a client asks the others as well: {told:?}");
     third.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_recover_or_approve_and_tries_is_on_record() {
+    let fixture = Fixture::new(1);
+    fixture.initialize(1).await;
+    let running = fixture.serve(1).await;
+    let node = &running.node;
+    until("it leads", || node.leader_in_contact() == Some(1)).await;
+    let desk = || lookup::feature_level(&node.view().unwrap()).unwrap() >= FeatureLevel::DESK;
+    until("it has a desk", desk).await;
+    let before = lookup::heads(&node.view().unwrap()).unwrap().audit.sequence;
+
+    let auditor = fixture.client("auditor", &[1]);
+    let error = auditor.recover(DAMAGED, "curious", None).await;
+    assert!(
+        matches!(&error, Err(ClientError::Denied(why)) if why.to_string().contains("may not recover keys")),
+        "{error:?}"
+    );
+    let error = auditor.decide_approval(Uuid::from_u128(7), true).await;
+    assert!(matches!(error, Err(ClientError::Denied(_))), "{error:?}");
+
+    let records = lookup::audit(&node.view().unwrap(), before, 9).unwrap();
+    let [tried, decided] = &records[..] else { panic!("{records:?}") };
+    assert!(
+        matches!(&tried.event, AuditEvent::Reveal { denied: Some(_), reason, .. } if reason == "curious")
+    );
+    assert!(matches!(&decided.event, AuditEvent::ApprovalRefused { granted: true, .. }), "{decided:?}");
+    assert!(records.iter().all(|record| record.by.role == Role::Auditor));
+    running.stop().await;
 }

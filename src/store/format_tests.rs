@@ -26,6 +26,7 @@ use crate::escrow::records::*;
 use crate::escrow::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use crate::escrow::secrets::SecretKind;
 use crate::escrow::state::{Row, Table};
+use crate::escrow::tally::Slots;
 use crate::store::applied::Applied;
 use crate::store::digest::{Digest, DigestValue};
 
@@ -349,8 +350,10 @@ fn rows_of_every_table_keep_decoding() {
     let policy =
         PolicyRecord { version: 3, policy: "{}".to_owned(), set_at: Timestamp(7), set_by: olga.clone() };
     rows.check("row policy", &policy);
-    let tally = RevealTally { person: Some("d01".to_owned()), slots: vec![(2_945_376, 3)] };
+    let tally = RevealTally { person: Some("d01".to_owned()), slots: Slots(vec![(2_945_376, 3)]) };
     rows.check("row reveal-tally", &tally);
+    let denied = DenialTally { person: "d01".to_owned(), slots: Slots(vec![(2_945_376, 3)]), unrecorded: 12 };
+    rows.check("row denial-tally", &denied);
     let approval = Approval {
         id: RequestId(Uuid::from_u128(0x12)),
         key_id,
@@ -361,8 +364,11 @@ fn rows_of_every_table_keep_decoding() {
         asked_at: Timestamp(7),
         expires_at: Timestamp(9),
         granted_by: Some(olga),
+        asked_again: 12,
     };
     rows.check("row approval", &approval);
+    let used = UsedApproval { approval: RequestId(Uuid::from_u128(0x12)), audit_sequence: 13 };
+    rows.check("row used-approval", &used);
     let history = KeyHistory {
         key_id,
         disclosed_at: Some(Timestamp(5)),
@@ -420,14 +426,31 @@ fn audit_records_keep_decoding() {
         approval,
         key_id,
         machine: machine(),
-        user,
+        user: user.clone(),
         reason: "lost PIN".to_owned(),
         expires_at: Timestamp(9),
     };
-    let decided = AuditEvent::ApprovalDecided { approval, key_id, asked_by: asked_by(), granted: true };
+    let decided = AuditEvent::ApprovalDecided {
+        approval,
+        key_id,
+        machine: machine(),
+        user: user.clone(),
+        asked_by: asked_by(),
+        granted: true,
+    };
+    let used = AuditEvent::ApprovalUsed {
+        approval,
+        key_id,
+        machine: machine(),
+        user: user.clone(),
+        asked_by: asked_by(),
+        granted_by: asked_by(),
+    };
     let refused = AuditEvent::ApprovalRefused {
         approval,
         key_id: Some(key_id),
+        machine: Some(machine()),
+        user,
         asked_by: Some(asked_by()),
         granted: true,
         denied: "no".to_owned(),
@@ -442,6 +465,21 @@ fn audit_records_keep_decoding() {
     let asked_alone = AuditEvent::ApprovalAskReconciled { place: place(), ask: Box::new(degraded_ask()) };
     let decision = Box::new(degraded_decision());
     let decided_alone = AuditEvent::ApprovalDecisionReconciled { place: place(), decision };
+    let again = AuditEvent::ApprovalAskedAgain {
+        approval,
+        key_id,
+        machine: machine(),
+        user: Some(r"CORP\d01".parse().unwrap()),
+        times: 10,
+    };
+    let used_again = AuditEvent::ApprovalUsedAgain {
+        approval,
+        key_id,
+        machine: Some(machine()),
+        user: Some(r"CORP\d01".parse().unwrap()),
+        used_by: asked_by(),
+        first_use: 12,
+    };
     let events = vec![
         ("row audit initialized", AuditEvent::ClusterInitialized),
         ("row audit conflict", AuditEvent::EscrowConflict { key_id, machine: machine() }),
@@ -453,7 +491,7 @@ fn audit_records_keep_decoding() {
         ("row audit policy", AuditEvent::PolicySet { version: 3, policy: "{}".to_owned() }),
         ("row audit approval-asked", asked),
         ("row audit approval-decided", decided),
-        ("row audit approval-used", AuditEvent::ApprovalUsed { approval, granted_by: asked_by() }),
+        ("row audit approval-used", used),
         ("row audit reveal-reconciled", reconciled),
         ("row audit rotated", AuditEvent::KeyringRotated { key_version: 2 }),
         ("row audit data-keys-dropped", AuditEvent::DataKeysDropped { key_version: 2 }),
@@ -461,6 +499,9 @@ fn audit_records_keep_decoding() {
         ("row audit approval-refused", refused),
         ("row audit approval-ask-reconciled", asked_alone),
         ("row audit approval-decision-reconciled", decided_alone),
+        ("row audit approval-asked-again", again),
+        ("row audit approval-used-again", used_again),
+        ("row audit denials-unrecorded", AuditEvent::DenialsUnrecorded { count: 10, until: Timestamp(9) }),
     ];
     check_every(events, audit_record);
 }

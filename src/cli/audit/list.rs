@@ -21,13 +21,13 @@ const WIDTH: usize = 48;
 /// Show records of the audit trail.
 #[derive(Debug, Args)]
 pub(super) struct ListCommand {
-    /// Not before this time: RFC 3339, or a day (UTC).
+    /// On record not before this time: RFC 3339, or a day (UTC).
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<Timestamp>,
-    /// Before this time.
+    /// On record before this time.
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<Timestamp>,
-    /// By whom: a name, ROLE/NAME, or a whole identity.
+    /// By whom, whatever the case: a name, ROLE/NAME, or a whole identity.
     #[arg(long, value_name = "WHO")]
     actor: Option<String>,
     /// About whose machine.
@@ -155,13 +155,22 @@ fn row(record: &Value) -> Vec<String> {
     let mut lines = vec![format!("{who} at node {}", field("node"))];
     let degraded = if field("source") == Decided::Degraded.as_str() { ", degraded" } else { "" };
     lines.push(format!("{} {}{degraded}", field("event"), field("outcome")));
+    if let Some(at) = record["decided_at"].as_str() {
+        lines.push(format!("  decided {at}"));
+    }
     for (name, value) in record["details"].as_object().into_iter().flatten() {
-        if !value.is_null() {
-            lines.push(format!("  {name} {}", word(value)));
+        match value {
+            // What a node noted when it decided alone: as of any other reveal.
+            Value::Object(noted) => lines.extend(noted.iter().filter_map(detail)),
+            _ => lines.extend(detail((name, value))),
         }
     }
     let about = lines.iter().map(|line| clipped(line)).collect::<Vec<_>>().join("\n");
     vec![field("seq"), second, about]
+}
+
+fn detail((name, value): (&String, &Value)) -> Option<String> {
+    (!value.is_null()).then(|| format!("  {name} {}", word(value)))
 }
 
 /// A value in words; texts without quotes, and nothing in them that a terminal would obey.
@@ -204,6 +213,11 @@ mod tests {
             assert!(text.contains(expected), "{expected}: {text}");
         }
         assert!(text.contains("00000000-0000-0000-0000-000000000007"), "whole key ids: {text}");
+        let alone = text.split("reveal-reconciled").nth(1).unwrap().split("keyring-rotated").next().unwrap();
+        for expected in ["decided 1970-01-01T00:00:00.005Z", "reason lost PIN", "machine PC-0001"] {
+            assert!(alone.contains(expected), "{expected}: {alone}");
+        }
+        assert!(text.contains("officer/olga at node 3"), "who asked, where: {text}");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! What a device is about to use is kept as pending beside the key in use. An escrow of a key that is kept already, in
 //! whatever state, changes no state: only the device's confirmation does (`rotation.rs`).
 
-use super::{Halt, Turn, requests, rotation};
+use super::{Halt, Turn, denials, requests, rotation};
 use crate::escrow::command::{Escrow, Escrowed, Refusal, Reply};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Invalid, MachineId, UserName};
@@ -164,9 +164,15 @@ fn conflict<S: State>(turn: &mut Turn<'_, S>, stored: &KeyRecord, escrow: &Escro
         return Ok(reply);
     }
     let differing = differences(stored, escrow).join(", ");
-    turn.audit(AuditEvent::EscrowConflict { key_id: stored.id, machine: escrow.machine.clone() });
     let why = format!("key {} is already kept with another {differing}; nothing was changed", stored.id);
-    requests::remember(turn, Reply::Refused(Refusal::Conflict(why)))
+    let refusal = Refusal::Conflict(why);
+    let event = AuditEvent::EscrowConflict { key_id: stored.id, machine: escrow.machine.clone() };
+    if lookup::feature_level(turn.state)? < FeatureLevel::DESK {
+        turn.audit(event);
+    } else if !denials::record(turn, event)? {
+        return Err(refusal.into());
+    }
+    requests::remember(turn, Reply::Refused(refusal))
 }
 
 /// The fields in which an escrow contradicts a stored key.

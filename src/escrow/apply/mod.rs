@@ -12,6 +12,7 @@ mod admit;
 mod approval;
 mod compliance;
 mod compliance_policy;
+mod denials;
 mod escrow;
 mod escrow_many;
 mod exemption;
@@ -116,7 +117,11 @@ impl<'a, S: State> Turn<'a, S> {
             Action::RemoveNode(remove) => remove::apply(self, remove),
             Action::SetPolicy(set) => policy::apply(self, set),
             Action::DecideApproval(decide) => approval::apply(self, decide),
-            Action::Reconcile(reconcile) => reconcile::apply(self, reconcile),
+            Action::Reconcile(reconcile) => {
+                let reply = reconcile::apply(self, reconcile)?;
+                approval::note_use(self, &reconcile.entry, &reply)?;
+                Ok(reply)
+            }
             Action::RotateKeyring(rotate) => rotate::apply(self, rotate),
             Action::Reseal(step) => reseal::apply(self, step),
             Action::DropDataKeys(drop) => reseal::apply_drop(self, drop),

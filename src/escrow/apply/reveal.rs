@@ -1,15 +1,16 @@
 //! Showing a recovery key: authorisation, disclosure, audit record and rotation debt in one entry, or nothing.
 //!
 //! Who may see a key is decided by the rules in [`disclosure`]. What is denied, must be approved or does not exist is on
-//! record too. Only a request that is not well formed, its reason included, leaves nothing.
+//! record too, up to a bound ([`denials`]). Only a request that is not well formed, its reason included, leaves nothing.
 
-use super::{Halt, Turn, approval, requests, rotation};
-use crate::escrow::command::{ApprovalAsked, Reply, Reveal, Revealed};
+use super::{Halt, Turn, approval, denials, requests, rotation};
+use crate::escrow::command::{Refusal, Reply, Reveal, Revealed};
 use crate::escrow::disclosure::{self, Asked, Decision, Granted, Grounds};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, Invalid, MachineId, Timestamp};
 use crate::escrow::lookup;
 use crate::escrow::policy::document::Policy;
+use crate::escrow::policy::{Operation, allows};
 use crate::escrow::records::{AuditEvent, KeyRecord, KeyState, MachineRecord, RevealTally};
 use crate::escrow::state::{State, StateError};
 
@@ -26,7 +27,13 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result
     if let Some(reply) = answered.filter(|_| !denial_is_on_record) {
         return Ok(reply);
     }
-    policy.reasons.admit(reason)?;
+    // Of who may reveal nothing no reason is good: that they asked is on record, whatever they say.
+    if allows(turn.by().role, Operation::Recover) {
+        policy.reasons.admit(reason)?;
+    }
+    if desk {
+        denials::admit(turn)?;
+    }
     let grounds = Grounds {
         policy: &policy,
         person: tally(turn, Some(turn.by().person()))?,
@@ -35,32 +42,51 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reveal: &Reveal) -> Result
     };
     let asked =
         Asked { by: turn.by(), key_id: reveal.key_id, user: reveal.user.as_ref(), reason, at: turn.at };
+    let deny = |machine, refusal: Refusal, turn: &mut Turn<'_, S>| -> Result<Reply, StateError> {
+        if !denial_is_on_record {
+            record(turn, reveal, reason, machine, Some(refusal.to_string()));
+            if desk {
+                denials::count(turn)?;
+            }
+        }
+        Ok(Reply::Refused(refusal))
+    };
     let reply = match disclosure::decide(turn.state, &grounds, &asked)? {
         Decision::Granted(granted) => {
-            let Granted { key, machine, approval } = *granted;
-            if let Some(approval) = approval {
-                approval::use_up(turn, &approval);
-            }
             if desk {
                 count(turn, turn.by(), turn.at)?;
             }
-            let audit_sequence = record(turn, reveal, reason, Some(key.machine.clone()), None);
-            let key_id = key.id;
-            disclose(turn, key, machine, turn.at)?;
-            Reply::Revealed(Revealed { key_id, audit_sequence, at: turn.at, position: turn.position })
+            grant(turn, reveal, reason, *granted)?
         }
         Decision::NeedsApproval { waiting: Some(waiting), .. } => {
-            Reply::ApprovalAsked(ApprovalAsked { approval: waiting.id, expires_at: waiting.expires_at })
+            return Ok(approval::ask_again(turn, *waiting));
         }
-        Decision::NeedsApproval { key, waiting: None } => approval::ask(turn, &policy, &key, reveal, reason)?,
-        Decision::Denied { refusal, machine } => {
-            if !denial_is_on_record {
-                record(turn, reveal, reason, machine, Some(refusal.to_string()));
+        Decision::NeedsApproval { key, waiting: None } => {
+            match approval::ask(turn, &policy, &key, reveal, reason)? {
+                Ok(reply) => reply,
+                Err(refusal) => deny(Some(key.machine), refusal, turn)?,
             }
-            Reply::Refused(refusal)
         }
+        Decision::Denied { refusal, machine } => deny(machine, refusal, turn)?,
     };
     requests::remember(turn, reply)
+}
+
+/// Puts on record that the key is shown, and all that comes of it.
+fn grant<S: State>(
+    turn: &mut Turn<'_, S>,
+    reveal: &Reveal,
+    reason: &str,
+    granted: Granted,
+) -> Result<Reply, StateError> {
+    let Granted { key, machine, approval } = granted;
+    if let Some(approval) = approval {
+        approval::use_up(turn, &approval);
+    }
+    let audit_sequence = record(turn, reveal, reason, Some(key.machine.clone()), None);
+    let key_id = key.id;
+    disclose(turn, key, machine, turn.at)?;
+    Ok(Reply::Revealed(Revealed { key_id, audit_sequence, at: turn.at, position: turn.position }))
 }
 
 /// How often keys were revealed of late.
@@ -77,7 +103,7 @@ pub(super) fn count<S: State>(
 ) -> Result<(), StateError> {
     for person in [Some(by.person()), None] {
         let mut tally = tally(turn, person)?;
-        tally.count_late(shown_at, turn.at);
+        tally.slots.count_late(shown_at, turn.at);
         turn.state.put(&tally);
     }
     Ok(())

@@ -4,18 +4,20 @@ use uuid::Uuid;
 
 use super::*;
 use crate::escrow::command::{
-    Contact, Escrow, Initialize, NoteContact, RaiseFeatureLevel, ReportCompliance, Reveal, UploadOutcome,
+    Contact, DecideApproval, Escrow, Initialize, NoteContact, RaiseFeatureLevel, ReportCompliance, Reveal,
+    SetPolicy, UploadOutcome,
 };
 use crate::escrow::compliance::MachineReport;
 use crate::escrow::compliance::facts::TEXT_MAX_BYTES;
 use crate::escrow::compliance::history::CHANGES_MAX;
+use crate::escrow::disclosure::DENIALS_PER_HOUR_MAX;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, KeyId, MachineId, RequestId, Role};
 use crate::escrow::lookup::{self, FIND_LIMIT_MAX, FIND_ROWS_MAX, Query};
 use crate::escrow::memory::Memory;
 use crate::escrow::records::{
-    Fingerprint, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, KeyringRecord, MachineRecord, NodeRecord, Sealed,
-    Source, USERS_PER_MACHINE_MAX,
+    Approval, Fingerprint, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, KeyringRecord, MachineRecord,
+    NodeRecord, Sealed, Source, USERS_PER_MACHINE_MAX,
 };
 use crate::escrow::rows::{MachineKey, REQUESTS_MAX};
 use crate::escrow::secrets::SecretKind;
@@ -294,4 +296,159 @@ fn what_a_node_let_through_is_checked_again() {
         matches!(&outcomes[..], [UploadOutcome::Refused(Refusal::Invalid(invalid))] if invalid.field == "model")
     );
     assert_eq!(history.state, before);
+}
+
+/// A cluster that has a desk, in which somebody asks for what they may not see until no more is looked at.
+fn denied_too_often() -> History {
+    let mut history = History::begin();
+    history.apply(Role::Node, Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel::DESK }));
+    history.apply(Role::Importer, escrow(1, None));
+    for _ in 0..DENIALS_PER_HOUR_MAX {
+        assert!(matches!(history.apply(Role::Helpdesk, reveal()), Reply::Refused(Refusal::Denied(_))));
+    }
+    history
+}
+
+#[test]
+fn who_is_denied_over_and_over_fills_neither_the_trail_nor_what_is_remembered() {
+    let mut history = denied_too_often();
+    let before = lookup::heads(&history.state).unwrap();
+    for _ in 0..1_000 {
+        history.apply(Role::Helpdesk, reveal());
+    }
+    let after = lookup::heads(&history.state).unwrap();
+    assert_eq!(after.requests, before.requests);
+    let records = lookup::audit(&history.state, before.audit.sequence, 9).unwrap();
+    let counts: Vec<u64> = records
+        .iter()
+        .map(|record| match record.event {
+            AuditEvent::DenialsUnrecorded { count, .. } => count,
+            ref other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(counts, [1, 10, 100, 1_000], "how much of it there was");
+}
+
+#[test]
+fn who_was_denied_too_often_is_not_told_whether_the_next_guess_is_right_until_there_is_room_again() {
+    let mut history = denied_too_often();
+    let asks = |history: &mut History, at: u64, role, name: &str| {
+        history.index += 1;
+        let by = Identity::new("acme".parse().unwrap(), role, name).unwrap();
+        let asked = Command { at: Timestamp(at), by, ..command(history.index.into(), role, reveal()) };
+        history.again(&asked)
+    };
+    let refused = |reply| match reply {
+        Reply::Refused(Refusal::Denied(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let guess = refused(asks(&mut history, 2, Role::Helpdesk, "1"));
+    assert!(
+        guess.contains("this one was not looked at; the next one is at 1970-01-01T01:10:00.000Z"),
+        "{guess}"
+    );
+    assert_eq!(
+        refused(asks(&mut history, 2, Role::HelpdeskAdvanced, "1")),
+        guess,
+        "a right one is told the same"
+    );
+    let decide = Action::DecideApproval(DecideApproval { approval: RequestId(Uuid::nil()), granted: true });
+    assert_eq!(refused(history.apply(Role::Officer, decide)), guess, "and so is who decides");
+
+    assert!(
+        matches!(asks(&mut history, 2, Role::HelpdeskAdvanced, "2"), Reply::Revealed(_)),
+        "others are not held up"
+    );
+    let room = 70 * 60 * 1_000;
+    refused(asks(&mut history, room - 1, Role::HelpdeskAdvanced, "1"));
+    assert!(matches!(asks(&mut history, room, Role::HelpdeskAdvanced, "1"), Reply::Revealed(_)));
+    let why = refused(asks(&mut history, room, Role::Helpdesk, "1"));
+    assert!(why.contains("named as DOMAIN"), "{why}");
+    let tally = lookup::denials(&history.state, "1").unwrap();
+    assert_eq!(
+        (tally.slots.0, tally.unrecorded),
+        (vec![(0, DENIALS_PER_HOUR_MAX), (7, 1)], 0),
+        "counted anew"
+    );
+}
+
+#[test]
+fn below_the_level_of_the_desk_every_denial_is_on_record_as_older_releases_have_it() {
+    let mut history = History::begin();
+    history.apply(Role::Importer, escrow(1, None));
+    let before = lookup::heads(&history.state).unwrap().audit.sequence;
+    let denials = u64::from(DENIALS_PER_HOUR_MAX) + 20;
+    for _ in 0..denials {
+        history.apply(Role::Helpdesk, reveal());
+    }
+    assert_eq!(lookup::heads(&history.state).unwrap().audit.sequence, before + denials);
+    assert_eq!(history.state.count(Table::DenialTally), 0);
+}
+
+#[test]
+fn whoever_may_not_escrow_over_a_key_is_told_so_for_ever_and_on_record_so_often() {
+    let mut history = denied_too_often();
+    let before = lookup::heads(&history.state).unwrap();
+    let Action::Escrow(other) = escrow(1, None) else { panic!("an escrow") };
+    let other = Escrow { fingerprint: Fingerprint([9; 32]), ..other };
+    for _ in 0..20 {
+        let reply = history.apply(Role::Importer, Action::Escrow(other.clone()));
+        assert!(matches!(reply, Reply::Refused(Refusal::Conflict(_))), "{reply:?}");
+    }
+    let after = lookup::heads(&history.state).unwrap();
+    assert_eq!((after.audit.sequence - before.audit.sequence, after.requests), (2, before.requests));
+    assert!(
+        matches!(history.apply(Role::Importer, escrow(1, None)), Reply::Escrowed(_)),
+        "what is right is kept"
+    );
+}
+
+#[test]
+fn a_reveal_for_which_too_many_wait_already_is_on_record_as_denied() {
+    let mut history = History::begin();
+    history.apply(Role::Node, Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel::DESK }));
+    let policy = r#"{"approval": {"machines": ["*"]}}"#.to_owned();
+    history.apply(Role::Officer, Action::SetPolicy(SetPolicy { policy, replaces: 0 }));
+    history.apply(Role::Importer, escrow(1, None));
+    history.apply(Role::HelpdeskAdvanced, reveal());
+    let waiting = lookup::approvals(&history.state, Timestamp(1)).unwrap().remove(0);
+    for number in 1..APPROVALS_MAX as u128 {
+        history.state.put(&Approval { key_id: KeyId(Uuid::from_u128(number << 64)), ..waiting.clone() });
+    }
+    history.state.delete::<Approval>(&waiting.key());
+    history.state.put(&Approval { key_id: KeyId(Uuid::from_u128(7 << 96)), ..waiting.clone() });
+    let reply = history.apply(Role::HelpdeskAdvanced, reveal());
+    assert!(
+        matches!(&reply, Reply::Refused(Refusal::Conflict(why)) if why.contains("wait for a second person")),
+        "{reply:?}"
+    );
+    let newest = lookup::heads(&history.state).unwrap().audit.sequence;
+    let record = lookup::audit(&history.state, newest - 1, 1).unwrap().remove(0);
+    assert!(matches!(record.event, AuditEvent::Reveal { denied: Some(_), .. }), "{:?}", record.event);
+}
+
+#[test]
+fn who_waits_may_ask_as_often_as_they_like_and_how_often_is_on_record() {
+    let mut history = History::begin();
+    history.apply(Role::Node, Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel::DESK }));
+    let policy = r#"{"approval": {"machines": ["*"]}}"#.to_owned();
+    history.apply(Role::Officer, Action::SetPolicy(SetPolicy { policy, replaces: 0 }));
+    history.apply(Role::Importer, escrow(1, None));
+    let Reply::ApprovalAsked(waits) = history.apply(Role::HelpdeskAdvanced, reveal()) else {
+        panic!("it waits")
+    };
+    let before = lookup::heads(&history.state).unwrap();
+    for _ in 0..500 {
+        assert_eq!(history.apply(Role::HelpdeskAdvanced, reveal()), Reply::ApprovalAsked(waits.clone()));
+    }
+    let after = lookup::heads(&history.state).unwrap();
+    assert_eq!((after.audit.sequence - before.audit.sequence, after.requests), (3, before.requests));
+    // Other words are another request, of which each is on record: there is a bound to those.
+    let mut asked = 0;
+    for number in 0..2 * DENIALS_PER_HOUR_MAX {
+        let reason = format!("reason {number}");
+        let other = Action::Reveal(Reveal { key_id: KeyId(Uuid::from_u128(1)), user: None, reason });
+        asked += u32::from(matches!(history.apply(Role::HelpdeskAdvanced, other), Reply::ApprovalAsked(_)));
+    }
+    assert_eq!(asked, DENIALS_PER_HOUR_MAX - 1);
 }

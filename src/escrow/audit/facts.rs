@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::escrow::compliance::ExemptionDecision;
-use crate::escrow::ids::{Invalid, KeyId, MachineId, UserName};
-use crate::escrow::records::AuditEvent;
+use crate::escrow::ids::{Identity, Invalid, KeyId, MachineId, Timestamp, UserName};
+use crate::escrow::records::{AuditEvent, Source};
 
 /// How what was asked for ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,17 +56,34 @@ pub struct Facts<'a> {
     pub outcome: Outcome,
     /// On whose word.
     pub source: Decided,
+    /// Who did it, if that is not who put it on record.
+    pub actor: Option<&'a Identity>,
+    /// Where they asked, if that is not where it was put on record.
+    pub came_in: Option<&'a Source>,
+    /// When it was decided, by the clock of the node that did, if it was put on record later.
+    pub decided_at: Option<Timestamp>,
     /// Whose machine, if any.
     pub machine: Option<&'a MachineId>,
     /// Which key, if any.
     pub key_id: Option<KeyId>,
+    /// Which other keys it is about as well.
+    pub other_keys: &'a [KeyId],
     /// Which user of the machine, if any.
     pub user: Option<&'a UserName>,
 }
 
 impl<'a> Facts<'a> {
-    const NONE: Self =
-        Self { outcome: Outcome::Allowed, source: Decided::Quorum, machine: None, key_id: None, user: None };
+    const NONE: Self = Self {
+        outcome: Outcome::Allowed,
+        source: Decided::Quorum,
+        actor: None,
+        came_in: None,
+        decided_at: None,
+        machine: None,
+        key_id: None,
+        other_keys: &[],
+        user: None,
+    };
 
     /// What `event` says of them.
     pub fn of(event: &'a AuditEvent) -> Self {
@@ -82,17 +99,17 @@ impl<'a> Facts<'a> {
                 user: user.as_ref(),
                 ..Self::NONE
             },
-            AuditEvent::ApprovalAsked { key_id, machine, user, .. } => {
+            AuditEvent::ApprovalAsked { key_id, machine, user, .. }
+            | AuditEvent::ApprovalAskedAgain { key_id, machine, user, .. } => {
                 Self { machine: Some(machine), key_id: Some(*key_id), user: user.as_ref(), ..Self::NONE }
             }
-            AuditEvent::ApprovalDecided { key_id, granted, .. } => Self {
+            AuditEvent::ApprovalDecided { key_id, machine, user, granted, .. } => Self {
                 outcome: if *granted { Outcome::Allowed } else { Outcome::Denied },
+                machine: Some(machine),
                 key_id: Some(*key_id),
+                user: user.as_ref(),
                 ..Self::NONE
             },
-            AuditEvent::ApprovalRefused { key_id, .. } => {
-                Self { outcome: Outcome::Denied, key_id: *key_id, ..Self::NONE }
-            }
             AuditEvent::ExemptionRequested { machine, .. } => Self { machine: Some(machine), ..Self::NONE },
             AuditEvent::ExemptionDecided { machine, decision, .. } => Self {
                 outcome: match decision {
@@ -102,22 +119,45 @@ impl<'a> Facts<'a> {
                 machine: Some(machine),
                 ..Self::NONE
             },
-            AuditEvent::KeyConfirmed { key_id, machine, .. } => {
-                Self { machine: Some(machine), key_id: Some(*key_id), ..Self::NONE }
+            AuditEvent::ApprovalRefused { key_id, machine, user, .. } => Self {
+                outcome: Outcome::Denied,
+                machine: machine.as_ref(),
+                key_id: *key_id,
+                user: user.as_ref(),
+                ..Self::NONE
+            },
+            // Put on record by a node, if it was used without a quorum.
+            AuditEvent::ApprovalUsed { key_id, machine, user, asked_by, .. } => Self {
+                actor: Some(asked_by),
+                machine: Some(machine),
+                key_id: Some(*key_id),
+                user: user.as_ref(),
+                ..Self::NONE
+            },
+            AuditEvent::ApprovalUsedAgain { key_id, machine, user, used_by, .. } => Self {
+                source: Decided::Degraded,
+                actor: Some(used_by),
+                machine: machine.as_ref(),
+                key_id: Some(*key_id),
+                user: user.as_ref(),
+                ..Self::NONE
+            },
+            AuditEvent::DenialsUnrecorded { .. } => Self { outcome: Outcome::Denied, ..Self::NONE },
+            AuditEvent::KeyConfirmed { key_id, machine, replaced, .. } => {
+                Self { machine: Some(machine), key_id: Some(*key_id), other_keys: replaced, ..Self::NONE }
             }
             AuditEvent::RevealReconciled { reveal, .. } => Self {
                 outcome: if reveal.denied.is_some() { Outcome::Denied } else { Outcome::Allowed },
-                source: Decided::Degraded,
                 machine: reveal.machine.as_ref(),
                 key_id: Some(reveal.key_id),
                 user: reveal.user.as_ref(),
+                ..Self::alone(&reveal.by, &reveal.source, reveal.at)
             },
             AuditEvent::ApprovalAskReconciled { ask, .. } => Self {
-                outcome: Outcome::Allowed,
-                source: Decided::Degraded,
                 machine: Some(&ask.machine),
                 key_id: Some(ask.key_id),
                 user: ask.user.as_ref(),
+                ..Self::alone(&ask.by, &ask.source, ask.at)
             },
             AuditEvent::ApprovalDecisionReconciled { decision, .. } => Self {
                 outcome: if decision.granted && decision.denied.is_none() {
@@ -125,12 +165,10 @@ impl<'a> Facts<'a> {
                 } else {
                     Outcome::Denied
                 },
-                source: Decided::Degraded,
                 key_id: Some(decision.key_id),
-                ..Self::NONE
+                ..Self::alone(&decision.by, &decision.source, decision.at)
             },
-            AuditEvent::ApprovalUsed { .. }
-            | AuditEvent::ClusterInitialized
+            AuditEvent::ClusterInitialized
             | AuditEvent::ClusterRecovered { .. }
             | AuditEvent::CompliancePolicySet { .. }
             | AuditEvent::DataKeysDropped { .. }
@@ -139,6 +177,17 @@ impl<'a> Facts<'a> {
             | AuditEvent::NodeAdmitted { .. }
             | AuditEvent::NodeRemoved { .. }
             | AuditEvent::PolicySet { .. } => Self::NONE,
+        }
+    }
+
+    /// Of what one node decided alone: the record is by the node that proposed it.
+    fn alone(by: &'a Identity, source: &'a Source, at: Timestamp) -> Self {
+        Self {
+            source: Decided::Degraded,
+            actor: Some(by),
+            came_in: Some(source),
+            decided_at: Some(at),
+            ..Self::NONE
         }
     }
 }

@@ -33,15 +33,30 @@ struct Fields {
     event: String,
     outcome: String,
     source: String,
+    /// Who did it, through which node and from where.
     actor: Identity,
     node: u64,
     address: String,
+    /// When it was decided, if that was before it was put on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    decided_at: Option<String>,
+    /// Who put it on record, if that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recorded: Option<Recorded>,
     term: u64,
     index: u64,
     /// What belongs to the event alone, by name.
     details: BTreeMap<String, Value>,
     previous_hash: String,
     hash: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recorded {
+    address: String,
+    by: Identity,
+    node: u64,
 }
 
 /// A record as a line states it.
@@ -60,6 +75,10 @@ pub fn render(record: &AuditRecord) -> String {
     let AuditRecord { sequence, previous, at, by, source, position, event } = record;
     let facts = Facts::of(event);
     let (event, details) = event_parts(event);
+    let (actor, came_in) = (facts.actor.unwrap_or(by), facts.came_in.unwrap_or(source));
+    let by_another = actor != by || came_in != source;
+    let recorded =
+        by_another.then(|| Recorded { by: by.clone(), node: source.node, address: source.address.clone() });
     let fields = Fields {
         r#type: RECORD_TYPE.to_owned(),
         seq: *sequence,
@@ -67,9 +86,11 @@ pub fn render(record: &AuditRecord) -> String {
         event,
         outcome: facts.outcome.to_string(),
         source: facts.source.to_string(),
-        actor: by.clone(),
-        node: source.node,
-        address: source.address.clone(),
+        actor: actor.clone(),
+        node: came_in.node,
+        address: came_in.address.clone(),
+        decided_at: facts.decided_at.map(|at| at.to_string()),
+        recorded,
         term: position.term,
         index: position.index,
         details,
@@ -93,12 +114,14 @@ pub fn parse(line: &str) -> Result<StatedRecord, Invalid> {
         let name: String = fields.event.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
         not_one(format!("an event that this release knows, with its details; {name} is none"))
     })?;
+    let Recorded { by, node, address } =
+        fields.recorded.unwrap_or(Recorded { by: fields.actor, node: fields.node, address: fields.address });
     let record = AuditRecord {
         sequence: fields.seq,
         previous: hash_of("previous_hash", &fields.previous_hash)?,
         at: fields.time.parse()?,
-        by: fields.actor,
-        source: Source { node: fields.node, address: fields.address },
+        by,
+        source: Source { node, address },
         position: LogPosition { term: fields.term, index: fields.index },
         event,
     };
@@ -212,6 +235,39 @@ mod tests {
             assert_ne!(other, line);
             assert!(!parse(&other).unwrap().genuine, "{other}");
         }
+    }
+
+    #[test]
+    fn of_what_a_node_decided_alone_the_line_says_who_asked_where_and_when_and_who_put_it_on_record() {
+        let records = chain_of_every_event();
+        let alone = records.iter().find(|record| matches!(record.event, AuditEvent::RevealReconciled { .. }));
+        let line = render(alone.unwrap());
+        let said: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(said["actor"], "spiffe://acme/officer/olga");
+        assert_eq!((&said["node"], &said["decided_at"]), (&3.into(), &"1970-01-01T00:00:00.005Z".into()));
+        assert_eq!(said["recorded"]["by"], "spiffe://acme/helpdesk/desk1");
+        // None of it can be changed, left out or added without being seen.
+        for other in [
+            line.replace("\"actor\":\"spiffe://acme/officer/olga", "\"actor\":\"spiffe://acme/officer/otto"),
+            line.replace(
+                "\"node\":3,\"address\":\"192.0.2.7:4000\",\"dec",
+                "\"node\":2,\"address\":\"192.0.2.7:4000\",\"dec",
+            ),
+            line.replace("\"decided_at\":\"1970-01-01T00:00:00.005Z\",", ""),
+            line.replace("\"decided_at\":\"1970", "\"decided_at\":\"1971"),
+            line.replace(
+                "\"recorded\":{\"address\":\"192.0.2.7:4000\",\"by\":\"spiffe://acme/helpdesk/desk1",
+                "\"recorded\":{\"address\":\"192.0.2.7:4000\",\"by\":\"spiffe://acme/helpdesk/desk2",
+            ),
+        ] {
+            assert_ne!(other, line);
+            let stated = parse(&other).unwrap();
+            assert!(!stated.genuine || record_hash(&stated.record) != stated.hash, "{other}");
+        }
+        let plain = render(&records[0]);
+        let added = plain.replace("\"term\"", "\"recorded\":{\"address\":\"192.0.2.7:4000\",\"by\":\"spiffe://acme/helpdesk/desk1\",\"node\":1},\"term\"");
+        assert_ne!(added, plain);
+        assert!(!parse(&added).unwrap().genuine);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Records are only ever appended, so pages read at different moments belong to one trail: a reader holds no state of the
 //! store between two of them.
 
-use crate::escrow::ids::{Timestamp, UserName};
+use crate::escrow::ids::{Identity, Timestamp, UserName};
 use crate::escrow::lookup::KeyIdPrefix;
 use crate::escrow::records::AuditRecord;
 use crate::escrow::rows::number_key;
@@ -17,15 +17,16 @@ pub const PAGE_RECORDS_MAX: u64 = 256;
 /// Which records to read: those that match everything that is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Not before.
+    /// Put on record not before.
     pub since: Option<Timestamp>,
-    /// Before.
+    /// Put on record before.
     pub until: Option<Timestamp>,
-    /// By whom: a whole identity, `role/name`, or the name alone.
+    /// By whom, or put on record by whom: a whole identity, `role/name`, or the name alone, of an end user also without the
+    /// domain; without regard to case.
     pub actor: Option<String>,
     /// About whose machine; without regard to case.
     pub machine: Option<String>,
-    /// About a key whose id begins so.
+    /// About a key whose id begins so, also among several.
     pub key_id: Option<KeyIdPrefix>,
     /// About which user of the machine.
     pub user: Option<UserName>,
@@ -39,22 +40,28 @@ impl Filter {
     /// Whether `record` is one of those.
     pub fn matches(&self, record: &AuditRecord) -> bool {
         let facts = Facts::of(&record.event);
-        let by = &record.by;
-        let is_by = |who: &String| {
-            *who == by.name || *who == by.to_string() || *who == format!("{}/{}", by.role, by.name)
-        };
+        let is_by = |who: &String| facts.actor.into_iter().chain([&record.by]).any(|by| is_named(by, who));
         let is_of = |asked: &String| {
             facts.machine.is_some_and(|machine| machine.as_str().eq_ignore_ascii_case(asked))
         };
+        let is_about =
+            |prefix: &KeyIdPrefix| facts.key_id.iter().chain(facts.other_keys).any(|id| prefix.matches(*id));
         self.since.is_none_or(|since| record.at >= since)
             && self.until.is_none_or(|until| record.at < until)
             && self.actor.as_ref().is_none_or(is_by)
             && self.machine.as_ref().is_none_or(is_of)
-            && self.key_id.as_ref().is_none_or(|prefix| facts.key_id.is_some_and(|id| prefix.matches(id)))
+            && self.key_id.as_ref().is_none_or(is_about)
             && self.user.as_ref().is_none_or(|user| facts.user == Some(user))
             && self.outcome.is_none_or(|outcome| facts.outcome == outcome)
             && self.source.is_none_or(|source| facts.source == source)
     }
+}
+
+/// Whether `who` names this identity, in one way or another.
+fn is_named(identity: &Identity, who: &str) -> bool {
+    let Identity { role, name, .. } = identity;
+    let names = [identity.to_string(), format!("{role}/{name}"), name.clone(), identity.person()];
+    names.iter().any(|name| name.eq_ignore_ascii_case(who))
 }
 
 /// Sequence numbers still to be read: above `after`, up to `to`.
@@ -129,8 +136,10 @@ fn last_before<S: Rows>(rows: &S, window: Window, at: Timestamp) -> Result<Optio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::escrow::audit::tests::{chain, events};
+    use crate::escrow::audit::ChainHead;
+    use crate::escrow::audit::tests::{chain, events, every_event, record_of};
     use crate::escrow::memory::Memory;
+    use crate::escrow::records::AuditEvent;
     use crate::escrow::state::State as _;
     use proptest::prelude::*;
 
@@ -227,11 +236,54 @@ mod tests {
         assert_eq!(found(Filter { source: Some(Decided::Degraded), ..all() }), NONE);
         assert_eq!(found(Filter { key_id: Some("000000000000".parse().unwrap()), ..all() }), [1, 2, 3]);
         assert_eq!(found(Filter { key_id: Some("00000001".parse().unwrap()), ..all() }), NONE);
-        for who in ["desk1", "helpdesk/desk1", "spiffe://acme/helpdesk/desk1"] {
+        for who in ["desk1", "DESK1", "helpdesk/desk1", "spiffe://acme/helpdesk/Desk1"] {
             assert_eq!(found(Filter { actor: Some(who.into()), ..all() }), [1, 2, 3, 4]);
         }
         for who in ["desk", "auditor/desk1", "helpdesk"] {
             assert_eq!(found(Filter { actor: Some(who.into()), ..all() }), NONE);
         }
+    }
+
+    #[test]
+    fn whatever_tells_of_a_machine_a_user_or_a_key_is_found_by_it() {
+        let found = |filter: &Filter| -> Vec<AuditEvent> {
+            let record = |event| record_of(&mut ChainHead::default(), event);
+            let records = every_event().into_iter().map(record);
+            records.filter(|record| filter.matches(record)).map(|record| record.event).collect()
+        };
+        let machine = found(&Filter { machine: Some("pc-0001".into()), ..Filter::default() });
+        let user = found(&Filter { user: Some(r"corp\user1".parse().unwrap()), ..Filter::default() });
+        for events in [&machine, &user] {
+            assert!(events.iter().any(|event| matches!(event, AuditEvent::ApprovalAsked { .. })));
+            assert!(events.iter().any(|event| matches!(event, AuditEvent::ApprovalDecided { .. })));
+            assert!(events.iter().any(|event| matches!(event, AuditEvent::ApprovalUsed { .. })));
+            assert!(events.iter().any(|event| matches!(event, AuditEvent::ApprovalRefused { .. })));
+        }
+        let replaced = "00000000-0000-0000-0000-000000000006".parse().unwrap();
+        let replaced = found(&Filter { key_id: Some(replaced), ..Filter::default() });
+        assert!(matches!(&replaced[..], [AuditEvent::KeyConfirmed { .. }]), "{replaced:?}");
+    }
+
+    #[test]
+    fn what_was_decided_without_a_quorum_is_found_by_who_asked_and_by_who_put_it_on_record() {
+        let alone = |event: &AuditEvent| matches!(event, AuditEvent::RevealReconciled { .. });
+        let event = every_event().into_iter().find(alone).unwrap();
+        let by = |by: &str, event| AuditRecord {
+            by: by.parse().unwrap(),
+            ..record_of(&mut ChainHead::default(), event)
+        };
+        let shown = by("spiffe://acme/node/2", event);
+        let dora = by("spiffe://acme/self-service/CORP/Dora", AuditEvent::ClusterInitialized);
+        let is_found = |record: &AuditRecord, who: &str| {
+            Filter { actor: Some(who.into()), ..Filter::default() }.matches(record)
+        };
+        for who in ["olga", "Olga", "officer/olga", "spiffe://acme/officer/olga", "node/2"] {
+            assert!(is_found(&shown, who), "{who}");
+        }
+        assert!(!is_found(&shown, "helpdesk/olga"));
+        for who in ["dora", "corp/dora", "self-service/CORP/dora"] {
+            assert!(is_found(&dora, who), "{who}");
+        }
+        assert!(!is_found(&dora, "LAB/dora"));
     }
 }

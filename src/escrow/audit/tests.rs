@@ -47,10 +47,15 @@ fn event(choice: u8, text: &str) -> AuditEvent {
         2 if choice & 16 > 0 => AuditEvent::ApprovalRefused {
             approval: RequestId(key_id.0),
             key_id: (choice & 32 > 0).then_some(key_id),
+            machine: (choice & 32 > 0).then(|| "PC-0001".parse().unwrap()),
+            user: None,
             asked_by: (choice & 32 > 0).then(officer),
             granted: choice & 64 > 0,
             denied: text.to_owned(),
         },
+        2 if choice & 64 > 0 => {
+            AuditEvent::DenialsUnrecorded { count: u64::from(choice), until: Timestamp(9) }
+        }
         2 => AuditEvent::NodeAdmitted { node: u64::from(choice) },
         5 if choice & 64 > 0 => {
             let ask = DegradedAsk { reason: text.to_owned(), ..ask() };
@@ -76,6 +81,8 @@ fn event(choice: u8, text: &str) -> AuditEvent {
         6 => AuditEvent::ApprovalDecided {
             approval: RequestId(key_id.0),
             key_id,
+            machine: "PC-0001".parse().unwrap(),
+            user: (choice & 16 > 0).then(|| r"CORP\user1".parse().unwrap()),
             asked_by: officer(),
             granted: choice & 8 > 0,
         },
@@ -95,7 +102,14 @@ fn event(choice: u8, text: &str) -> AuditEvent {
             reason: text.to_owned(),
             until: (choice & 8 > 0).then_some(Timestamp(3)),
         },
-        7 => AuditEvent::ApprovalUsed { approval: RequestId(key_id.0), granted_by: officer() },
+        7 => AuditEvent::ApprovalUsed {
+            approval: RequestId(key_id.0),
+            key_id,
+            machine: "PC-0001".parse().unwrap(),
+            user: (choice & 16 > 0).then(|| r"CORP\user1".parse().unwrap()),
+            asked_by: officer(),
+            granted_by: officer(),
+        },
         _ => AuditEvent::Reveal {
             key_id,
             machine: (choice & 4 > 0).then(|| "PC-0001".parse().unwrap()),
@@ -207,10 +221,19 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
         AuditEvent::ApprovalDecided {
             approval: RequestId(key_id.0),
             key_id,
+            machine: machine(),
+            user: Some("CORP\\user1".parse().unwrap()),
             asked_by: officer(),
             granted: true,
         },
-        AuditEvent::ApprovalUsed { approval: RequestId(key_id.0), granted_by: officer() },
+        AuditEvent::ApprovalUsed {
+            approval: RequestId(key_id.0),
+            key_id,
+            machine: machine(),
+            user: Some("CORP\\user1".parse().unwrap()),
+            asked_by: officer(),
+            granted_by: officer(),
+        },
         AuditEvent::RevealReconciled {
             place: place(4),
             reveal: Box::new(DegradedReveal {
@@ -242,6 +265,8 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
         AuditEvent::ApprovalRefused {
             approval: RequestId(key_id.0),
             key_id: Some(key_id),
+            machine: Some(machine()),
+            user: Some("CORP\\user1".parse().unwrap()),
             asked_by: Some(officer()),
             granted: true,
             denied: "nobody approves what they asked for themselves".to_owned(),
@@ -249,6 +274,8 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
         AuditEvent::ApprovalRefused {
             approval: RequestId(key_id.0),
             key_id: None,
+            machine: None,
+            user: None,
             asked_by: None,
             granted: false,
             denied: "no such reveal".to_owned(),
@@ -278,6 +305,22 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             decision: ExemptionDecision::Reject,
         },
         AuditEvent::CompliancePolicySet { version: 2, policy: "{\"grace_days\":7}".to_owned() },
+        AuditEvent::DenialsUnrecorded { count: 10, until: Timestamp(9) },
+        AuditEvent::ApprovalAskedAgain {
+            approval: RequestId(key_id.0),
+            key_id,
+            machine: machine(),
+            user: Some("CORP\\user1".parse().unwrap()),
+            times: 10,
+        },
+        AuditEvent::ApprovalUsedAgain {
+            approval: RequestId(key_id.0),
+            key_id,
+            machine: Some(machine()),
+            user: Some("CORP\\user1".parse().unwrap()),
+            used_by: officer(),
+            first_use: 12,
+        },
     ]
 }
 
@@ -331,8 +374,9 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                     let expires_at = Timestamp(expires_at.0 + 1);
                     AuditEvent::ApprovalAsked { approval, key_id, machine, user, reason, expires_at }
                 }
-                AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted } => {
-                    AuditEvent::ApprovalDecided { approval, key_id, asked_by, granted: !granted }
+                AuditEvent::ApprovalDecided { approval, key_id, machine, user, asked_by, granted } => {
+                    let granted = !granted;
+                    AuditEvent::ApprovalDecided { approval, key_id, machine, user, asked_by, granted }
                 }
                 AuditEvent::RevealReconciled { place, mut reveal } => {
                     reveal.denied = match reveal.denied {
@@ -360,13 +404,24 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                         },
                     }
                 }
-                AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => {
-                    let granted = !granted;
-                    AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied }
+                AuditEvent::ApprovalRefused { approval, key_id, user, asked_by, granted, denied, .. } => {
+                    let machine = Some("PC-0002".parse().unwrap());
+                    AuditEvent::ApprovalRefused { approval, key_id, machine, user, asked_by, granted, denied }
                 }
-                AuditEvent::ApprovalUsed { approval, mut granted_by } => {
+                AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, mut granted_by } => {
                     granted_by.role = Role::HelpdeskAdvanced;
-                    AuditEvent::ApprovalUsed { approval, granted_by }
+                    AuditEvent::ApprovalUsed { approval, key_id, machine, user, asked_by, granted_by }
+                }
+                AuditEvent::ApprovalUsedAgain { approval, key_id, machine, user, used_by, first_use } => {
+                    let first_use = first_use + 1;
+                    AuditEvent::ApprovalUsedAgain { approval, key_id, machine, user, used_by, first_use }
+                }
+                AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times } => {
+                    let times = times + 1;
+                    AuditEvent::ApprovalAskedAgain { approval, key_id, machine, user, times }
+                }
+                AuditEvent::DenialsUnrecorded { count, until } => {
+                    AuditEvent::DenialsUnrecorded { count: count + 1, until }
                 }
                 AuditEvent::ExemptionRequested { exemption, machine, reason, until } => {
                     let until = if until.is_some() { None } else { Some(Timestamp(0)) };
@@ -415,10 +470,10 @@ fn the_hashes_of_later_events_never_change() {
         [
             "1999834509cb625b",
             "2d12c3c0219258a6",
-            "a8cdab656460e721",
-            "e0ba2d43c570c0fd",
+            "b5ef24c33fe6e095",
+            "9b12a80b661755bc",
             "87eaab5051a71fd1",
-            "af0517f7d56e6978",
+            "e5530f1729ecda35",
             "5b4fccc174afca7c",
             "8d0142ced5a1df4e"
         ]

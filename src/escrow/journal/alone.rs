@@ -7,7 +7,7 @@ use super::approvals::{Standing, asked_for, standing};
 use super::{DegradedAsk, DegradedDecision, DegradedReveal, JournalEntry, Knowledge, Noted};
 use crate::escrow::apply::gone;
 use crate::escrow::command::{DecideApproval, Refusal};
-use crate::escrow::disclosure::{self, Asked, Decision, Granted, Grounds};
+use crate::escrow::disclosure::{self, Asked, Decision, Granted, Grounds, check_denials};
 use crate::escrow::ids::{Identity, MachineId, RequestId, Timestamp};
 use crate::escrow::lookup;
 use crate::escrow::policy::document::{Policy, WithoutQuorum};
@@ -91,6 +91,9 @@ pub fn decide<R: Rows>(
     if let Err(invalid) = ground.policy.reasons.admit(asked.reason) {
         return Ok(Verdict::Refused(invalid.into()));
     }
+    if let Err(refusal) = ground.check_denials(rows, asked.by)? {
+        return Ok(Verdict::Refused(refusal));
+    }
     let asked = Asked { at: ground.at, ..*asked };
     let grounds = Grounds {
         policy: &ground.policy,
@@ -113,8 +116,10 @@ pub fn decide<R: Rows>(
     };
     let standing = standing(rows, waiting.own, ground.at)?;
     Ok(match standing.iter().find(|before| before.ask.is_for(&asked)) {
-        Some(Standing { ask, granted_by: Some(_) }) => note(Some(machine), None, Some(ask.approval)),
-        Some(Standing { ask, granted_by: None }) => Verdict::Waits(Box::new((*ask).clone())),
+        Some(standing) if ground.policy.grants(&standing.to_approval()) => {
+            note(Some(machine), None, Some(standing.ask.approval))
+        }
+        Some(Standing { ask, .. }) => Verdict::Waits(Box::new((*ask).clone())),
         // The caller went on to this node with the request that another one has answered.
         None => match elsewhere {
             Some(ask) => Verdict::Waits(Box::new(ask.clone())),
@@ -142,12 +147,15 @@ pub fn decide_approval<R: Rows>(
     let Some(ground) = Ground::survey(rows, waiting, circumstances, at)? else {
         return Ok(Verdict::Closed);
     };
+    if let Err(refusal) = ground.check_denials(rows, by)? {
+        return Ok(Verdict::Refused(refusal));
+    }
     let standing = standing(rows, waiting.own, ground.at)?;
     let denied = match standing.iter().find(|asked| asked.ask.approval == decide.approval) {
         None => Some(gone(decide.approval)),
         Some(asked) => match ground.policy.may_approve(by, &asked.ask.by.person()) {
             Err(refusal) => Some(refusal),
-            Ok(()) if decide.granted && asked.granted_by.is_some() => {
+            Ok(()) if decide.granted && ground.policy.grants(&asked.to_approval()) => {
                 let why = format!("reveal {} is approved already", decide.approval);
                 return Ok(Verdict::Refused(Refusal::Conflict(why)));
             }
@@ -262,10 +270,21 @@ impl<'a> Ground<'a> {
         let mut tally = row.unwrap_or_else(|| RevealTally::none(person.clone()));
         for reveal in self.unrecorded.iter().filter_map(|noted| noted.reveal()) {
             if reveal.was_shown() && person.as_ref().is_none_or(|person| reveal.by.person() == *person) {
-                tally.count_late(reveal.at, self.at);
+                tally.slots.count_late(reveal.at, self.at);
             }
         }
         Ok(tally)
+    }
+
+    /// As apply does: what was denied of late counts, that of the journals as well. What is refused here leaves nothing.
+    fn check_denials<R: Rows>(&self, rows: &R, by: &Identity) -> Result<Result<(), Refusal>, StateError> {
+        let person = by.person();
+        let mut denied = lookup::denials(rows, &person)?.slots;
+        let unrecorded = self.unrecorded.iter().filter(|noted| noted.is_denial());
+        for noted in unrecorded.filter(|noted| noted.by().person() == person) {
+            denied.count_late(noted.at(), self.at);
+        }
+        Ok(check_denials(&denied, self.at))
     }
 
     /// An approval that was given under a quorum is used once, on record or not.

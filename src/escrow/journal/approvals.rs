@@ -39,6 +39,7 @@ impl Standing<'_> {
             asked_at: at,
             expires_at,
             granted_by: self.granted_by.cloned(),
+            asked_again: 0,
         }
     }
 }

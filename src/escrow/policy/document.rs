@@ -10,6 +10,7 @@ use wildmatch::WildMatchPattern;
 
 use crate::escrow::command::Refusal;
 use crate::escrow::ids::{Identity, Invalid, MachineId, Role};
+use crate::escrow::records::Approval;
 use crate::escrow::secrets::SecretKind;
 use crate::escrow::state::StateError;
 
@@ -223,6 +224,12 @@ impl Policy {
             return Ok(());
         };
         Err(Refusal::Denied(why))
+    }
+
+    /// Whether `approval` is granted, by somebody who may grant it still: a policy that was set since counts for what waits.
+    pub fn grants(&self, approval: &Approval) -> bool {
+        let person = approval.asked_by.person();
+        approval.granted_by.as_ref().is_some_and(|by| self.may_approve(by, &person).is_ok())
     }
 }
 
