@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `main.rs` | flags to command to exit code; the only exit point |
 //! | [`cli`] | one file per command; prints, asks nothing, holds no domain logic |
+//! | [`import`] | keys out of other systems' files: CSV, and LDIF of Active Directory; pure |
 //! | [`client`] | the caller's library: endpoints, nearest node, failover, retries |
 //! | [`server`] | builds a node from its configuration, serves it, drains it |
 //! | [`http`] | the admin port: `/metrics`, `/livez`, `/readyz` |
@@ -21,7 +22,8 @@
 //!
 //! A write travels `rpc/escrow.rs` → `raft/leader.rs` → `store/log` → `store/machine.rs` → [`escrow::apply`], and the
 //! reply comes back the same way. A reveal that no quorum answers travels `rpc/recovery.rs` → [`raft::journal`] →
-//! [`escrow::journal::alone`] → [`store::journal`], and comes on record later by way of `escrow/apply/reconcile.rs`. A report
+//! [`escrow::journal::alone`] → [`store::journal`], and comes on record later by way of `escrow/apply/reconcile.rs`. An
+//! import travels [`import`] → `client/escrow_many.rs` → `rpc/escrow_many.rs`, and from there as one write for many keys. A report
 //! travels `rpc/report` → [`store::export`] → [`store::spool`] → [`escrow::reports`], and is printed by `cli/report`.
 
 pub mod cli;
@@ -30,6 +32,7 @@ pub mod config;
 pub mod error;
 pub mod escrow;
 pub mod http;
+pub mod import;
 pub mod metrics;
 pub mod private_file;
 pub mod proto;

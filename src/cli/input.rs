@@ -49,7 +49,7 @@ fn read_file(path: &Path, field: &str, flag: &str) -> Result<Secret, Failure> {
 }
 
 /// Standard input without the buffer of the standard library, which would keep a copy that is not wiped.
-fn stdin_unbuffered() -> io::Result<File> {
+pub(super) fn stdin_unbuffered() -> io::Result<File> {
     Ok(File::from(io::stdin().as_fd().try_clone_to_owned()?))
 }
 

@@ -92,6 +92,7 @@ mod tests {
         let page = String::from_utf8(page().unwrap()).unwrap();
         for expected in [
             "STRONGROOM ESCROW",
+            "STRONGROOM IMPORT LDIF",
             "STRONGROOM MEMBER ADD",
             "secret\\-file",
             "STRONGROOM_PROFILE",

@@ -15,6 +15,7 @@ mod escrow;
 mod failure;
 mod find;
 mod health;
+mod import;
 mod init;
 mod input;
 mod keyring;
@@ -145,6 +146,8 @@ enum Command {
     Find(find::FindCommand),
     /// Ask a node's admin port whether it is ready.
     Health(health::HealthCommand),
+    /// Keep the keys in a file: a CSV table, or an LDIF export of an Active Directory.
+    Import(import::ImportCommand),
     /// Create a new cluster on its first node.
     Init(init::InitCommand),
     /// The data keys that seal what is kept.
@@ -212,6 +215,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<(), Failure> {
             Command::Escrow(escrow) => escrow.run(&global, printer).await,
             Command::Find(find) => find.run(&global, printer).await,
             Command::Health(health) => health.run(printer),
+            Command::Import(import) => import.run(&global, printer).await,
             Command::Init(init) => init.run(printer).await,
             Command::Keyring { command } => command.run(&global, printer).await,
             Command::Man => manual::print(),

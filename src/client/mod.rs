@@ -19,6 +19,7 @@ mod compliance;
 mod connection;
 mod endpoint;
 mod error;
+mod escrow_many;
 mod receipt;
 mod rotation;
 
@@ -33,6 +34,7 @@ pub use self::audit::AuditTrail;
 pub use self::compliance::{Decision, Report};
 pub use self::endpoint::EndpointAddress;
 pub use self::error::{Answer, ClientError, Trouble};
+pub use self::escrow_many::{BulkAnswer, BulkKept, BulkRefused, UNANSWERED_MAX};
 
 use self::attempts::Pool;
 use crate::escrow::ids::{KeyId, MachineId, UserName, VolumeId};

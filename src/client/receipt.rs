@@ -15,7 +15,8 @@ pub(super) fn receipt(message: proto::Receipt) -> Result<Receipt, ClientError> {
     parse(message).ok_or(ClientError::Malformed { what: "the node's receipt is not well formed" })
 }
 
-fn parse_fingerprint(text: &str) -> Option<Fingerprint> {
+/// A fingerprint as it comes in: hexadecimal.
+pub(super) fn parse_fingerprint(text: &str) -> Option<Fingerprint> {
     let digits = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?;
     digits.try_into().ok().map(Fingerprint)
 }

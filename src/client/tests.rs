@@ -102,6 +102,15 @@ impl EscrowService for Script {
     ) -> Result<tonic::Response<proto::ConfirmKeyResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
+
+    type EscrowManyStream = futures_util::stream::Empty<Result<proto::EscrowManyResponse, Status>>;
+
+    async fn escrow_many(
+        &self,
+        _: Request<Streaming<proto::EscrowManyRequest>>,
+    ) -> Result<Response<Self::EscrowManyStream>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
 }
 
 #[tonic::async_trait]

@@ -71,6 +71,9 @@ pub enum Action {
     DecideExemption(DecideExemption),
     /// Replace the policy of compliance.
     SetCompliancePolicy(SetCompliancePolicy),
+    /// Keep many recovery keys, each judged as [`Action::Escrow`] is. At most
+    /// [`ESCROWS_PER_ENTRY_MAX`](super::apply::ESCROWS_PER_ENTRY_MAX) of them.
+    EscrowMany(Vec<BatchedEscrow>),
 }
 
 impl Action {
@@ -97,6 +100,7 @@ impl Action {
             Self::RequestExemption(_) => "request-exemption",
             Self::DecideExemption(_) => "decide-exemption",
             Self::SetCompliancePolicy(_) => "set-compliance-policy",
+            Self::EscrowMany(_) => "escrow-many",
         }
     }
 }
@@ -138,6 +142,15 @@ pub struct Escrow {
     pub fingerprint: Fingerprint,
     /// A user of the machine, if known.
     pub user: Option<UserName>,
+}
+
+/// One of many recovery keys to keep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchedEscrow {
+    /// The same for every retry of this one, whatever batch it comes in: a contradiction leaves one audit record.
+    pub request: RequestId,
+    /// The key.
+    pub escrow: Escrow,
 }
 
 /// A recovery key to show.
@@ -388,6 +401,8 @@ pub enum Reply {
         /// Counts every change, from 1.
         version: u64,
     },
+    /// What became of each of many, in their order.
+    EscrowedMany(Vec<EscrowAnswer>),
 }
 
 /// What became of the upload of one machine.
@@ -401,6 +416,20 @@ pub enum UploadOutcome {
         rotation_owed_since: Option<Timestamp>,
     },
     /// It was refused, and changed nothing.
+    Refused(Refusal),
+}
+
+/// What became of one of many escrows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EscrowAnswer {
+    /// As [`Reply::Escrowed`].
+    Escrowed(Escrowed),
+    /// As [`Reply::OldDataKey`]: this one is to be sealed again.
+    OldDataKey {
+        /// The version that was current.
+        current: u32,
+    },
+    /// As [`Reply::Refused`]: the others are not touched by it.
     Refused(Refusal),
 }
 

@@ -29,6 +29,8 @@ impl FeatureLevel {
     pub const RESEALING: Self = Self(3);
     /// Brought compliance: the reports of devices, exemptions, and the policy of compliance.
     pub const COMPLIANCE: Self = Self(4);
+    /// Brought many escrows in one entry.
+    pub const BULK: Self = Self(4);
     /// The highest whose commands this release can apply.
     pub const SUPPORTED: Self = Self(4);
 
@@ -57,6 +59,7 @@ impl FeatureLevel {
             | Action::RequestExemption(_)
             | Action::DecideExemption(_)
             | Action::SetCompliancePolicy(_) => Self::COMPLIANCE,
+            Action::EscrowMany(_) => Self::BULK,
         }
     }
 }

@@ -22,6 +22,8 @@
 //! | `reseal version= [after=HEX] [rows=] [keys=HEX/…] [was=VERSION] [size=BYTES] [todo=] [by=]` | seals keys anew that were escrowed under version `was` |
 //! | `drop-keys [generation=] [version=] [by=]` | drops older data keys |
 //! | `pending …` | escrows ahead of use; as `escrow` |
+//! | `batch … [times=]` | puts an escrow into the next batch, or several that are the same; as `escrow` |
+//! | `escrow-many [by=]` | escrows the batch in one entry |
 //! | `confirm key=HEX machine= [by=]` | confirms a key; by default as an importer |
 //! | `standing machine=` | shows what a machine is told when it asks |
 //! | `put machine=ID/… [told=SECONDS] [c=CONVERSION] [protection=] [method=] [protectors=…] [keys=HEX/…] [reasons=CODE/…] [percent=] [d=CONVERSION] [user=] [enforcement=] [error=CODE] [model=] [label=] [seen=SECONDS] [by=]` | reports compliance; `C:` by default is as it should be |
@@ -55,9 +57,9 @@ use uuid::Uuid;
 use super::apply::{apply, sealed_digest};
 use super::audit::{ChainHead, verify};
 use super::command::{
-    Action, AdmitNode, Command, ConfirmKey, DecideApproval, DropDataKeys, Escrow, Initialize,
-    RaiseFeatureLevel, Reconcile, RecoverCluster, Refusal, RemoveNode, Reply, Reseal, ResealedKey, Reveal,
-    RotateKeyring, SetPolicy,
+    Action, AdmitNode, BatchedEscrow, Command, ConfirmKey, DecideApproval, DropDataKeys, Escrow,
+    EscrowAnswer, Escrowed, Initialize, RaiseFeatureLevel, Reconcile, RecoverCluster, Refusal, RemoveNode,
+    Reply, Reseal, ResealedKey, Reveal, RotateKeyring, SetPolicy,
 };
 use super::features::FeatureLevel;
 use super::ids::{ClusterId, Identity, KeyId, RequestId, Timestamp};
@@ -95,6 +97,7 @@ scripts!(
     compliance_policy,
     compliance_verdict,
     escrow,
+    escrow_many,
     exemption,
     feature_level,
     find,
@@ -125,6 +128,7 @@ struct Script {
     requests: u128,
     /// Of each node that decides without a quorum; all others are told.
     journals: BTreeMap<u64, alone::Journal>,
+    batch: Vec<BatchedEscrow>,
 }
 
 impl goldenscript::Runner for Script {
@@ -160,7 +164,12 @@ impl goldenscript::Runner for Script {
             "count" => self.count(),
             "decide" => self.apply(&mut args, "officer/olga", decide)?,
             "dump" => self.dump(&mut args)?,
+            "batch" => self.batch(&mut args)?,
             "escrow" => self.apply(&mut args, "importer/imp", escrow)?,
+            "escrow-many" => {
+                let batch = std::mem::take(&mut self.batch);
+                self.apply(&mut args, "importer/imp", |_, _| Ok(Action::EscrowMany(batch)))?
+            }
             "find" => self.find(&mut args)?,
             "level" => self.apply(&mut args, "node/1", raise)?,
             "init" => self.apply(&mut args, "node/1", initialize)?,
@@ -209,6 +218,16 @@ impl Script {
         };
         let position = LogPosition { term: 1, index: self.index };
         Ok(describe(&apply(&mut self.state, position, &command)?))
+    }
+
+    fn batch(&mut self, args: &mut ArgumentConsumer<'_>) -> Outcome {
+        self.requests += 1;
+        let times: usize = optional(args, "times")?.unwrap_or(1);
+        let request = RequestId(id(args, "request")?.unwrap_or(Uuid::from_u128(self.requests)));
+        if let Action::Escrow(escrow) = escrow(args, self.requests)? {
+            self.batch.extend(vec![BatchedEscrow { request, escrow }; times]);
+        }
+        Ok(String::new())
     }
 
     fn find(&self, args: &mut ArgumentConsumer<'_>) -> Outcome {
@@ -570,16 +589,13 @@ fn keyring(args: &mut ArgumentConsumer<'_>, generation: u64) -> Outcome<KeyringR
 
 fn describe(reply: &Reply) -> String {
     match reply {
-        Reply::Escrowed(kept) => format!(
-            "escrowed key={} {} {} fp={} at={} index={}{}",
-            kept.key_id,
-            kept.machine,
-            kept.volume,
-            &kept.fingerprint.to_string()[..8],
-            kept.at,
-            kept.position.index,
-            if kept.already_escrowed { " already" } else { "" }
-        ),
+        Reply::Escrowed(kept) => escrowed(kept),
+        Reply::EscrowedMany(answers) => {
+            let mut lines: Vec<String> = answers.iter().map(answered).collect();
+            // Of many that are the same, one is enough to read.
+            lines.dedup();
+            lines.join("\n")
+        }
         Reply::ClusterRecovered => "recovered".to_owned(),
         Reply::FeatureLevel(level) => format!("feature level {level}"),
         Reply::Initialized => "initialized".to_owned(),
@@ -605,7 +621,7 @@ fn describe(reply: &Reply) -> String {
             or_none(pass.after),
             if pass.done { " done" } else { "" }
         ),
-        Reply::OldDataKey { current } => format!("sealed with an old data key, the current one is {current}"),
+        Reply::OldDataKey { current } => old_data_key(*current),
         Reply::KeyConfirmed(confirmed) => format!(
             "confirmed key={} {} replaced={} owed-since={}",
             confirmed.key_id,
@@ -613,10 +629,7 @@ fn describe(reply: &Reply) -> String {
             ids(&confirmed.replaced),
             or_none(confirmed.rotation_owed_since)
         ),
-        Reply::Refused(refusal) => {
-            let kind = format!("{refusal:?}");
-            format!("refused, {}: {refusal}", kind.split('(').next().unwrap())
-        }
+        Reply::Refused(refusal) => refused(refusal),
         Reply::Revealed(shown) => format!(
             "revealed key={} audit={} at={} index={}",
             shown.key_id, shown.audit_sequence, shown.at, shown.position.index
@@ -627,6 +640,36 @@ fn describe(reply: &Reply) -> String {
 /// Seconds since the beginning.
 fn at(seconds: u64) -> Timestamp {
     Timestamp(BEGINNING_MS + 1_000 * seconds)
+}
+
+fn answered(answer: &EscrowAnswer) -> String {
+    match answer {
+        EscrowAnswer::Escrowed(kept) => escrowed(kept),
+        EscrowAnswer::OldDataKey { current } => old_data_key(*current),
+        EscrowAnswer::Refused(refusal) => refused(refusal),
+    }
+}
+
+fn escrowed(kept: &Escrowed) -> String {
+    format!(
+        "escrowed key={} {} {} fp={} at={} index={}{}",
+        kept.key_id,
+        kept.machine,
+        kept.volume,
+        &kept.fingerprint.to_string()[..8],
+        kept.at,
+        kept.position.index,
+        if kept.already_escrowed { " already" } else { "" }
+    )
+}
+
+fn old_data_key(current: u32) -> String {
+    format!("sealed with an old data key, the current one is {current}")
+}
+
+fn refused(refusal: &Refusal) -> String {
+    let kind = format!("{refusal:?}");
+    format!("refused, {}: {refusal}", kind.split('(').next().unwrap())
 }
 
 fn identity(text: &str) -> Outcome<Identity> {

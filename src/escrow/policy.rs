@@ -18,6 +18,8 @@ pub enum Operation {
     DecideExemption,
     /// Keep a recovery key; see [`may_escrow`] for whose.
     Escrow,
+    /// Keep many recovery keys, of any machines, at once.
+    EscrowMany,
     /// Look keys up, without their secrets.
     Find,
     /// Make the first entry of a new cluster. Not a service: a node does it to itself when told to.
@@ -54,12 +56,13 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Approve,
         Self::ChangeMembership,
         Self::Custody,
         Self::DecideExemption,
         Self::Escrow,
+        Self::EscrowMany,
         Self::Find,
         Self::Initialize,
         Self::RaiseFeatureLevel,
@@ -88,6 +91,7 @@ impl std::fmt::Display for Operation {
             Self::Custody => "ask for custody",
             Self::DecideExemption => "decide about exemptions",
             Self::Escrow => "escrow keys",
+            Self::EscrowMany => "escrow keys in bulk",
             Self::Find => "look keys up",
             Self::Initialize => "initialise a cluster",
             Self::RaiseFeatureLevel => "raise the feature level",
@@ -111,12 +115,13 @@ impl std::fmt::Display for Operation {
 /// Whether `role` may ask for `operation` at all. Nodes have a port of their own and none of the client operations.
 pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
-        Approve, ChangeMembership, Custody, DecideExemption, Escrow, Find, Initialize, RaiseFeatureLevel,
-        ReadAudit, ReadCompliance, Reconcile, Recover, RecoverCluster, ReportCompliance, RequestExemption,
-        Reseal, RotateKeyring, SetCompliancePolicy, SetPolicy, ShowPolicy, Status,
+        Approve, ChangeMembership, Custody, DecideExemption, Escrow, EscrowMany, Find, Initialize,
+        RaiseFeatureLevel, ReadAudit, ReadCompliance, Reconcile, Recover, RecoverCluster, ReportCompliance,
+        RequestExemption, Reseal, RotateKeyring, SetCompliancePolicy, SetPolicy, ShowPolicy, Status,
     };
     match role {
-        Role::Agent | Role::Importer => matches!(operation, Escrow | ReportCompliance | Status),
+        Role::Agent => matches!(operation, Escrow | ReportCompliance | Status),
+        Role::Importer => matches!(operation, Escrow | EscrowMany | ReportCompliance | Status),
         Role::Auditor => {
             matches!(operation, Custody | Find | ReadAudit | ReadCompliance | ShowPolicy | Status)
         }
@@ -183,18 +188,18 @@ mod tests {
     fn each_role_may_do_exactly_what_the_table_says() {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
-            // approve change custody decide-exemption escrow find init raise read-audit read-compliance reconcile
-            // recover recover-cluster report-compliance request-exemption reseal rotate set-compliance-policy
-            // set-policy show-policy status
-            (Role::Agent, "....x........x......x"),
-            (Role::Auditor, "..x..x..xx.........xx"),
-            (Role::Helpdesk, "..x..x...x.x..x....xx"),
-            (Role::HelpdeskAdvanced, "x.x..x...x.x..x....xx"),
-            (Role::Importer, "....x........x......x"),
-            (Role::Node, "......xx..x.x..x....."),
-            (Role::Officer, "x.xx.x...x......xxxxx"),
-            (Role::Operator, ".xx..xx..x....x.x..xx"),
-            (Role::SelfService, ".....x.....x........x"),
+            // approve change custody decide-exemption escrow escrow-many find init raise read-audit read-compliance
+            // reconcile recover recover-cluster report-compliance request-exemption reseal rotate
+            // set-compliance-policy set-policy show-policy status
+            (Role::Agent, "....x.........x......x"),
+            (Role::Auditor, "..x...x..xx.........xx"),
+            (Role::Helpdesk, "..x...x...x.x..x....xx"),
+            (Role::HelpdeskAdvanced, "x.x...x...x.x..x....xx"),
+            (Role::Importer, "....xx........x......x"),
+            (Role::Node, ".......xx..x.x..x....."),
+            (Role::Officer, "x.xx..x...x......xxxxx"),
+            (Role::Operator, ".xx...xx..x....x.x..xx"),
+            (Role::SelfService, "......x.....x........x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {

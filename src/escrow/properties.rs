@@ -1,6 +1,7 @@
 //! What must hold for any sequence of commands.
 
 mod alone;
+mod bulk;
 mod commands;
 mod compliance;
 mod rotation;
@@ -9,7 +10,7 @@ use proptest::prelude::*;
 
 use super::apply::apply;
 use super::audit::{ChainHead, verify};
-use super::command::{Action, Command, Reply, UploadOutcome};
+use super::command::{Action, Command, Escrow, EscrowAnswer, Reply, UploadOutcome};
 use super::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption, Merged};
 use super::features::FeatureLevel;
 use super::ids::{KeyId, Role};
@@ -88,23 +89,44 @@ fn may_follow(old: KeyState, new: KeyState, action: &Action, key: KeyId) -> bool
 }
 
 /// A reply but for the mark that a key or a report had been kept before.
-fn settled(reply: Reply) -> Reply {
-    match reply {
-        Reply::Escrowed(mut kept) => {
-            kept.already_escrowed = true;
-            Reply::Escrowed(kept)
+fn settled(mut reply: Reply) -> Reply {
+    match &mut reply {
+        Reply::Escrowed(kept) => kept.already_escrowed = true,
+        Reply::EscrowedMany(answers) => {
+            for answer in answers {
+                if let EscrowAnswer::Escrowed(kept) = answer {
+                    kept.already_escrowed = true;
+                }
+            }
         }
-        Reply::ComplianceNoted(mut outcomes) => {
-            for outcome in &mut outcomes {
+        Reply::ComplianceNoted(outcomes) => {
+            for outcome in outcomes {
                 if let UploadOutcome::Taken { merged, .. } = outcome
                     && *merged != Merged::Changed
                 {
                     *merged = Merged::Repeated;
                 }
             }
-            Reply::ComplianceNoted(outcomes)
         }
-        other => other,
+        _ => {}
+    }
+    reply
+}
+
+/// Every escrow that a command asks for, with what became of it; nothing if the whole is refused.
+fn escrows<'a>(command: &'a Command, reply: &Reply) -> Vec<(&'a Escrow, EscrowAnswer)> {
+    match (&command.action, reply) {
+        (Action::Escrow(asked) | Action::EscrowPending(asked), Reply::Escrowed(kept)) => {
+            vec![(asked, EscrowAnswer::Escrowed(kept.clone()))]
+        }
+        (Action::Escrow(asked) | Action::EscrowPending(asked), Reply::OldDataKey { current }) => {
+            vec![(asked, EscrowAnswer::OldDataKey { current: *current })]
+        }
+        (Action::EscrowMany(asked), Reply::EscrowedMany(answers)) => {
+            assert_eq!(asked.len(), answers.len());
+            asked.iter().map(|one| &one.escrow).zip(answers.iter().cloned()).collect()
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -179,12 +201,9 @@ proptest! {
     fn an_acknowledged_key_is_found_as_it_was_acknowledged(commands in commands()) {
         let mut state = Memory::new();
         let replies = play(&mut state, 1, &commands);
-        for (command, reply) in commands.iter().zip(replies) {
-            let (Action::Escrow(asked) | Action::EscrowPending(asked), Reply::Escrowed(kept)) =
-                (&command.action, reply)
-            else {
-                continue;
-            };
+        let escrows = commands.iter().zip(&replies).flat_map(|(command, reply)| escrows(command, reply));
+        for (asked, answer) in escrows {
+            let EscrowAnswer::Escrowed(kept) = answer else { continue };
             let key = lookup::key(&state, kept.key_id).unwrap().unwrap();
             prop_assert_eq!(
                 (&key.machine, &key.volume, key.kind, key.fingerprint),
@@ -212,15 +231,22 @@ proptest! {
             let current = lookup::keyring(&state).unwrap().map(|keyring| keyring.current_key_version);
             let before = state.clone();
             let reply = play(&mut state, index, std::slice::from_ref(command)).remove(0);
-            match (&command.action, reply) {
-                (Action::Escrow(asked) | Action::EscrowPending(asked), Reply::Escrowed(kept))
-                    if guarded && !kept.already_escrowed =>
-                {
-                    prop_assert_eq!(Some(asked.sealed.key_version), current);
+            let mut new = 0;
+            for (asked, answer) in escrows(command, &reply) {
+                match answer {
+                    EscrowAnswer::Escrowed(kept) if !kept.already_escrowed => {
+                        new += 1;
+                        prop_assert!(!guarded || Some(asked.sealed.key_version) == current);
+                    }
+                    EscrowAnswer::OldDataKey { current: told } => {
+                        prop_assert!(guarded && Some(told) == current && asked.sealed.key_version < told);
+                    }
+                    _ => {}
                 }
-                (Action::Escrow(asked) | Action::EscrowPending(asked), Reply::OldDataKey { current: told }) => {
-                    prop_assert!(guarded && Some(told) == current && asked.sealed.key_version < told);
-                    prop_assert_eq!(state.count(Table::Key), before.count(Table::Key));
+            }
+            prop_assert_eq!(state.count(Table::Key), before.count(Table::Key) + new);
+            match (&command.action, reply) {
+                (Action::Escrow(_) | Action::EscrowPending(_), Reply::OldDataKey { .. }) => {
                     prop_assert_eq!(state.count(Table::Request), before.count(Table::Request));
                 }
                 (Action::Reseal(step), Reply::OldDataKey { .. }) => {

@@ -1,7 +1,7 @@
 //! Keeping keys. Plaintext never leaves the node that received it: what is forwarded and replicated is sealed here.
 
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use crate::escrow::command::{Action, Command, Escrow, Escrowed, Reply};
@@ -12,21 +12,25 @@ use crate::escrow::records::KEYS_LEFT_WARNING;
 use crate::metrics::EscrowOutcome;
 use crate::proto::escrow_service_server::EscrowService;
 use crate::proto::{
-    ConfirmKeyRequest, ConfirmKeyResponse, EscrowRequest, EscrowResponse, RotationRequest, RotationResponse,
+    ConfirmKeyRequest, ConfirmKeyResponse, EscrowManyRequest, EscrowRequest, EscrowResponse, RotationRequest,
+    RotationResponse,
 };
 use crate::raft::leader::PROPOSE_TIMEOUT;
 use crate::raft::{Committed, NodeError};
 use crate::seal::receipt::Receipt;
-use crate::seal::{Part, SealContext};
+use crate::seal::{Keyring, Part, SealContext};
 
+use super::escrow_many::AnswerStream;
 use super::guard::Caller;
 use super::{Context, now, wire};
 
 /// How often one secret is sealed: twice if the data key was rotated meanwhile, and it is not rotated all the time.
-const SEALINGS_MAX: usize = 4;
+pub(super) const SEALINGS_MAX: usize = 4;
 
 #[tonic::async_trait]
 impl EscrowService for Context {
+    type EscrowManyStream = AnswerStream;
+
     async fn escrow(&self, request: Request<EscrowRequest>) -> Result<Response<EscrowResponse>, Status> {
         let answer = self.unless_removed(self.keep(request)).await;
         self.node.options().metrics.escrows.count(outcome(&answer));
@@ -46,16 +50,27 @@ impl EscrowService for Context {
     ) -> Result<Response<ConfirmKeyResponse>, Status> {
         self.confirm(request).await.map(Response::new)
     }
+
+    async fn escrow_many(
+        &self,
+        request: Request<Streaming<EscrowManyRequest>>,
+    ) -> Result<Response<AnswerStream>, Status> {
+        self.import(request).map(Response::new)
+    }
 }
 
 /// What the caller is told, as it is counted.
 fn outcome(answer: &Result<crate::proto::Receipt, Status>) -> EscrowOutcome {
-    let status = match answer {
-        Ok(receipt) if receipt.already_escrowed => return EscrowOutcome::AlreadyKept,
-        Ok(_) => return EscrowOutcome::Kept,
-        Err(status) => status,
-    };
-    match status.code() {
+    match answer {
+        Ok(receipt) if receipt.already_escrowed => EscrowOutcome::AlreadyKept,
+        Ok(_) => EscrowOutcome::Kept,
+        Err(status) => failed_as(status.code()),
+    }
+}
+
+/// A refusal or failure, as it is counted.
+pub(super) fn failed_as(code: Code) -> EscrowOutcome {
+    match code {
         Code::AlreadyExists => EscrowOutcome::Conflict,
         Code::InvalidArgument => EscrowOutcome::Invalid,
         Code::PermissionDenied | Code::Unauthenticated => EscrowOutcome::Denied,
@@ -108,7 +123,8 @@ impl Context {
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let key_id = wanted.key_id.unwrap_or_else(|| KeyId(Uuid::new_v4()));
         for _ in 0..SEALINGS_MAX {
-            let escrow = self.seal(wanted, key_id)?;
+            let keyring = self.node.keyring()?;
+            let escrow = seal(&keyring, wanted, key_id)?;
             let command = Command {
                 request: wanted.request,
                 at: now(),
@@ -132,34 +148,6 @@ impl Context {
         })
     }
 
-    fn seal(&self, wanted: &wire::EscrowRequest, key_id: KeyId) -> Result<Escrow, NodeError> {
-        let keyring = self.node.keyring()?;
-        let context = |part| SealContext {
-            machine: &wanted.machine,
-            volume: &wanted.volume,
-            key_id,
-            kind: wanted.kind,
-            part,
-        };
-        let sealed = keyring.seal(&context(Part::Secret), &wanted.secret)?;
-        let sealed_package = match &wanted.package {
-            Some(package) => Some(keyring.seal(&context(Part::Package), package)?),
-            None => None,
-        };
-        let fingerprint = keyring.fingerprint(&wanted.secret);
-        Ok(Escrow {
-            key_id,
-            key_id_given: wanted.key_id.is_some(),
-            machine: wanted.machine.clone(),
-            volume: wanted.volume.clone(),
-            kind: wanted.kind,
-            sealed,
-            sealed_package,
-            fingerprint,
-            user: wanted.user.clone(),
-        })
-    }
-
     fn receipt(&self, escrowed: Escrowed) -> Result<crate::proto::Receipt, Status> {
         let cluster = self.node.cluster()?.ok_or(NodeError::NoCluster)?;
         let receipt = Receipt::sign(&escrowed, cluster.id, &self.tls).map_err(|error| {
@@ -167,6 +155,38 @@ impl Context {
         })?;
         Ok(wire::receipt(receipt))
     }
+}
+
+/// What is kept of `wanted`: nothing in it can be read without the keyring.
+pub(super) fn seal(
+    keyring: &Keyring,
+    wanted: &wire::EscrowRequest,
+    key_id: KeyId,
+) -> Result<Escrow, NodeError> {
+    let context = |part| SealContext {
+        machine: &wanted.machine,
+        volume: &wanted.volume,
+        key_id,
+        kind: wanted.kind,
+        part,
+    };
+    let sealed = keyring.seal(&context(Part::Secret), &wanted.secret)?;
+    let sealed_package = match &wanted.package {
+        Some(package) => Some(keyring.seal(&context(Part::Package), package)?),
+        None => None,
+    };
+    let fingerprint = keyring.fingerprint(&wanted.secret);
+    Ok(Escrow {
+        key_id,
+        key_id_given: wanted.key_id.is_some(),
+        machine: wanted.machine.clone(),
+        volume: wanted.volume.clone(),
+        kind: wanted.kind,
+        sealed,
+        sealed_package,
+        fingerprint,
+        user: wanted.user.clone(),
+    })
 }
 
 /// An answer of apply that does not belong to the command: a fault of ours.

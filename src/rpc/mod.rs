@@ -9,6 +9,7 @@ pub mod compliance;
 pub mod custody;
 mod disclosure;
 pub mod escrow;
+mod escrow_many;
 pub mod guard;
 pub mod health;
 pub mod peer;
@@ -19,13 +20,16 @@ mod rotation;
 pub mod status;
 pub mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::raft::Node;
 pub use crate::raft::now;
 use crate::tls::Tls;
+pub use escrow_many::IMPORTS_MAX;
 
 /// Longest request a client may send: a secret of 64 KiB, a key package of 64 KiB, and room for names.
 pub const API_MESSAGE_MAX_BYTES: usize = 256 * 1024;
@@ -43,6 +47,8 @@ pub struct Context {
     pub draining: CancellationToken,
     /// Secrets that were compared with kept ones and were not the same.
     pub guesses: custody::Guesses,
+    /// Room for [`IMPORTS_MAX`] importers.
+    pub imports: Arc<Semaphore>,
 }
 
 impl Context {

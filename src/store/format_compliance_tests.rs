@@ -24,6 +24,22 @@ use crate::escrow::rows::RequestRow;
 /// `name: hex`, one a line.
 const GOLDEN: &str = include_str!("testdata/golden-compliance.txt");
 
+/// The variants and tables that have their vectors here.
+pub(super) const PINNED: [&str; 12] = [
+    "Compliance",
+    "ComplianceChange",
+    "CompliancePolicy",
+    "CompliancePolicySet",
+    "DecideExemption",
+    "Exemption",
+    "ExemptionDecided",
+    "ExemptionRequested",
+    "NoteContact",
+    "ReportCompliance",
+    "RequestExemption",
+    "SetCompliancePolicy",
+];
+
 /// The stored bytes decode to the value, and the value is still written as these bytes.
 #[track_caller]
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {

@@ -13,6 +13,7 @@ mod approval;
 mod compliance;
 mod compliance_policy;
 mod escrow;
+mod escrow_many;
 mod exemption;
 mod feature_level;
 mod initialize;
@@ -37,6 +38,7 @@ pub use admit::{KEYRING_MAX_BYTES, NODE_ADDRESS_MAX_BYTES, NODES_MAX, RECIPIENT_
 pub use approval::{APPROVALS_MAX, gone};
 pub use compliance::COMPLIANCE_BATCH_MAX;
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
+pub use escrow_many::{ESCROWS_PER_ENTRY_MAX, ESCROWS_PER_ENTRY_MAX_BYTES, sealed_bytes};
 pub use feature_level::too_new;
 pub use reseal::{RESEAL_ROWS_MAX, sealed_digest};
 pub use reveal::{REASON_MAX_BYTES, check_reason};
@@ -124,6 +126,7 @@ impl<'a, S: State> Turn<'a, S> {
             Action::RequestExemption(request) => exemption::apply(self, request),
             Action::DecideExemption(decide) => exemption::apply_decision(self, decide),
             Action::SetCompliancePolicy(set) => compliance_policy::apply(self, set),
+            Action::EscrowMany(escrows) => escrow_many::apply(self, escrows),
         }
     }
 

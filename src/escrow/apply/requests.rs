@@ -152,6 +152,8 @@ fn digest(command: &Command) -> [u8; 32] {
                 .optional_text(until.map(|until| until.0.to_string()).as_deref())
         }
         Action::SetCompliancePolicy(set) => canonical.number(34).text(&set.policy).number(set.replaces),
+        // Not remembered as a whole: each of them is, as an escrow of its own.
+        Action::EscrowMany(_) => canonical.number(23),
     };
     canonical.sha256()
 }

@@ -7,10 +7,10 @@ use uuid::Uuid;
 use super::compliance;
 use crate::escrow::apply::{apply, sealed_digest};
 use crate::escrow::command::{
-    Action, AdmitNode, Command, ConfirmKey, Contact, DecideApproval, DecideExemption, DropDataKeys, Escrow,
-    Initialize, NoteContact, RaiseFeatureLevel, Reconcile, RecoverCluster, Refusal, RemoveNode,
-    ReportCompliance, RequestExemption, Reseal, ResealedKey, Reveal, RotateKeyring, SetCompliancePolicy,
-    SetPolicy,
+    Action, AdmitNode, BatchedEscrow, Command, ConfirmKey, Contact, DecideApproval, DecideExemption,
+    DropDataKeys, Escrow, Initialize, NoteContact, RaiseFeatureLevel, Reconcile, RecoverCluster, Refusal,
+    RemoveNode, ReportCompliance, RequestExemption, Reseal, ResealedKey, Reveal, RotateKeyring,
+    SetCompliancePolicy, SetPolicy,
 };
 use crate::escrow::compliance::{Exemption, ExemptionDecision};
 use crate::escrow::features::FeatureLevel;
@@ -65,6 +65,35 @@ fn escrow() -> impl Strategy<Value = Action> {
             })
         },
     )
+}
+
+/// Few, of which some are the same or contradict each other.
+pub(super) fn batch() -> impl Strategy<Value = Vec<BatchedEscrow>> {
+    vec((0..100_u128, escrow()), 1..8).prop_map(|drawn| {
+        let batched = drawn.into_iter().filter_map(|(request, action)| match action {
+            Action::Escrow(escrow) => {
+                Some(BatchedEscrow { request: RequestId(Uuid::from_u128(request)), escrow })
+            }
+            _ => None,
+        });
+        batched.collect()
+    })
+}
+
+/// The same as a node makes it: sealed with one keyring, and an id that was not given is nobody else's.
+pub(super) fn batch_of_one_keyring() -> impl Strategy<Value = Vec<BatchedEscrow>> {
+    (batch(), 1..4_u32, any::<u64>()).prop_map(|(mut batch, version, drawn)| {
+        for (number, BatchedEscrow { escrow, .. }) in (1_u64..).zip(&mut batch) {
+            if !escrow.key_id_given {
+                escrow.key_id = KeyId(Uuid::from_u64_pair(drawn, number));
+            }
+            escrow.sealed.key_version = version;
+            if let Some(package) = &mut escrow.sealed_package {
+                package.key_version = version;
+            }
+        }
+        batch
+    })
 }
 
 fn reveal() -> impl Strategy<Value = Action> {
@@ -362,6 +391,7 @@ fn command() -> impl Strategy<Value = Command> {
         3 => request_exemption(),
         4 => decide_exemption(),
         2 => set_compliance_policy(),
+        5 => batch_of_one_keyring().prop_map(Action::EscrowMany),
         1 => (1..3_u128).prop_map(initialize),
     ];
     let entitled = proptest::bool::weighted(0.75);
@@ -393,7 +423,9 @@ fn entitled_role(action: &Action, drawn: Role) -> Role {
         | Action::Reconcile(_)
         | Action::Reseal(_)
         | Action::DropDataKeys(_) => Role::Node,
-        Action::Escrow(_) | Action::EscrowPending(_) | Action::ConfirmKey(_) => Role::Importer,
+        Action::Escrow(_) | Action::EscrowMany(_) | Action::EscrowPending(_) | Action::ConfirmKey(_) => {
+            Role::Importer
+        }
         Action::Reveal(_) if drawn < Role::Importer => Role::Helpdesk,
         Action::Reveal(_) => Role::HelpdeskAdvanced,
         Action::SetPolicy(_)

@@ -13,6 +13,9 @@ use crate::secret::Secret;
 /// Longest binary key package, in bytes. The packages of real volumes are some hundreds of bytes.
 pub const PACKAGE_MAX_BYTES: usize = 65_536;
 
+/// Digits of a password.
+pub const PASSWORD_DIGITS: usize = 48;
+
 const DIVISOR: u32 = 11;
 const QUOTIENTS: u32 = 65_536;
 

@@ -1,0 +1,355 @@
+//! `strongroom import`: keys out of other systems' files.
+//!
+//! The file is read by a thread of its own, a bounded way ahead of the nodes. What is wrong with a record is reported with
+//! its line and never with its content. Importing is idempotent, so after whatever happened the same command finishes the
+//! work; `--from-line` only saves time.
+
+mod progress;
+mod rejected;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use self::progress::Progress;
+use self::rejected::{Rejection, RejectionFile};
+use super::output::facts;
+use super::{Exit, Failure, Global, Printer};
+use crate::client::{BulkAnswer, Client, Deposit, UNANSWERED_MAX};
+use crate::escrow::ids::{KeyId, MachineId};
+use crate::import::{Format, ImportError, Record, Rows, rows};
+
+/// Most rejected records that are told on standard error, if they are written to no file.
+const REJECTIONS_TOLD_MAX: u64 = 20;
+/// The name of standard input.
+const STANDARD_INPUT: &str = "-";
+
+/// Keep the keys in a file.
+#[derive(Debug, Args)]
+pub(super) struct ImportCommand {
+    #[command(subcommand)]
+    source: Source,
+}
+
+#[derive(Debug, Subcommand)]
+enum Source {
+    /// A table: a line that names the columns machine, volume, kind and secret, and perhaps key_id, package (base64) and
+    /// user, in any order; then one key a line. UTF-8, separated by commas, semicolons or tabs.
+    Csv(ImportArgs),
+    /// BitLocker keys of an Active Directory: an LDIF export of its msFVE-RecoveryInformation objects.
+    Ldif(ImportArgs),
+}
+
+#[derive(Debug, Args)]
+struct ImportArgs {
+    /// The file; - for standard input.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Read and check everything; ask no node, change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Begin with the record that begins on this line or behind it.
+    #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    from_line: u64,
+    /// A new file for what was rejected: JSON lines with line, machine, key_id, code, field and reason; never a secret.
+    #[arg(long, value_name = "FILE")]
+    rejected_out: Option<PathBuf>,
+}
+
+impl ImportCommand {
+    pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
+        let (format, args) = match self.source {
+            Source::Csv(args) => (Format::Csv, args),
+            Source::Ldif(args) => (Format::Ldif, args),
+        };
+        let client = if args.dry_run { None } else { Some(global.client()?) };
+        let rejected_out = args.rejected_out.as_deref().map(RejectionFile::create).transpose()?;
+        let source = SourceFile::open(&args.file)?;
+        let progress = Progress::new(printer, source.length, source.read.clone());
+        let rows = rows(format, source).map_err(unreadable)?;
+        let import = Arc::new(Import {
+            from_line: args.from_line,
+            printer,
+            progress,
+            began: Instant::now(),
+            state: Mutex::new(State { rejected_out, ..State::default() }),
+        });
+        let ended = match client {
+            Some(client) => import.keep(&client, rows).await,
+            None => import.check(rows),
+        };
+        ended.map_err(|failure| import.with_the_way_on(failure))?;
+        import.summarize(args.dry_run)
+    }
+}
+
+/// An import while it goes on.
+struct Import {
+    from_line: u64,
+    printer: Printer,
+    progress: Progress,
+    began: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    tally: Tally,
+    rejected_out: Option<RejectionFile>,
+    /// What ended the reading early.
+    ended: Option<Failure>,
+}
+
+/// What became of the records.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+struct Tally {
+    /// Keys that were read, from the first line that was asked for on.
+    records: u64,
+    /// Of them, kept by this import.
+    kept: u64,
+    /// Kept before.
+    already_escrowed: u64,
+    /// Not kept, or not well formed.
+    rejected: u64,
+    /// Objects that are no keys.
+    passed_over: u64,
+    /// Records in front of the line that was asked for.
+    skipped: u64,
+    /// Up to here everything is settled: the line on which the last record begins that was answered.
+    settled_line: u64,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    dry_run: bool,
+    #[serde(flatten)]
+    tally: Tally,
+    seconds: f64,
+    per_second: f64,
+}
+
+/// A key on its way, as far as it may be shown.
+struct Key {
+    line: u64,
+    machine: MachineId,
+    key_id: Option<KeyId>,
+}
+
+impl Import {
+    /// Keeps what is well formed.
+    async fn keep(self: &Arc<Self>, client: &Client, rows: Rows) -> Result<(), Failure> {
+        let (sender, keys) = mpsc::channel(UNANSWERED_MAX);
+        // Not one of the runtime's, which would wait for it: it may wait for standard input.
+        let import = self.clone();
+        std::thread::spawn(move || import.read(rows, |key| sender.blocking_send(key).is_ok()));
+        // Whoever stops it wants to know where to go on.
+        let kept = tokio::select! {
+            kept = client.escrow_many(ReceiverStream::new(keys), |key, answer| self.answered(&key, answer)) => kept,
+            _ = tokio::signal::ctrl_c() => return Err(Failure::new(Exit::Failed, "it was interrupted")),
+        };
+        kept.map_err(Failure::from).and_then(|()| self.read_to_its_end())
+    }
+
+    /// Checks everything and keeps nothing.
+    fn check(&self, rows: Rows) -> Result<(), Failure> {
+        self.read(rows, |(key, _)| {
+            self.state().tally.settled_line = key.line;
+            true
+        });
+        self.read_to_its_end()
+    }
+
+    /// Gives every key among the records to `give`, until there is no more, it takes no more, or something is wrong that
+    /// ends the reading.
+    fn read(&self, rows: Rows, mut give: impl FnMut((Key, Deposit)) -> bool) {
+        for row in rows {
+            let (line, record) = match row {
+                Ok(row) => (row.line, row.record),
+                Err(error) => {
+                    self.state().ended = Some(unreadable(error));
+                    return;
+                }
+            };
+            let goes_on = match record {
+                _ if line < self.from_line => {
+                    self.state().tally.skipped += 1;
+                    true
+                }
+                Record::Other => {
+                    self.state().tally.passed_over += 1;
+                    true
+                }
+                Record::Key(deposit) => {
+                    self.count_record();
+                    let key = Key { line, machine: deposit.machine.clone(), key_id: deposit.key_id };
+                    give((key, *deposit)) && self.state().ended.is_none()
+                }
+                Record::Rejected(invalid) => {
+                    self.count_record();
+                    self.rejected(&Rejection::of_record(line, invalid))
+                }
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    fn read_to_its_end(&self) -> Result<(), Failure> {
+        self.state().ended.take().map_or(Ok(()), Err)
+    }
+
+    fn count_record(&self) {
+        let mut state = self.state();
+        state.tally.records += 1;
+        self.progress.at(state.tally.records);
+    }
+
+    fn answered(&self, key: &Key, answer: BulkAnswer) {
+        match answer {
+            BulkAnswer::Kept(kept) => {
+                let mut state = self.state();
+                let count = if kept.already_escrowed {
+                    &mut state.tally.already_escrowed
+                } else {
+                    &mut state.tally.kept
+                };
+                *count += 1;
+            }
+            BulkAnswer::Refused(refused) => {
+                self.rejected(&Rejection::of_answer(key.line, &key.machine, key.key_id, refused));
+            }
+        }
+        self.state().tally.settled_line = key.line;
+    }
+
+    /// Reports a rejected record; whether that could be done.
+    fn rejected(&self, rejection: &Rejection) -> bool {
+        let mut state = self.state();
+        state.tally.rejected += 1;
+        let Some(file) = &mut state.rejected_out else {
+            if state.tally.rejected <= REJECTIONS_TOLD_MAX {
+                self.progress.above(|| self.printer.note(&rejection.to_string()));
+            }
+            return true;
+        };
+        let written = file.write(rejection);
+        let could = written.is_ok();
+        if let Err(failure) = written {
+            state.ended.get_or_insert(failure);
+        }
+        could
+    }
+
+    /// The failure that ended it, with what to do next.
+    fn with_the_way_on(&self, failure: Failure) -> Failure {
+        let mut state = self.state();
+        if let Some(file) = &mut state.rejected_out {
+            // One failure is told, and this is not the first.
+            let _ = file.flush();
+        }
+        let tally = &state.tally;
+        let (kept, already, line) = (tally.kept, tally.already_escrowed, tally.settled_line);
+        if line == 0 && failure.exit != Exit::Unavailable {
+            // It never began: that the caller may not, for one, is not mended by going on.
+            return failure;
+        }
+        let next = if line == 0 { self.from_line } else { line + 1 };
+        let message = format!("{}; so far {kept} keys were kept, {already} had been", failure.message);
+        let way = format!("doing the same again is safe; --from-line {next} goes on where it ended");
+        let hint = failure.hint.map_or(way.clone(), |hint| format!("{hint}; {way}"));
+        Failure { message, hint: Some(hint), ..failure }
+    }
+
+    fn summarize(&self, dry_run: bool) -> Result<(), Failure> {
+        let mut state = self.state();
+        if let Some(file) = &mut state.rejected_out {
+            file.flush()?;
+        }
+        let (tally, seconds) = (state.tally.clone(), self.began.elapsed().as_secs_f64());
+        self.progress.finish();
+        let per_second = tally.records as f64 / seconds.max(f64::EPSILON);
+        let summary = Summary { dry_run, tally, seconds, per_second };
+        self.printer.result(&summary, || text(&summary))?;
+        let Tally { rejected, records, .. } = summary.tally;
+        if rejected == 0 {
+            return Ok(());
+        }
+        let failure = Failure::new(Exit::Failed, format!("{rejected} of {records} records were rejected"));
+        Err(failure.with_hint(
+            "--rejected-out FILE writes each with its line and the reason; the others are not touched by it",
+        ))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Counts and a file: a panic elsewhere leaves them usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The file, and how much of it was read.
+struct SourceFile {
+    source: Box<dyn Read + Send>,
+    /// Bytes, if that is known.
+    length: Option<u64>,
+    read: Arc<AtomicU64>,
+}
+
+impl SourceFile {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        let read = Arc::default();
+        if path == Path::new(STANDARD_INPUT) {
+            let source = super::input::stdin_unbuffered().map_err(|error| unreadable(error.into()))?;
+            return Ok(Self { source: Box::new(source), length: None, read });
+        }
+        let file = File::open(path).map_err(|error| unreadable(error.into()))?;
+        let metadata = file.metadata().map_err(|error| unreadable(error.into()))?;
+        let length = metadata.is_file().then_some(metadata.len());
+        Ok(Self { source: Box::new(file), length, read })
+    }
+}
+
+impl Read for SourceFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read(buffer)?;
+        self.read.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+/// The path is not repeated: it might be a secret given by mistake.
+fn unreadable(error: ImportError) -> Failure {
+    match error {
+        ImportError::Io(error) => Failure::new(Exit::Invalid, format!("file: cannot read it: {error}")),
+        error => Failure::new(Exit::Invalid, format!("file: {error}")),
+    }
+}
+
+fn text(summary: &Summary) -> String {
+    let Summary { dry_run, tally, seconds, per_second } = summary;
+    let well_formed = ("well formed", (tally.records - tally.rejected).to_string());
+    let kept = ("kept", tally.kept.to_string());
+    let mut lines = vec![("records", tally.records.to_string())];
+    if *dry_run {
+        lines.push(well_formed);
+    } else {
+        lines.extend([kept, ("kept before", tally.already_escrowed.to_string())]);
+    }
+    lines.push(("rejected", tally.rejected.to_string()));
+    for (name, count) in [("passed over", tally.passed_over), ("skipped", tally.skipped)] {
+        if count > 0 {
+            lines.push((name, count.to_string()));
+        }
+    }
+    lines.extend([("seconds", format!("{seconds:.1}")), ("per second", format!("{per_second:.0}"))]);
+    let facts = facts(&lines);
+    if *dry_run { format!("nothing was sent: a dry run\n\n{facts}") } else { facts }
+}
