@@ -52,7 +52,7 @@ pub(super) fn answers(
         let (context, caller, certificate) = (context.clone(), caller.clone(), certificate.clone());
         async move {
             context.may_go_on(certificate.as_ref())?;
-            let kept = context.keep_reports(&caller, batch?.documents);
+            let kept = context.keep_documents(&caller, batch?.documents);
             let (outcomes, index) = context.unless_removed(kept).await?;
             Ok(PutManyResponse { outcomes, index })
         }
@@ -89,7 +89,7 @@ impl Context {
     }
 
     /// Keeps a batch; each of it is answered by itself.
-    async fn keep_reports(
+    async fn keep_documents(
         &self,
         caller: &Caller,
         documents: Vec<String>,

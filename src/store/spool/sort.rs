@@ -17,6 +17,9 @@ pub const SORT_MEMORY_BYTES: usize = 16 * 1024 * 1024;
 /// Most runs on the disk; past it they are merged into one. Reading takes a buffer of 64 KiB for each.
 const RUNS_MAX: usize = 64;
 
+/// Memory that a record takes beside its key and value.
+const PLACE_BYTES: usize = size_of::<(usize, usize, usize)>();
+
 /// Takes records in any order and gives them back in the order of their keys. Keys must differ.
 pub struct Sorter {
     spool: Spool,
@@ -39,7 +42,8 @@ impl Sorter {
     /// [`StoreError::SpoolFull`], [`StoreError::Io`].
     pub fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let size = key.len() + value.len();
-        if !self.places.is_empty() && self.memory() + size > self.spool.limits().sort_memory_bytes {
+        let more = size + PLACE_BYTES;
+        if !self.places.is_empty() && self.memory() + more > self.spool.limits().sort_memory_bytes {
             self.write_run()?;
         }
         let begin = self.bytes.len();
@@ -50,7 +54,7 @@ impl Sorter {
     }
 
     fn memory(&self) -> usize {
-        self.bytes.len() + self.places.len() * size_of::<(usize, usize, usize)>()
+        self.bytes.len() + self.places.len() * PLACE_BYTES
     }
 
     fn sort(&mut self) {
