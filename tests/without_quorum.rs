@@ -13,12 +13,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use strongroom::client::{Client, ClientError, Recovered};
 use strongroom::escrow::features::FeatureLevel;
-use strongroom::escrow::ids::NodeId;
-use strongroom::escrow::journal::JournalPlace;
-use strongroom::escrow::records::{AuditEvent, AuditRecord};
+use strongroom::escrow::ids::{NodeId, RequestId, Timestamp};
+use strongroom::escrow::journal::alone::Waiting;
+use strongroom::escrow::journal::{DegradedReveal, JournalPlace, Knowledge, Noted};
+use strongroom::escrow::records::{AuditEvent, AuditRecord, LogPosition, Source};
 use strongroom::proto::membership_change::Change;
 use strongroom::proto::replace_member::Replacement;
 use strongroom::proto::{Consistency, FindRequest, MembershipChange, ReplaceMember, StatusResponse};
+use strongroom::store::journal::{Decided, Journal, JournalError};
 
 fn signal(test: &TestCluster, node: NodeId, signal: Signal) {
     let pid = test.cluster.pid(node).expect("the node runs");
@@ -272,6 +274,80 @@ async fn a_journal_that_takes_nothing_means_no_reveal() {
     test.cluster.start(1).await.expect("comes back");
     test.cluster.start(2).await.expect("comes back");
     all_on_record(&test, &[1, 2]).await;
+}
+
+/// The journal goes back to how it was, and numbers what it takes next as it numbered what it has forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_was_put_back_to_an_older_copy_loses_no_reveal_and_ends() {
+    let mut test = three_nodes().await;
+    escrow(&test, &ALL, 1..3).await;
+    test.cluster.wait_settled(&ALL).await.expect("all have it");
+    let file = data(&test, 1).join("journal/own");
+    let alone_and_back = async |test: &mut TestCluster, reason: &str| {
+        for node in [2, 3] {
+            test.cluster.kill(node).await.expect("killed");
+        }
+        let shown = test.client("helpdesk-advanced", &[1]).recover(key(1), reason, None).await;
+        for node in [2, 3] {
+            test.cluster.start(node).await.expect("comes back");
+        }
+        all_on_record(test, &ALL).await;
+        shown.expect("shown").details
+    };
+    let first = alone_and_back(&mut test, "before the copy").await;
+    test.cluster.kill(1).await.expect("killed");
+    let copy = std::fs::read(&file).expect("the journal");
+    test.cluster.start(1).await.expect("comes back");
+    let second = alone_and_back(&mut test, "after the copy").await;
+    assert_eq!((&second.journal, second.journal_sequence), (&first.journal, 2));
+
+    // Decided by the older copy before this node learns that the place is taken: as good as cut off with an old disk.
+    test.cluster.kill(1).await.expect("killed");
+    std::fs::write(&file, &copy).expect("put back");
+    let journal = Journal::open(&data(&test, 1).join("journal")).expect("it is whole");
+    assert_eq!(journal.last().sequence, 1);
+    let reveal = DegradedReveal { reason: "decided by the copy".to_owned(), ..degraded(1) };
+    let decided = |_: &Waiting<'_>| Ok(Decided::<()>::Entry(Box::new(Noted::Reveal(reveal))));
+    journal.append::<(), JournalError>(decided).expect("it takes it");
+    drop(journal);
+    test.cluster.start(1).await.expect("comes back");
+    let renewed = |status: &StatusResponse| of(status, 1).journal_begun_anew;
+    let status = test.cluster.wait_for("a new journal", SOON, &[1], renewed).await.expect("begun");
+    assert!(status.warnings.iter().any(|warning| warning.contains("put back")), "{:?}", status.warnings);
+    all_on_record(&test, &ALL).await;
+    let last = alone_and_back(&mut test, "in the new one").await;
+    assert_eq!(last.journal_sequence, 1);
+    assert_ne!(last.journal, first.journal);
+
+    for node in ALL {
+        assert!(test.cluster.stop(node).await.expect("stopped"), "by itself");
+    }
+    let once = ["after the copy", "before the copy", "decided by the copy", "in the new one"];
+    let once = BTreeMap::from(once.map(|reason| (reason.to_owned(), 1)));
+    for node in ALL {
+        assert_eq!(shown(&audit_of(&test, node).await), once, "node {node}");
+    }
+}
+
+/// A reveal of key 1 that node 1 shows without a quorum.
+fn degraded(number: u128) -> DegradedReveal {
+    DegradedReveal {
+        request: RequestId(uuid::Uuid::from_u128(number)),
+        at: Timestamp(1),
+        by: "spiffe://test/helpdesk-advanced/desk".parse().expect("an identity"),
+        source: Source { node: 1, address: String::new() },
+        key_id: key(1),
+        machine: Some(deposit(1).machine),
+        user: None,
+        reason: "decided alone".to_owned(),
+        denied: None,
+        approval: None,
+        knowledge: Knowledge {
+            position: LogPosition { term: 1, index: 1 },
+            quorum_age_ms: None,
+            policy_version: 0,
+        },
+    }
 }
 
 /// What of approvals without a quorum is on record, in the order of journals: how often each entry, and what it says.

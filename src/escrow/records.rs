@@ -304,11 +304,14 @@ pub struct Approval {
 
 /// An entry of a node's journal that is on record. One for each reveal without a quorum, for ever, as the audit records
 /// are: without it an entry that comes late would be recorded a second time.
+///
+/// An entry is known by its hash, not by its place alone. A node whose disk was put back to an older copy numbers what it
+/// decides then as it numbered what it has forgotten: both were decided, and both come on record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReconciledEntry {
     /// Where it stands.
     pub place: JournalPlace,
-    /// Its hash: another entry in its place is refused.
+    /// Its hash.
     pub hash: [u8; 32],
     /// The audit record of it; `None` if that was the denial of the same request, which had been committed.
     pub audit_sequence: Option<u64>,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::audit::ChainHead;
 use super::command::Reply;
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
+use super::journal::JournalPlace;
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DepartedNode, FeatureLevelRecord, Fingerprint, KeyHistory,
     KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry, ResealRecord,
@@ -160,7 +161,7 @@ row!(DepartedNode, DepartedNode, |node| number_key(node.id));
 row!(FeatureLevelRecord, FeatureLevel, |_| ONLY_ROW.to_vec());
 row!(PolicyRecord, Policy, |_| ONLY_ROW.to_vec());
 row!(RevealTally, RevealTally, |tally| RevealTally::row_key(tally.person.as_deref()));
-row!(ReconciledEntry, Reconciled, |entry| entry.place.row_key());
+row!(ReconciledEntry, Reconciled, |entry| Self::row_key(&entry.place, &entry.hash));
 row!(KeyHistory, KeyHistory, |history| history.key_id.row_key());
 row!(Approval, Approval, |approval| Approval::row_key(approval.key_id, &approval.asked_by.person()));
 
@@ -168,6 +169,15 @@ impl RevealTally {
     /// The row key for `person`, or for all.
     pub fn row_key(person: Option<&str>) -> Vec<u8> {
         person.unwrap_or_default().as_bytes().to_vec()
+    }
+}
+
+impl ReconciledEntry {
+    /// The row key of the entry with this hash in this place: where a journal forked, there are more in one place.
+    pub fn row_key(place: &JournalPlace, hash: &[u8; 32]) -> Vec<u8> {
+        let mut key = place.row_key();
+        key.extend_from_slice(hash);
+        key
     }
 }
 

@@ -7,10 +7,11 @@
 //! |---|---|
 //! | the entry is in the journal | it is put on record, though its key may not have been shown: the caller's retry finds it |
 //! | a peer keeps it too | the same, by the peer if this node never comes back |
-//! | it was proposed | it is proposed again, and changes nothing the second time: apply knows its place |
+//! | it was proposed | it is proposed again, and changes nothing the second time: apply knows its hash |
 //! | it is applied here | it is dropped from the journal, or will be |
 //!
-//! An entry is never dropped but for its own record in this node's replica. A node that was removed can neither propose
+//! An entry is never dropped but for its own record in this node's replica: one that stands in its place is none. If the
+//! disk was put back to an older copy, another journal is begun once nothing waits in that one, and `status` says so. A node that was removed can neither propose
 //! nor apply: it tells the members what it has, as often as it is started, and they put it on record.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal}
 use crate::escrow::disclosure::Asked;
 use crate::escrow::ids::{Invalid, NodeId, RequestId};
 use crate::escrow::journal::alone::{self, Circumstances, Verdict};
-use crate::escrow::journal::{DegradedAsk, JournalEntry, JournalPlace, Noted};
+use crate::escrow::journal::{DegradedAsk, JournalEntry, Noted};
 use crate::escrow::lookup;
 use crate::escrow::records::{Approval, Source};
 use crate::proto::peer::{KeepJournalRequest, KeepJournalResponse};
@@ -172,7 +173,7 @@ impl Node {
             let mut on_record = Vec::with_capacity(entries.len());
             for entry in &entries {
                 // A state that is wrong bears no witness.
-                let known = node.quarantine().is_none() && lookup::reconciled(&view, &entry.place)?.is_some();
+                let known = node.quarantine().is_none() && lookup::reconciled(&view, entry)?.is_some();
                 on_record.push(known);
             }
             let waiting = entries.into_iter().zip(&on_record).filter(|(_, known)| !**known);
@@ -199,28 +200,24 @@ impl Node {
 
     /// Tells every other node that is registered and has not left, those that do not have it; says who keeps what in
     /// `kept`.
-    async fn tell_all<E: std::borrow::Borrow<JournalEntry>>(
-        &self,
-        entries: &[E],
-        kept: &mut BTreeMap<NodeId, BTreeSet<JournalPlace>>,
-    ) {
+    async fn tell_all<E: std::borrow::Borrow<JournalEntry>>(&self, entries: &[E], kept: &mut Kept) {
         let others = match self.registered_others() {
             Ok(others) => others,
             Err(error) => return tracing::warn!(%error, "looking for the other nodes in the replica"),
         };
         let told = join_all(others.into_iter().map(|(id, mut other)| {
             let has = kept.get(&id);
-            let lacks = |place: &JournalPlace| has.is_none_or(|has| !has.contains(place));
             let lacking = entries.iter().map(std::borrow::Borrow::borrow);
-            let lacking = lacking.filter(|entry: &&JournalEntry| lacks(&entry.place)).take(BATCH_MAX);
-            let (places, entries): (Vec<_>, Vec<_>) =
-                lacking.map(|entry| (entry.place, format::encode(entry).into())).unzip();
+            let lacking = lacking.map(|entry: &JournalEntry| (entry.hash(), entry));
+            let lacking = lacking.filter(|(hash, _)| has.is_none_or(|has| !has.contains(hash)));
+            let (hashes, entries): (Vec<_>, Vec<_>) =
+                lacking.take(BATCH_MAX).map(|(hash, entry)| (hash, format::encode(entry).into())).unzip();
             async move {
-                if places.is_empty() {
+                if hashes.is_empty() {
                     return None;
                 }
                 match timeout(TELL_TIMEOUT, other.keep_journal(KeepJournalRequest { entries })).await {
-                    Ok(Ok(_)) => Some((id, places)),
+                    Ok(Ok(_)) => Some((id, hashes)),
                     Ok(Err(status)) => {
                         self.heed(&status);
                         tracing::debug!(node = id, %status, "telling a reveal");
@@ -231,8 +228,8 @@ impl Node {
             }
         }))
         .await;
-        for (id, places) in told.into_iter().flatten() {
-            kept.entry(id).or_default().extend(places);
+        for (id, hashes) in told.into_iter().flatten() {
+            kept.entry(id).or_default().extend(hashes);
         }
     }
 
@@ -269,13 +266,20 @@ fn summary(what: &Noted) -> &'static str {
     }
 }
 
+/// Which entries each other node keeps, by their hashes.
+type Kept = BTreeMap<NodeId, BTreeSet<[u8; 32]>>;
+
 /// What the task remembers between two looks.
 #[derive(Default)]
 struct Watch {
     /// Since when there has been a leader.
     led: Option<Instant>,
-    /// Which entries of this node each other one keeps.
-    kept: BTreeMap<NodeId, BTreeSet<JournalPlace>>,
+    /// Which entries each other one keeps.
+    kept: Kept,
+    /// Up to which entry of the log was looked for other entries in the places of this node's journal.
+    compared: u64,
+    /// There are some: its numbers are taken.
+    is_forked: bool,
     /// What was last complained about.
     trouble: String,
 }
@@ -287,11 +291,14 @@ impl Watch {
         let journal = &node.inner.journal;
         if journal.is_empty() {
             self.kept.clear();
-            return;
         }
         // What is on record is judged by the state, which is wrong then.
         if node.quarantine().is_some() {
             return;
+        }
+        let compared = self.compare(node).await;
+        if journal.is_empty() {
+            return self.complain_of(compared);
         }
         let outcome = match self.led {
             _ if node.expelled().is_some() => {
@@ -304,6 +311,10 @@ impl Watch {
             }
             Some(since) => self.bring_on_record(node, since).await,
         };
+        self.complain_of(compared.and(outcome));
+    }
+
+    fn complain_of(&mut self, outcome: Result<(), NodeError>) {
         if let Err(error) = outcome {
             let trouble = crate::error::chain(&error);
             if trouble != self.trouble {
@@ -311,6 +322,33 @@ impl Watch {
                 self.trouble = trouble;
             }
         }
+    }
+
+    /// Looks whether the numbers of this node's journal are taken, and begins another one if they are and nothing waits in
+    /// it any more.
+    async fn compare(&mut self, node: &Node) -> Result<(), NodeError> {
+        let (journal, applied) = (node.inner.journal.clone(), node.applied());
+        if applied != self.compared {
+            let view = node.view()?;
+            self.is_forked |= lookup::is_put_back(&view, &journal.last())?;
+            for entry in journal.own() {
+                self.is_forked |= lookup::is_displaced(&view, &entry)?;
+            }
+            self.compared = applied;
+        }
+        if !self.is_forked {
+            return Ok(());
+        }
+        let old = journal.last().journal;
+        if spawn_blocking(move || journal.begin_anew()).await.map_err(|_| stopping())?? {
+            self.is_forked = false;
+            tracing::error!(
+                %old,
+                "entries are on record that this node's journal does not know of: it was put back to an older copy, or another \
+                 node uses it; a new one is begun"
+            );
+        }
+        Ok(())
     }
 
     async fn bring_on_record(&mut self, node: &Node, since: Instant) -> Result<(), NodeError> {
@@ -343,7 +381,7 @@ async fn forget(node: &Node) -> Result<(), NodeError> {
     let (view, journal) = (node.view()?, node.inner.journal.clone());
     let drop_recorded = move || {
         // What cannot be read is not known to be on record.
-        let is_on_record = |place: &JournalPlace| matches!(lookup::reconciled(&view, place), Ok(Some(_)));
+        let is_on_record = |entry: &JournalEntry| matches!(lookup::reconciled(&view, entry), Ok(Some(_)));
         journal.forget(is_on_record)
     };
     Ok(spawn_blocking(drop_recorded).await.map_err(|_| stopping())??)

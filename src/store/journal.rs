@@ -13,6 +13,10 @@
 //! is kept with them, so that one which is altered, cut or put together of parts is found. Then the journal takes nothing
 //! until somebody has looked at it: a node that may have lost a reveal shows no further one.
 //!
+//! A disk that is put back to an older copy brings an older journal back, which would number what it takes next as it
+//! numbered what it has forgotten. Entries are told apart by their hashes, so nothing is lost by that; and once it is
+//! noticed, another journal is begun ([`Journal::begin_anew`]), so that a place names one entry again.
+//!
 //! Writing a whole file for each entry costs some milliseconds at its bound; degraded reveals are asked for by people.
 
 use std::fs;
@@ -81,6 +85,8 @@ pub struct JournalStats {
     pub oldest: Option<Timestamp>,
     /// Why it takes nothing, if so; empty if it does.
     pub fault: String,
+    /// It was begun since this process started, in place of one that was put back to an older copy.
+    pub begun_anew: bool,
 }
 
 /// What is in the file of this node's own entries.
@@ -91,6 +97,12 @@ struct Own {
     head: ChainHead,
     /// In order, without gaps, up to the head.
     entries: Vec<JournalEntry>,
+}
+
+impl Own {
+    fn begin() -> Self {
+        Self { journal: Uuid::new_v4(), head: ChainHead::default(), entries: Vec::new() }
+    }
 }
 
 /// What is in the file of others' entries.
@@ -116,6 +128,7 @@ struct State {
     /// Bytes of each file.
     bytes: (usize, usize),
     fault: Option<String>,
+    begun_anew: bool,
 }
 
 impl Journal {
@@ -128,7 +141,6 @@ impl Journal {
         for name in [OWN_FILE, TOLD_FILE] {
             drop_unfinished(&directory.join(name))?;
         }
-        let new = || Own { journal: Uuid::new_v4(), head: ChainHead::default(), entries: Vec::new() };
         let own = read::<Own>(&directory.join(OWN_FILE))?
             .and_then(|(own, bytes)| own.as_ref().map_or(Ok(()), check_chain).map(|()| (own, bytes)));
         let told = read::<Told>(&directory.join(TOLD_FILE))?;
@@ -142,10 +154,11 @@ impl Journal {
         let (own, own_bytes) = own.unwrap_or_default();
         let (told, told_bytes) = told.unwrap_or_default();
         let state = State {
-            own: own.unwrap_or_else(new),
+            own: own.unwrap_or_else(Own::begin),
             told: told.unwrap_or_default(),
             bytes: (own_bytes, told_bytes),
             fault,
+            begun_anew: false,
         };
         let waiting = state.own.entries.len();
         if waiting > 0 {
@@ -212,7 +225,7 @@ impl Journal {
         let mut next = State::clone(&state);
         let told = &mut next.told;
         for entry in entries {
-            if !told.contains(&entry) && entry.place.journal != state.own.journal {
+            if !told.contains(&entry) && !state.own.entries.contains(&entry) {
                 told.push(entry);
             }
         }
@@ -230,23 +243,46 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError`]: then they stay, and are dropped the next time.
-    pub fn forget(&self, is_on_record: impl Fn(&JournalPlace) -> bool) -> Result<(), JournalError> {
+    pub fn forget(&self, is_on_record: impl Fn(&JournalEntry) -> bool) -> Result<(), JournalError> {
         let _turn = self.turn();
         let state = self.look();
         state.check_whole()?;
         let mut next = State::clone(&state);
-        let done = state.own.entries.iter().take_while(|entry| is_on_record(&entry.place)).count();
+        let done = state.own.entries.iter().take_while(|entry| is_on_record(entry)).count();
         if done > 0 {
             next.own.entries.drain(..done);
             next.bytes.0 = self.write(OWN_FILE, &next.own)?;
             self.set(next.clone());
         }
-        next.told.retain(|entry| !is_on_record(&entry.place));
+        next.told.retain(|entry| !is_on_record(entry));
         if next.told.len() < state.told.len() {
             next.bytes.1 = self.write(TOLD_FILE, &next.told)?;
             self.set(next);
         }
         Ok(())
+    }
+
+    /// Begins another journal if nothing of this node waits in the one it has; says whether it did.
+    ///
+    /// # Errors
+    /// [`JournalError`]: then the old one goes on.
+    pub fn begin_anew(&self) -> Result<bool, JournalError> {
+        let _turn = self.turn();
+        let state = self.look();
+        state.check_whole()?;
+        if !state.own.entries.is_empty() {
+            return Ok(false);
+        }
+        let mut next = State { own: Own::begin(), begun_anew: true, ..State::clone(&state) };
+        next.bytes.0 = self.write(OWN_FILE, &next.own)?;
+        self.set(next);
+        Ok(true)
+    }
+
+    /// The place of the newest entry that this journal ever took; number 0 if it took none.
+    pub fn last(&self) -> JournalPlace {
+        let Own { journal, head, .. } = self.look().own;
+        JournalPlace { journal, sequence: head.sequence }
     }
 
     /// This node's entries, in order.
@@ -275,6 +311,7 @@ impl Journal {
             bytes: state.bytes.0 + state.bytes.1,
             oldest: all.map(|entry| entry.what.at()).min(),
             fault: state.fault.clone().unwrap_or_default(),
+            begun_anew: state.begun_anew,
         }
     }
 

@@ -84,7 +84,7 @@ fn what_was_acknowledged_is_there_again_and_numbers_go_on_after_all_was_dropped(
     assert_eq!(stats.bytes as u64, on_disk("own") + on_disk("told"));
 
     // The second one only: it stays, for the first still waits.
-    journal.forget(|place| *place == second.place).unwrap();
+    journal.forget(|entry| *entry == second).unwrap();
     assert_eq!(journal.own().len(), 2);
     journal.forget(|_| true).unwrap();
     assert!(journal.is_empty());
@@ -93,6 +93,32 @@ fn what_was_acknowledged_is_there_again_and_numbers_go_on_after_all_was_dropped(
     let third = append(&journal, reveal(3, true)).unwrap();
     assert_eq!(third.place, JournalPlace { sequence: 3, ..first.place });
     assert_eq!(third.previous, second.hash());
+}
+
+/// What a node decided before its disk was put back to an older copy, and what it decided after that, have one place.
+#[test]
+fn an_entry_in_the_place_of_another_is_kept_and_goes_only_for_its_own_record() {
+    let root = tempfile::tempdir().unwrap();
+    let journal = Journal::open(root.path()).unwrap();
+    let forgotten = append(&journal, reveal(1, true)).unwrap();
+    fs::remove_file(root.path().join(OWN_FILE)).unwrap();
+    journal.write(OWN_FILE, &Own { journal: forgotten.place.journal, ..Own::begin() }).unwrap();
+    let journal = Journal::open(root.path()).unwrap();
+    let later = append(&journal, reveal(2, true)).unwrap();
+    assert_eq!(later.place, forgotten.place);
+    journal.keep(vec![forgotten.clone(), later.clone()]).unwrap();
+    assert_eq!((journal.own(), journal.told()), (vec![later.clone()], vec![forgotten.clone()]));
+
+    journal.forget(|entry| *entry == forgotten).unwrap();
+    assert_eq!((journal.own(), journal.told()), (vec![later.clone()], vec![]));
+    assert!(!journal.begin_anew().unwrap(), "not while something waits in the old one");
+    assert_eq!(journal.last(), later.place);
+    journal.forget(|entry| *entry == later).unwrap();
+    assert!(journal.begin_anew().unwrap() && journal.stats().begun_anew);
+    let journal = Journal::open(root.path()).unwrap();
+    let next = append(&journal, reveal(3, true)).unwrap();
+    assert_ne!(next.place.journal, later.place.journal);
+    assert_eq!((next.place.sequence, next.previous), (1, [0; 32]));
 }
 
 #[test]

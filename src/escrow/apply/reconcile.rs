@@ -1,5 +1,6 @@
 //! Putting on record what a node decided without a quorum: audit record, disclosure, rotation debt and limits in one
-//! entry, once for each place in a journal, whoever proposes it and however often.
+//! entry, once for each entry of a journal, whoever proposes it and however often. An entry is known by its hash: two in one
+//! place, of a journal that was put back to an older copy, are two.
 //!
 //! The node may also have proposed the same request before it gave up waiting. If that was committed, the reveal is on
 //! record already, and this adds nothing; if it comes later, it is answered from what is remembered here. A denial is no
@@ -22,11 +23,8 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reconcile: &Reconcile) -> 
     let entry = &reconcile.entry;
     check(entry, &turn.by().cluster)?;
     let (place, hash) = (entry.place, entry.hash());
-    if let Some(known) = turn.state.row::<ReconciledEntry>(&place.row_key())? {
-        if known.hash == hash {
-            return Ok(Reply::Reconciled { audit_sequence: known.audit_sequence });
-        }
-        return Err(Refusal::Conflict(format!("another entry is on record as {place}")).into());
+    if let Some(known) = turn.state.row::<ReconciledEntry>(&ReconciledEntry::row_key(&place, &hash))? {
+        return Ok(Reply::Reconciled { audit_sequence: known.audit_sequence });
     }
     let audit_sequence = match &entry.what {
         Noted::Reveal(reveal) => apply_reveal(turn, place, reveal)?,

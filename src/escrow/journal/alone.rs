@@ -121,7 +121,7 @@ pub fn standing<'a, R: Rows>(
             Noted::ApprovalAsked(ask) => {
                 let person = ask.by.person();
                 standing.retain(|old| old.ask.key_id != ask.key_id || old.ask.by.person() != person);
-                if ask.expires_at > now && lookup::reconciled(rows, &entry.place)?.is_none() {
+                if ask.expires_at > now && lookup::reconciled(rows, entry)?.is_none() {
                     standing.push(Standing { ask, granted_by: None });
                 }
             }
@@ -322,7 +322,7 @@ impl<'a> Ground<'a> {
         }
         let mut unrecorded = Vec::new();
         for entry in waiting.all() {
-            if lookup::reconciled(rows, &entry.place)?.is_none() {
+            if lookup::reconciled(rows, entry)?.is_none() {
                 unrecorded.push(&entry.what);
             }
         }
