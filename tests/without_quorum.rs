@@ -21,6 +21,7 @@ use strongroom::proto::membership_change::Change;
 use strongroom::proto::replace_member::Replacement;
 use strongroom::proto::{Consistency, FindRequest, MembershipChange, ReplaceMember, StatusResponse};
 use strongroom::store::journal::{Decided, Journal, JournalError};
+use strongroom::store::quarantine::{Cause, Quarantine, QuarantineNote, Stage};
 
 fn signal(test: &TestCluster, node: NodeId, signal: Signal) {
     let pid = test.cluster.pid(node).expect("the node runs");
@@ -549,7 +550,7 @@ async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_com
 
 /// Cut off, asked, killed, and replaced meanwhile: it belongs to nothing any more when it comes back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_was_replaced_while_it_was_cut_off_hands_its_journal_over() {
+async fn a_node_that_was_replaced_while_it_was_cut_off_hands_its_journal_over_even_if_it_is_quarantined() {
     let mut test = three_of(4, "").await;
     escrow(&test, &ALL, 1..3).await;
     test.cluster.wait_settled(&ALL).await.expect("all have it");
@@ -573,6 +574,10 @@ async fn a_node_that_was_replaced_while_it_was_cut_off_hands_its_journal_over() 
     let members = [2, 3, 4];
     test.cluster.wait_settled(&members).await.expect("three again");
 
+    // Whatever else is wrong with it.
+    let note = QuarantineNote::open(&data(&test, 1).join("quarantine.json")).expect("none yet");
+    let (cause, stage) = (Cause::Scrub, Stage::Waiting);
+    note.set(Quarantine { cause, index: 1, since_ms: 1, stage }).expect("quarantined");
     test.cluster.start(1).await.expect("the process runs");
     let deadline = Instant::now() + ON_RECORD;
     let desk = test.client("helpdesk-advanced", &members);

@@ -12,7 +12,8 @@
 //!
 //! An entry is never dropped but for its own record in this node's replica: one that stands in its place is none. If the
 //! disk was put back to an older copy, another journal is begun once nothing waits in that one, and `status` says so. A node that was removed can neither propose
-//! nor apply: it tells the members what it has, as often as it is started, and they put it on record.
+//! nor apply: it tells the members what it has, as often as it is started, and they put it on record. One that is quarantined
+//! tells them too, for nobody knows when it will be well, or whether it is removed before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -292,24 +293,16 @@ impl Watch {
         if journal.is_empty() {
             self.kept.clear();
         }
-        // What is on record is judged by the state, which is wrong then.
-        if node.quarantine().is_some() {
-            return;
-        }
-        let compared = self.compare(node).await;
-        if journal.is_empty() {
-            return self.complain_of(compared);
-        }
+        // A state that is wrong, or was left behind, says of nothing that it is on record. Others are told all the same.
+        let judges = node.quarantine().is_none() && node.expelled().is_none();
+        let compared = if judges { self.compare(node).await } else { Ok(()) };
         let outcome = match self.led {
-            _ if node.expelled().is_some() => {
+            _ if journal.is_empty() => Ok(()),
+            Some(since) if judges => self.bring_on_record(node, since).await,
+            _ => {
                 node.tell_all(&journal.own(), &mut self.kept).await;
                 Ok(())
             }
-            None => {
-                node.tell_all(&journal.own(), &mut self.kept).await;
-                Ok(())
-            }
-            Some(since) => self.bring_on_record(node, since).await,
         };
         self.complain_of(compared.and(outcome));
     }
