@@ -19,9 +19,13 @@ use strongroom::escrow::journal::{DegradedReveal, JournalPlace, Knowledge, Noted
 use strongroom::escrow::records::{AuditEvent, AuditRecord, LogPosition, Source};
 use strongroom::proto::membership_change::Change;
 use strongroom::proto::replace_member::Replacement;
-use strongroom::proto::{Consistency, FindRequest, MembershipChange, ReplaceMember, StatusResponse};
+use strongroom::proto::{
+    Consistency, FindRequest, MembershipChange, RemoveMember, ReplaceMember, StatusResponse,
+};
 use strongroom::store::journal::{Decided, Journal, JournalError};
 use strongroom::store::quarantine::{Cause, Quarantine, QuarantineNote, Stage};
+
+const FIVE: [NodeId; 5] = [1, 2, 3, 4, 5];
 
 fn signal(test: &TestCluster, node: NodeId, signal: Signal) {
     let pid = test.cluster.pid(node).expect("the node runs");
@@ -489,21 +493,69 @@ async fn a_lone_survivor_has_a_reveal_approved_by_another_person_once_and_all_of
     }
 }
 
-/// Five voters, of which two are left; one of those reveals, tells the other, and is lost for ever.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_comes_back_after_all() {
+/// Five voters, which have keys 1 and 2.
+async fn five_nodes() -> TestCluster {
     let dir = tempfile::tempdir().expect("a directory for the test");
     let five = strongroom::cli::local_cluster::ClusterPlan { nodes: 5, members: 5, ..plan("") };
     let mut cluster =
         strongroom::cli::local_cluster::LocalCluster::open_or_create(dir.path(), &five, program())
             .expect("a layout");
     cluster.form().await.expect("a cluster forms");
-    let mut test = TestCluster { cluster, dir };
-    let all = [1, 2, 3, 4, 5];
-    escrow(&test, &all, 1..3).await;
+    let test = TestCluster { cluster, dir };
+    escrow(&test, &FIVE, 1..3).await;
+    test
+}
+
+/// The one that was told is removed as well before it can say so; then it is all that has the reveal.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_hands_over_what_a_lost_one_had_told_it() {
+    let mut test = five_nodes().await;
+    test.cluster.wait_settled(&FIVE).await.expect("all have it");
+    let rest = [1, 2, 3];
+    for node in rest {
+        test.cluster.kill(node).await.expect("killed");
+    }
+    let desk = test.client("helpdesk-advanced", &[4]);
+    assert_eq!(consistency(&desk.recover(key(1), "told", None).await.expect("shown")), "degraded");
+    test.cluster.kill(4).await.expect("lost for ever");
+    test.cluster.kill(5).await.expect("down");
+    for node in rest {
+        test.cluster.start(node).await.expect("comes back");
+    }
+    for node in [4, 5] {
+        let remove = Change::Remove(RemoveMember { node });
+        let change = MembershipChange { change: Some(remove), any_voter_count: true, ..Default::default() };
+        let operator = test.client("operator", &rest);
+        let mut steps = operator.change_membership(&change).await.expect("begun");
+        while steps.next().await.expect("it goes on").is_some() {}
+    }
+    test.cluster.start(5).await.expect("the process runs");
+    let deadline = Instant::now() + ON_RECORD;
+    let desk = test.client("helpdesk-advanced", &rest);
+    let request = FindRequest { key_id_prefix: key(1).to_string(), ..FindRequest::default() };
+    while desk.find(&request).await.expect("found").keys[0].state != "disclosed" {
+        assert!(Instant::now() < deadline, "what the removed node was told is not handed over");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    all_on_record(&test, &rest).await;
+    test.cluster.wait_settled(&rest).await.expect("settled");
+    test.cluster.stop(1).await.expect("stopped");
+    let records = audit_of(&test, 1).await;
+    assert_eq!(shown(&records), BTreeMap::from([("told".to_owned(), 1)]));
+    let decided_by = records.iter().find_map(|record| match &record.event {
+        AuditEvent::RevealReconciled { reveal, .. } => Some(reveal.source.node),
+        _ => None,
+    });
+    assert_eq!(decided_by, Some(4));
+}
+
+/// Five voters, of which two are left; one of those reveals, tells the other, and is lost for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_comes_back_after_all() {
+    let mut test = five_nodes().await;
     let marked = format!(r#"{{"approval": {{"machines": ["{}"]}}}}"#, deposit(2).machine);
-    set_policy(&test, &all, &marked).await;
-    test.cluster.wait_settled(&all).await.expect("all have it");
+    set_policy(&test, &FIVE, &marked).await;
+    test.cluster.wait_settled(&FIVE).await.expect("all have it");
     for node in [1, 2, 3] {
         test.cluster.kill(node).await.expect("killed");
     }

@@ -12,7 +12,8 @@
 //!
 //! An entry is never dropped but for its own record in this node's replica: one that stands in its place is none. If the
 //! disk was put back to an older copy, another journal is begun once nothing waits in that one, and `status` says so. A node that was removed can neither propose
-//! nor apply: it tells the members what it has, as often as it is started, and they put it on record. One that is quarantined
+//! nor apply: it tells the members what it has, what others told it among it, as often as it is started, and they put it
+//! on record. One that is quarantined
 //! tells them too, for nobody knows when it will be well, or whether it is removed before.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,10 +148,11 @@ impl Node {
         })
     }
 
-    /// Keeps what `teller` decided without a quorum, durably, and says of each entry whether it is on record.
+    /// Keeps what `teller` has in its journal, durably, and says of each entry whether it is on record. It need not have
+    /// decided that itself: a node that was removed hands over as well what others had told it, for these may be lost.
     ///
     /// # Errors
-    /// [`NodeError::Invalid`] for what is not the teller's own or too much; [`NodeError::Decode`];
+    /// [`NodeError::Invalid`] for what a stranger tells or decided, or for too much; [`NodeError::Decode`];
     /// [`NodeError::Journal`].
     pub async fn keep_journal(
         &self,
@@ -162,14 +164,15 @@ impl Node {
         }
         let entries: Vec<JournalEntry> =
             request.entries.iter().map(|entry| format::decode(entry)).collect::<Result<_, _>>()?;
-        if entries.iter().any(|entry| entry.what.source().node != teller) {
-            return Err(Invalid::new("entries", format!("what node {teller} decided itself")).into());
-        }
         let node = self.clone();
         let keep = move || {
             let view = node.view()?;
-            if lookup::node(&view, teller)?.is_none() {
-                return Err(Invalid::new("entries", "of a node that is or was a member").into());
+            let deciders = entries.iter().map(|entry| entry.what.source().node);
+            for id in deciders.chain([teller]).collect::<BTreeSet<_>>() {
+                if lookup::node(&view, id)?.is_none() {
+                    let why = format!("of nodes that are or were members, which node {id} is not");
+                    return Err(Invalid::new("entries", why).into());
+                }
             }
             let mut on_record = Vec::with_capacity(entries.len());
             for entry in &entries {
@@ -294,13 +297,17 @@ impl Watch {
             self.kept.clear();
         }
         // A state that is wrong, or was left behind, says of nothing that it is on record. Others are told all the same.
-        let judges = node.quarantine().is_none() && node.expelled().is_none();
+        let is_expelled = node.expelled().is_some();
+        let judges = node.quarantine().is_none() && !is_expelled;
         let compared = if judges { self.compare(node).await } else { Ok(()) };
         let outcome = match self.led {
             _ if journal.is_empty() => Ok(()),
             Some(since) if judges => self.bring_on_record(node, since).await,
             _ => {
-                node.tell_all(&journal.own(), &mut self.kept).await;
+                let mut entries = journal.own();
+                // Who told it that may be lost, and told nobody else.
+                entries.extend(is_expelled.then(|| journal.told()).into_iter().flatten());
+                node.tell_all(&entries, &mut self.kept).await;
                 Ok(())
             }
         };
