@@ -260,7 +260,7 @@ async fn a_journal_that_takes_nothing_means_no_reveal() {
     refused(&test, "cannot be written");
     std::fs::remove_dir(&blocked).expect("room again");
     let desk = test.client("helpdesk-advanced", &[1]);
-    assert_eq!(desk.recover(key(1), "locked out", None).await.expect("shown").details.journal_sequence, 1);
+    assert_eq!(desk.recover(key(1), "room again", None).await.expect("shown").details.journal_sequence, 1);
 
     test.cluster.kill(1).await.expect("killed");
     let journal = data(&test, 1).join("journal/own");
@@ -273,12 +273,21 @@ async fn a_journal_that_takes_nothing_means_no_reveal() {
     let status = test.client("operator", &[1]).status().await.expect("status");
     assert!(of(&status, 1).journal_fault.contains("hash"), "{:?}", of(&status, 1).journal_fault);
 
-    // Whole again, it goes on where it was, and comes on record with a quorum.
+    // Whole again, it goes on where it was, and comes on record with a quorum, whatever became of what others told it.
     test.cluster.kill(1).await.expect("killed");
     std::fs::write(&journal, &whole).expect("restored");
+    let told = data(&test, 1).join("journal/told");
+    std::fs::write(&told, "nothing that was written there").expect("damaged");
     test.cluster.start(1).await.expect("comes back");
+    refused(&test, "damaged");
     test.cluster.start(2).await.expect("comes back");
     all_on_record(&test, &[1, 2]).await;
+    let status = test.client("operator", &[1]).status().await.expect("status");
+    let fault = of(&status, 1).journal_fault;
+    assert!(fault.contains(&told.display().to_string()), "{fault:?}");
+    test.cluster.stop(2).await.expect("stopped");
+    // What was refused may have been proposed, and committed after all.
+    assert_eq!(shown(&audit_of(&test, 2).await).get("room again"), Some(&1));
 }
 
 /// The journal goes back to how it was, and numbers what it takes next as it numbered what it has forgotten.

@@ -11,7 +11,8 @@
 //! entry that was ever acknowledged, and what a crash left under the other name was never acknowledged and is dropped.
 //! A file ends in the SHA-256 of what stands before it, and the entries of a node lead from hash to hash to the head that
 //! is kept with them, so that one which is altered, cut or put together of parts is found. Then the journal takes nothing
-//! until somebody has looked at it: a node that may have lost a reveal shows no further one.
+//! until somebody has looked at it: a node that may have lost a reveal shows no further one. What is in the other file is
+//! told and put on record all the same.
 //!
 //! A disk that is put back to an older copy brings an older journal back, which would number what it takes next as it
 //! numbered what it has forgotten. Entries are told apart by their hashes, so nothing is lost by that; and once it is
@@ -127,7 +128,9 @@ struct State {
     told: Told,
     /// Bytes of each file.
     bytes: (usize, usize),
-    fault: Option<String>,
+    /// What is wrong with each file.
+    own_fault: Option<String>,
+    told_fault: Option<String>,
     begun_anew: bool,
 }
 
@@ -141,11 +144,14 @@ impl Journal {
         for name in [OWN_FILE, TOLD_FILE] {
             drop_unfinished(&directory.join(name))?;
         }
-        let own = read::<Own>(&directory.join(OWN_FILE))?
-            .and_then(|(own, bytes)| own.as_ref().map_or(Ok(()), check_chain).map(|()| (own, bytes)));
+        let path = directory.join(OWN_FILE);
+        let own = read::<Own>(&path)?.and_then(|(own, bytes)| {
+            let chain = own.as_ref().map_or(Ok(()), check_chain);
+            chain.map_err(|broken| format!("{}: {broken}", path.display())).map(|()| (own, bytes))
+        });
         let told = read::<Told>(&directory.join(TOLD_FILE))?;
-        let fault = [own.as_ref().err(), told.as_ref().err()].into_iter().flatten().next().cloned();
-        if let Some(fault) = &fault {
+        let (own_fault, told_fault) = (own.as_ref().err().cloned(), told.as_ref().err().cloned());
+        for fault in [&own_fault, &told_fault].into_iter().flatten() {
             tracing::error!(
                 fault,
                 "the journal of reveals is damaged: without a quorum no key is shown here"
@@ -157,7 +163,8 @@ impl Journal {
             own: own.unwrap_or_else(Own::begin),
             told: told.unwrap_or_default(),
             bytes: (own_bytes, told_bytes),
-            fault,
+            own_fault,
+            told_fault,
             begun_anew: false,
         };
         let waiting = state.own.entries.len();
@@ -221,7 +228,7 @@ impl Journal {
     pub fn keep(&self, entries: Vec<JournalEntry>) -> Result<(), JournalError> {
         let _turn = self.turn();
         let state = self.look();
-        state.check_whole()?;
+        whole(&state.told_fault)?;
         let mut next = State::clone(&state);
         let told = &mut next.told;
         for entry in entries {
@@ -239,14 +246,15 @@ impl Journal {
         Ok(())
     }
 
-    /// Drops what is on record: of this node's entries the first ones, up to the first that is not; of others' any.
+    /// Drops what is on record: of this node's entries the first ones, up to the first that is not; of others' any. A file
+    /// that is damaged is left as it is.
     ///
     /// # Errors
     /// [`JournalError`]: then they stay, and are dropped the next time.
     pub fn forget(&self, is_on_record: impl Fn(&JournalEntry) -> bool) -> Result<(), JournalError> {
         let _turn = self.turn();
         let state = self.look();
-        state.check_whole()?;
+        // What is in a damaged one is not known, and so not here.
         let mut next = State::clone(&state);
         let done = state.own.entries.iter().take_while(|entry| is_on_record(entry)).count();
         if done > 0 {
@@ -269,7 +277,7 @@ impl Journal {
     pub fn begin_anew(&self) -> Result<bool, JournalError> {
         let _turn = self.turn();
         let state = self.look();
-        state.check_whole()?;
+        whole(&state.own_fault)?;
         if !state.own.entries.is_empty() {
             return Ok(false);
         }
@@ -310,7 +318,7 @@ impl Journal {
             told: state.told.len(),
             bytes: state.bytes.0 + state.bytes.1,
             oldest: all.map(|entry| entry.what.at()).min(),
-            fault: state.fault.clone().unwrap_or_default(),
+            fault: state.faults().cloned().collect::<Vec<_>>().join("; "),
             begun_anew: state.begun_anew,
         }
     }
@@ -359,9 +367,19 @@ pub enum Appended<T> {
 }
 
 impl State {
-    fn check_whole(&self) -> Result<(), JournalError> {
-        self.fault.as_ref().map_or(Ok(()), |fault| Err(JournalError::Damaged(fault.clone())))
+    fn faults(&self) -> impl Iterator<Item = &String> {
+        self.own_fault.iter().chain(&self.told_fault)
     }
+
+    /// Limits count what is in both.
+    fn check_whole(&self) -> Result<(), JournalError> {
+        whole(&self.own_fault)?;
+        whole(&self.told_fault)
+    }
+}
+
+fn whole(fault: &Option<String>) -> Result<(), JournalError> {
+    fault.as_ref().map_or(Ok(()), |fault| Err(JournalError::Damaged(fault.clone())))
 }
 
 /// A file's content and size, or what is wrong with it.
