@@ -126,6 +126,13 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
         AuditEvent::ApprovalDecisionReconciled { place, decision } => {
             decision.hashed_into(reconciled(canonical.number(16), place))
         }
+        AuditEvent::RevealRepeated { place, key_id, node, at, audit_sequence } => {
+            reconciled(canonical.number(17), place)
+                .bytes(key_id.0.as_bytes())
+                .number(*node)
+                .number(at.0)
+                .number(*audit_sequence)
+        }
     };
     canonical.sha256()
 }

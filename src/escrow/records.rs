@@ -313,7 +313,7 @@ pub struct ReconciledEntry {
     pub place: JournalPlace,
     /// Its hash.
     pub hash: [u8; 32],
-    /// The audit record of it; `None` if that was the denial of the same request, which had been committed.
+    /// The audit record that names it; `None` of a denial, if that of the same request had been committed.
     pub audit_sequence: Option<u64>,
 }
 
@@ -470,6 +470,21 @@ pub enum AuditEvent {
         place: JournalPlace,
         /// What it says.
         decision: Box<DegradedDecision>,
+    },
+    /// A key was shown where there was no quorum, for a request whose reveal is on record: it was committed as well, or
+    /// another node had shown the key for it. Both are one reveal, which counts once; this says that the entry was there,
+    /// so that each one that showed a key is named by a record.
+    RevealRepeated {
+        /// The entry of the journal.
+        place: JournalPlace,
+        /// The key.
+        key_id: KeyId,
+        /// The node that showed it.
+        node: NodeId,
+        /// When, by the clock of that node.
+        at: Timestamp,
+        /// The record of the reveal.
+        audit_sequence: u64,
     },
 }
 

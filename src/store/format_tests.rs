@@ -436,6 +436,8 @@ fn audit_records_keep_decoding() {
     let reconciled = AuditEvent::RevealReconciled { place: place(), reveal: Box::new(degraded_reveal()) };
     let asked_alone = AuditEvent::ApprovalAskReconciled { place: place(), ask: Box::new(degraded_ask()) };
     let decision = Box::new(degraded_decision());
+    let repeated =
+        AuditEvent::RevealRepeated { place: place(), key_id, node: 3, at: Timestamp(8), audit_sequence: 12 };
     let decided_alone = AuditEvent::ApprovalDecisionReconciled { place: place(), decision };
     let events = vec![
         ("row audit initialized", AuditEvent::ClusterInitialized),
@@ -456,6 +458,7 @@ fn audit_records_keep_decoding() {
         ("row audit approval-refused", refused),
         ("row audit approval-ask-reconciled", asked_alone),
         ("row audit approval-decision-reconciled", decided_alone),
+        ("row audit reveal-repeated", repeated),
     ];
     check_every(events, audit_record);
 }

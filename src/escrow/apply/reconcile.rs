@@ -2,8 +2,9 @@
 //! entry, once for each entry of a journal, whoever proposes it and however often. An entry is known by its hash: two in one
 //! place, of a journal that was put back to an older copy, are two.
 //!
-//! The node may also have proposed the same request before it gave up waiting. If that was committed, the reveal is on
-//! record already, and this adds nothing; if it comes later, it is answered from what is remembered here. A denial is no
+//! The node may also have proposed the same request before it gave up waiting, or the caller gone on with it to another node
+//! that was alone. If the reveal is on record already, then this adds only that the entry belongs to it, and nothing is
+//! counted twice; if it is committed later, it is answered from what is remembered here. A denial is no
 //! answer to it, for a quorum may know better: then it is decided anew, and put on record if it is granted after all.
 //!
 //! What is said of approvals is put on record and nothing else comes of it: see [`alone`](crate::escrow::journal::alone).
@@ -41,7 +42,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reconcile: &Reconcile) -> 
     Ok(Reply::Reconciled { audit_sequence })
 }
 
-/// Answers the audit record of it; `None` if that was the denial of the same request.
+/// Answers the audit record that names it; `None` if the denial of the same request is on record.
 fn apply_reveal<S: State>(
     turn: &mut Turn<'_, S>,
     place: JournalPlace,
@@ -49,7 +50,13 @@ fn apply_reveal<S: State>(
 ) -> Result<Option<u64>, Halt> {
     let same = equivalent(reveal);
     Ok(match requests::remembered(turn, &same)? {
-        Some(Reply::Revealed(shown)) if reveal.was_shown() => Some(shown.audit_sequence),
+        Some(Reply::Revealed(shown)) if reveal.was_shown() => Some(turn.audit(AuditEvent::RevealRepeated {
+            place,
+            key_id: reveal.key_id,
+            node: reveal.source.node,
+            at: reveal.at,
+            audit_sequence: shown.audit_sequence,
+        })),
         Some(Reply::Refused(_)) if !reveal.was_shown() => None,
         _ => Some(record(turn, place, reveal, &same)?),
     })

@@ -119,6 +119,9 @@ impl<'a> Facts<'a> {
                 key_id: Some(decision.key_id),
                 ..Self::NONE
             },
+            AuditEvent::RevealRepeated { key_id, .. } => {
+                Self { source: Decided::Degraded, key_id: Some(*key_id), ..Self::NONE }
+            }
             AuditEvent::ApprovalUsed { .. }
             | AuditEvent::ClusterInitialized
             | AuditEvent::ClusterRecovered { .. }

@@ -60,6 +60,13 @@ fn event(choice: u8, text: &str) -> AuditEvent {
             let decision = Box::new(decision(denied));
             AuditEvent::ApprovalDecisionReconciled { place: place(u64::from(choice)), decision }
         }
+        7 if choice & 64 > 0 => AuditEvent::RevealRepeated {
+            place: place(u64::from(choice)),
+            key_id,
+            node: 3,
+            at: Timestamp(7),
+            audit_sequence: 2,
+        },
         4 => AuditEvent::PolicySet { version: u64::from(choice), policy: text.to_owned() },
         5 => AuditEvent::ApprovalAsked {
             approval: RequestId(key_id.0),
@@ -239,6 +246,7 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             place: place(7),
             decision: Box::new(decision(Some(Refusal::Denied("no".to_owned())))),
         },
+        AuditEvent::RevealRepeated { place: place(8), key_id, node: 3, at: Timestamp(5), audit_sequence: 12 },
     ]
 }
 
@@ -320,6 +328,9 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                             None => Some(Timestamp(0)),
                         },
                     }
+                }
+                AuditEvent::RevealRepeated { place, key_id, node, at, audit_sequence } => {
+                    AuditEvent::RevealRepeated { place, key_id, node, at, audit_sequence: audit_sequence + 1 }
                 }
                 AuditEvent::ApprovalRefused { approval, key_id, asked_by, granted, denied } => {
                     let granted = !granted;

@@ -319,7 +319,8 @@ proptest! {
         for record in &records {
             if let AuditEvent::RevealReconciled { place, .. }
             | AuditEvent::ApprovalAskReconciled { place, .. }
-            | AuditEvent::ApprovalDecisionReconciled { place, .. } = &record.event
+            | AuditEvent::ApprovalDecisionReconciled { place, .. }
+            | AuditEvent::RevealRepeated { place, .. } = &record.event
             {
                 *on_record.entry(*place).or_default() += 1;
             }
