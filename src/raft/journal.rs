@@ -16,8 +16,10 @@
 //! on record. One that is quarantined
 //! tells them too, for nobody knows when it will be well, or whether it is removed before.
 
+pub mod allowance;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -25,6 +27,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use uuid::Uuid;
 
+use crate::escrow::apply::check_entry;
 use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal};
 use crate::escrow::disclosure::Asked;
 use crate::escrow::ids::{Invalid, NodeId, RequestId};
@@ -45,8 +48,10 @@ use super::now;
 const TELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two looks at what waits in the journal.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Most entries told in one call, or proposed in one look.
+/// Most entries told in one call, or proposed in one look of a node's own and of others'.
 const BATCH_MAX: usize = 256;
+/// How long an entry that was refused waits to be proposed again: nothing but an upgrade can change that.
+const REFUSED_REST: Duration = Duration::from_secs(10);
 /// How long a leader must have been there before a node proposes what another member told it, and could propose itself.
 const TOLD_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -167,6 +172,9 @@ impl Node {
         let node = self.clone();
         let keep = move || {
             let view = node.view()?;
+            let Some(cluster) = lookup::cluster(&view)? else {
+                return Err(Invalid::new("entries", "of a cluster that this node is a member of").into());
+            };
             let deciders = entries.iter().map(|entry| entry.what.source().node);
             for id in deciders.chain([teller]).collect::<BTreeSet<_>>() {
                 if lookup::node(&view, id)?.is_none() {
@@ -175,16 +183,38 @@ impl Node {
                 }
             }
             let mut on_record = Vec::with_capacity(entries.len());
-            for entry in &entries {
+            let mut waiting = Vec::new();
+            for entry in entries {
                 // A state that is wrong bears no witness.
-                let known = node.quarantine().is_none() && lookup::reconciled(&view, entry)?.is_some();
+                let known = node.quarantine().is_none() && lookup::reconciled(&view, &entry)?.is_some();
                 on_record.push(known);
+                match check_entry(&entry, &cluster.name) {
+                    Ok(()) if !known => waiting.push(entry),
+                    Ok(()) => {}
+                    // It would wait for ever.
+                    Err(error) => {
+                        tracing::warn!(teller, entry = %entry.place, %error, "an entry of a journal is not kept");
+                    }
+                }
             }
-            let waiting = entries.into_iter().zip(&on_record).filter(|(_, known)| !**known);
-            node.inner.journal.keep(waiting.map(|(entry, _)| entry).collect())?;
+            node.keep_told(teller, waiting)?;
             Ok(KeepJournalResponse { on_record })
         };
         spawn_blocking(keep).await.map_err(|_| stopping())?
+    }
+
+    fn keep_told(&self, teller: NodeId, entries: Vec<JournalEntry>) -> Result<(), NodeError> {
+        let now = Instant::now();
+        let is_member = self.is_member(teller);
+        let allowance = || self.inner.allowance.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_member {
+            allowance().check(teller, now)?;
+        }
+        let new = self.inner.journal.keep(teller, entries)?;
+        if !is_member {
+            allowance().count(teller, new, now);
+        }
+        Ok(())
     }
 
     /// Brings what waits on record, or to others, until the node stops.
@@ -284,6 +314,8 @@ struct Watch {
     compared: u64,
     /// There are some: its numbers are taken.
     is_forked: bool,
+    /// Which entries were refused, by their hashes, and when.
+    refused: BTreeMap<[u8; 32], Instant>,
     /// What was last complained about.
     trouble: String,
 }
@@ -354,20 +386,26 @@ impl Watch {
     async fn bring_on_record(&mut self, node: &Node, since: Instant) -> Result<(), NodeError> {
         forget(node).await?;
         let journal = &node.inner.journal;
-        let mut waiting = journal.own();
+        self.refused.retain(|_, at| at.elapsed() < REFUSED_REST);
+        let rests = |entry: &JournalEntry| self.refused.contains_key(&entry.hash());
         let patient = since.elapsed() < TOLD_PATIENCE;
-        let told = journal.told().into_iter();
-        waiting.extend(told.filter(|entry| !patient || !node.is_member(entry.what.source().node)));
-        waiting.truncate(BATCH_MAX);
+        let is_due = |entry: &JournalEntry| !patient || !node.is_member(entry.what.source().node);
+        let own = journal.own().into_iter().filter(|entry| !rests(entry)).take(BATCH_MAX);
+        let told = journal.told_in_turns(BATCH_MAX, |entry| is_due(entry) && !rests(entry));
+        let waiting: Vec<JournalEntry> = own.chain(told).collect();
         if waiting.is_empty() {
             return Ok(());
         }
         let mut outcome = Ok(());
         for entry in waiting {
+            let hash = entry.hash();
             match node.reconcile(entry).await {
                 Ok(()) => self.trouble.clear(),
-                // This one only; the others need not wait for it.
-                Err(error @ NodeError::Refused(_)) => outcome = Err(error),
+                // This one only; the others need not wait for it, nor for another try.
+                Err(error @ NodeError::Refused(_)) => {
+                    self.refused.insert(hash, Instant::now());
+                    outcome = Err(error);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -398,3 +436,7 @@ fn stopping() -> NodeError {
 pub(super) fn open(directory: &crate::store::directory::DataDir) -> Result<Journal, NodeError> {
     Ok(Journal::open(&directory.journal())?)
 }
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

@@ -20,6 +20,8 @@
 //!
 //! Writing a whole file for each entry costs some milliseconds at its bound; degraded reveals are asked for by people.
 
+mod told;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,10 +32,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::told::Told;
 use super::directory::{create_dir, sync_dir, write_durably};
 use super::{StoreError, format};
 use crate::escrow::audit::ChainHead;
-use crate::escrow::ids::Timestamp;
+use crate::escrow::ids::{NodeId, Timestamp};
 use crate::escrow::journal::alone::Waiting;
 use crate::escrow::journal::{JournalEntry, JournalPlace, Noted};
 
@@ -44,7 +47,8 @@ pub const OWN_DENIALS_MAX: usize = OWN_ENTRIES_MAX / 2;
 /// Most of them that ask for an approval. Each takes three entries at most, itself, the grant and the reveal: there is
 /// room for all of them beside the denials.
 pub const OWN_ASKS_MAX: usize = OWN_ENTRIES_MAX / 8;
-/// Most entries of other nodes that are kept for them.
+/// Most entries of other nodes that are kept for them. Whoever tells them has at most half of what the others leave, so that
+/// one which tells without end keeps nobody from being heard.
 pub const TOLD_ENTRIES_MAX: usize = 16_384;
 /// Largest file: entries of two thirds of the longest reason and names.
 pub const FILE_MAX_BYTES: usize = 8 * 1024 * 1024;
@@ -106,9 +110,6 @@ impl Own {
     }
 }
 
-/// What is in the file of others' entries.
-type Told = Vec<JournalEntry>;
-
 /// The journal of a node. Clones share it. What changes it blocks on the disk; what looks at it does not.
 #[derive(Debug, Clone)]
 pub struct Journal(Arc<Inner>);
@@ -149,7 +150,11 @@ impl Journal {
             let chain = own.as_ref().map_or(Ok(()), check_chain);
             chain.map_err(|broken| format!("{}: {broken}", path.display())).map(|()| (own, bytes))
         });
-        let told = read::<Told>(&directory.join(TOLD_FILE))?;
+        let path = directory.join(TOLD_FILE);
+        let told = read::<Told>(&path)?.and_then(|(told, bytes)| {
+            let each = told.as_ref().map_or(Ok(()), Told::check);
+            each.map_err(|broken| format!("{}: {broken}", path.display())).map(|()| (told, bytes))
+        });
         let (own_fault, told_fault) = (own.as_ref().err().cloned(), told.as_ref().err().cloned());
         for fault in [&own_fault, &told_fault].into_iter().flatten() {
             tracing::error!(
@@ -187,7 +192,7 @@ impl Journal {
         let _turn = self.turn();
         let state = self.look();
         state.check_whole()?;
-        let what = match decide(&Waiting { own: &state.own.entries, told: &state.told })? {
+        let what = match decide(&Waiting { own: &state.own.entries, told: &state.told.entries })? {
             Decided::Nothing(instead) => return Ok(Appended::Nothing(instead)),
             Decided::Entry(what) => *what,
         };
@@ -221,29 +226,28 @@ impl Journal {
         Ok(entry)
     }
 
-    /// Keeps what another node tells, but for what is here already. Durable when this returns.
+    /// Keeps what another node tells, but for what is here already; answers how much that is. Durable when this returns.
     ///
     /// # Errors
     /// [`JournalError`]: then nothing of it is kept that was not before.
-    pub fn keep(&self, entries: Vec<JournalEntry>) -> Result<(), JournalError> {
+    pub fn keep(&self, teller: NodeId, entries: Vec<JournalEntry>) -> Result<usize, JournalError> {
         let _turn = self.turn();
         let state = self.look();
         whole(&state.told_fault)?;
         let mut next = State::clone(&state);
         let told = &mut next.told;
         for entry in entries {
-            if !told.contains(&entry) && !state.own.entries.contains(&entry) {
-                told.push(entry);
+            if !told.entries.contains(&entry) && !state.own.entries.contains(&entry) {
+                told.push(teller, entry);
             }
         }
-        if told.len() > TOLD_ENTRIES_MAX {
-            return Err(JournalError::Full { what: "entries of other nodes", limit: TOLD_ENTRIES_MAX });
-        }
-        if told.len() > state.told.len() {
+        let new = told.entries.len() - state.told.entries.len();
+        if new > 0 {
+            told.check_part_of(teller)?;
             next.bytes.1 = self.write(TOLD_FILE, told)?;
             self.set(next);
         }
-        Ok(())
+        Ok(new)
     }
 
     /// Drops what is on record: of this node's entries the first ones, up to the first that is not; of others' any. A file
@@ -263,7 +267,7 @@ impl Journal {
             self.set(next.clone());
         }
         next.told.retain(|entry| !is_on_record(entry));
-        if next.told.len() < state.told.len() {
+        if next.told.entries.len() < state.told.entries.len() {
             next.bytes.1 = self.write(TOLD_FILE, &next.told)?;
             self.set(next);
         }
@@ -300,22 +304,27 @@ impl Journal {
 
     /// What other nodes told this one.
     pub fn told(&self) -> Vec<JournalEntry> {
-        self.look().told.clone()
+        self.look().told.entries.clone()
+    }
+
+    /// At most `most` of what other nodes told, of each that told as much as of the others; only what is `due`.
+    pub fn told_in_turns(&self, most: usize, due: impl Fn(&JournalEntry) -> bool) -> Vec<JournalEntry> {
+        self.look().told.in_turns(most, due)
     }
 
     /// Whether nothing waits to be put on record.
     pub fn is_empty(&self) -> bool {
         let state = self.look();
-        state.own.entries.is_empty() && state.told.is_empty()
+        state.own.entries.is_empty() && state.told.entries.is_empty()
     }
 
     /// How full it is.
     pub fn stats(&self) -> JournalStats {
         let state = self.look();
-        let all = state.own.entries.iter().chain(&state.told);
+        let all = state.own.entries.iter().chain(&state.told.entries);
         JournalStats {
             own: state.own.entries.len(),
-            told: state.told.len(),
+            told: state.told.entries.len(),
             bytes: state.bytes.0 + state.bytes.1,
             oldest: all.map(|entry| entry.what.at()).min(),
             fault: state.faults().cloned().collect::<Vec<_>>().join("; "),

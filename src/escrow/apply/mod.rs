@@ -34,6 +34,7 @@ pub use admit::{KEYRING_MAX_BYTES, NODE_ADDRESS_MAX_BYTES, NODES_MAX, RECIPIENT_
 pub use approval::{APPROVALS_MAX, gone};
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
 pub use feature_level::too_new;
+pub use reconcile::check as check_entry;
 pub use reseal::{RESEAL_ROWS_MAX, sealed_digest};
 pub use reveal::{REASON_MAX_BYTES, check_reason};
 

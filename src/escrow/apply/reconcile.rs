@@ -111,7 +111,10 @@ fn disclose<S: State>(
 }
 
 /// An entry comes from a node that decided alone: what every replica keeps of it is bounded here.
-fn check(entry: &JournalEntry, cluster: &ClusterName) -> Result<(), Invalid> {
+///
+/// # Errors
+/// [`Invalid`] if it is not well formed: then it can never come on record.
+pub fn check(entry: &JournalEntry, cluster: &ClusterName) -> Result<(), Invalid> {
     let invalid = |field: &str, expected: &str| Err(Invalid::new(format!("entry.{field}"), expected));
     let what = &entry.what;
     if entry.place.sequence == 0 {
