@@ -35,7 +35,7 @@ use crate::escrow::journal::alone::{self, Circumstances, Verdict};
 use crate::escrow::journal::{DegradedAsk, JournalEntry, Noted};
 use crate::escrow::lookup;
 use crate::escrow::records::{Approval, Source};
-use crate::proto::peer::{KeepJournalRequest, KeepJournalResponse};
+use crate::proto::peer::KeepJournalRequest;
 use crate::store::format;
 use crate::store::journal::{Appended, Decided, Journal, JournalStats};
 
@@ -153,17 +153,13 @@ impl Node {
         })
     }
 
-    /// Keeps what `teller` has in its journal, durably, and says of each entry whether it is on record. It need not have
-    /// decided that itself: a node that was removed hands over as well what others had told it, for these may be lost.
+    /// Keeps what `teller` has in its journal and is not on record, durably. It need not have decided that itself: a node that
+    /// was removed hands over as well what others had told it, for these may be lost.
     ///
     /// # Errors
     /// [`NodeError::Invalid`] for what a stranger tells or decided, or for too much; [`NodeError::Decode`];
     /// [`NodeError::Journal`].
-    pub async fn keep_journal(
-        &self,
-        teller: NodeId,
-        request: &KeepJournalRequest,
-    ) -> Result<KeepJournalResponse, NodeError> {
+    pub async fn keep_journal(&self, teller: NodeId, request: &KeepJournalRequest) -> Result<(), NodeError> {
         if request.entries.len() > BATCH_MAX {
             return Err(Invalid::new("entries", format!("at most {BATCH_MAX}")).into());
         }
@@ -182,23 +178,20 @@ impl Node {
                     return Err(Invalid::new("entries", why).into());
                 }
             }
-            let mut on_record = Vec::with_capacity(entries.len());
             let mut waiting = Vec::new();
             for entry in entries {
                 // A state that is wrong bears no witness.
                 let known = node.quarantine().is_none() && lookup::reconciled(&view, &entry)?.is_some();
-                on_record.push(known);
                 match check_entry(&entry, &cluster.name) {
-                    Ok(()) if !known => waiting.push(entry),
-                    Ok(()) => {}
+                    Ok(()) if known => {}
+                    Ok(()) => waiting.push(entry),
                     // It would wait for ever.
                     Err(error) => {
                         tracing::warn!(teller, entry = %entry.place, %error, "an entry of a journal is not kept");
                     }
                 }
             }
-            node.keep_told(teller, waiting)?;
-            Ok(KeepJournalResponse { on_record })
+            node.keep_told(teller, waiting)
         };
         spawn_blocking(keep).await.map_err(|_| stopping())?
     }
