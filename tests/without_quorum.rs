@@ -12,13 +12,21 @@ use common::*;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use strongroom::client::{Client, ClientError, Recovered};
+use strongroom::escrow::audit::ChainHead;
 use strongroom::escrow::features::FeatureLevel;
-use strongroom::escrow::ids::NodeId;
-use strongroom::escrow::journal::JournalPlace;
-use strongroom::escrow::records::{AuditEvent, AuditRecord};
+use strongroom::escrow::ids::{NodeId, RequestId, Timestamp};
+use strongroom::escrow::journal::alone::Waiting;
+use strongroom::escrow::journal::{DegradedReveal, JournalPlace, Knowledge, Noted};
+use strongroom::escrow::records::{AuditEvent, AuditRecord, LogPosition, Source};
 use strongroom::proto::membership_change::Change;
 use strongroom::proto::replace_member::Replacement;
-use strongroom::proto::{Consistency, FindRequest, MembershipChange, ReplaceMember, StatusResponse};
+use strongroom::proto::{
+    Consistency, FindRequest, MembershipChange, RemoveMember, ReplaceMember, StatusResponse,
+};
+use strongroom::store::journal::{Decided, Journal, JournalError};
+use strongroom::store::quarantine::{Cause, Quarantine, QuarantineNote, Stage};
+
+const FIVE: [NodeId; 5] = [1, 2, 3, 4, 5];
 
 fn signal(test: &TestCluster, node: NodeId, signal: Signal) {
     let pid = test.cluster.pid(node).expect("the node runs");
@@ -147,15 +155,16 @@ async fn a_lone_survivor_that_restarted_finds_and_reveals_and_each_is_on_record_
     }
 }
 
-/// What was asked, by its reason, and whether the key was shown.
-type Asked = BTreeMap<String, bool>;
+/// What was asked, by its reason, whether the key was shown, and without a quorum by which entry of a journal.
+type Asked = BTreeMap<String, (bool, Option<JournalPlace>)>;
 
 async fn ask(client: &Client, n: u64, reason: String, asked: &mut Asked) -> Option<Recovered> {
     let answer = client.recover(key(n), &reason, None).await;
     if let Err(error) = &answer {
         assert!(matches!(error, ClientError::Unavailable { .. }), "{reason}: {error}");
     }
-    asked.insert(reason, answer.is_ok());
+    let alone = answer.as_ref().ok().filter(|answer| consistency(answer) == "degraded").map(entry_of);
+    asked.insert(reason, (answer.is_ok(), alone));
     answer.ok()
 }
 
@@ -221,8 +230,12 @@ async fn over_partitions_and_crashes_no_reveal_is_without_a_record_and_none_has_
         assert!(test.cluster.stop(node).await.expect("stopped"), "by itself");
     }
     for node in ALL {
-        let on_record = shown(&audit_of(&test, node).await);
-        for (reason, was_shown) in &asked {
+        let records = audit_of(&test, node).await;
+        let (on_record, named) = (shown(&records), named(&records));
+        assert!(named.values().all(|times| *times == 1), "{named:?}");
+        for (reason, (was_shown, alone)) in &asked {
+            let is_named = alone.is_none_or(|place| named.contains_key(&place));
+            assert!(is_named, "{reason}: no record names {alone:?} at node {node}");
             let records = on_record.get(reason).copied().unwrap_or(0);
             let expected = if *was_shown { 1..=1 } else { 0..=1 };
             assert!(expected.contains(&records), "{reason}: {records} records at node {node}");
@@ -253,7 +266,7 @@ async fn a_journal_that_takes_nothing_means_no_reveal() {
     refused(&test, "cannot be written");
     std::fs::remove_dir(&blocked).expect("room again");
     let desk = test.client("helpdesk-advanced", &[1]);
-    assert_eq!(desk.recover(key(1), "locked out", None).await.expect("shown").details.journal_sequence, 1);
+    assert_eq!(desk.recover(key(1), "room again", None).await.expect("shown").details.journal_sequence, 1);
 
     test.cluster.kill(1).await.expect("killed");
     let journal = data(&test, 1).join("journal/own");
@@ -266,12 +279,95 @@ async fn a_journal_that_takes_nothing_means_no_reveal() {
     let status = test.client("operator", &[1]).status().await.expect("status");
     assert!(of(&status, 1).journal_fault.contains("hash"), "{:?}", of(&status, 1).journal_fault);
 
-    // Whole again, it goes on where it was, and comes on record with a quorum.
+    // Whole again, it goes on where it was, and comes on record with a quorum, whatever became of what others told it.
     test.cluster.kill(1).await.expect("killed");
     std::fs::write(&journal, &whole).expect("restored");
+    let told = data(&test, 1).join("journal/told");
+    std::fs::write(&told, "nothing that was written there").expect("damaged");
     test.cluster.start(1).await.expect("comes back");
+    refused(&test, "damaged");
     test.cluster.start(2).await.expect("comes back");
     all_on_record(&test, &[1, 2]).await;
+    let status = test.client("operator", &[1]).status().await.expect("status");
+    let fault = of(&status, 1).journal_fault;
+    assert!(fault.contains("journal/told"), "{fault:?}");
+    test.cluster.stop(2).await.expect("stopped");
+    // What was refused may have been proposed, and committed after all.
+    assert_eq!(shown(&audit_of(&test, 2).await).get("room again"), Some(&1));
+}
+
+/// The journal goes back to how it was, and numbers what it takes next as it numbered what it has forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_was_put_back_to_an_older_copy_loses_no_reveal_and_ends() {
+    let mut test = three_nodes().await;
+    escrow(&test, &ALL, 1..3).await;
+    test.cluster.wait_settled(&ALL).await.expect("all have it");
+    let file = data(&test, 1).join("journal/own");
+    let alone_and_back = async |test: &mut TestCluster, reason: &str| {
+        for node in [2, 3] {
+            test.cluster.kill(node).await.expect("killed");
+        }
+        let shown = test.client("helpdesk-advanced", &[1]).recover(key(1), reason, None).await;
+        for node in [2, 3] {
+            test.cluster.start(node).await.expect("comes back");
+        }
+        all_on_record(test, &ALL).await;
+        shown.expect("shown").details
+    };
+    let first = alone_and_back(&mut test, "before the copy").await;
+    test.cluster.kill(1).await.expect("killed");
+    let copy = std::fs::read(&file).expect("the journal");
+    test.cluster.start(1).await.expect("comes back");
+    let second = alone_and_back(&mut test, "after the copy").await;
+    assert_eq!((&second.journal, second.journal_sequence), (&first.journal, 2));
+
+    // Decided by the older copy before this node learns that the place is taken: as good as cut off with an old disk.
+    test.cluster.kill(1).await.expect("killed");
+    std::fs::write(&file, &copy).expect("put back");
+    let journal = Journal::open(&data(&test, 1).join("journal")).expect("it is whole");
+    assert_eq!(journal.last().sequence, 1);
+    let reveal = DegradedReveal { reason: "decided by the copy".to_owned(), ..degraded(1) };
+    let decided = |_: &Waiting<'_>| Ok(Decided::<()>::Entry(Box::new(Noted::Reveal(reveal))));
+    journal.append::<(), JournalError>(decided).expect("it takes it");
+    drop(journal);
+    test.cluster.start(1).await.expect("comes back");
+    let renewed = |status: &StatusResponse| of(status, 1).journal_begun_anew;
+    let status = test.cluster.wait_for("a new journal", SOON, &[1], renewed).await.expect("begun");
+    assert!(status.warnings.iter().any(|warning| warning.contains("put back")), "{:?}", status.warnings);
+    all_on_record(&test, &ALL).await;
+    let last = alone_and_back(&mut test, "in the new one").await;
+    assert_eq!(last.journal_sequence, 1);
+    assert_ne!(last.journal, first.journal);
+
+    for node in ALL {
+        assert!(test.cluster.stop(node).await.expect("stopped"), "by itself");
+    }
+    let once = ["after the copy", "before the copy", "decided by the copy", "in the new one"];
+    let once = BTreeMap::from(once.map(|reason| (reason.to_owned(), 1)));
+    for node in ALL {
+        assert_eq!(shown(&audit_of(&test, node).await), once, "node {node}");
+    }
+}
+
+/// A reveal of key 1 that node 1 shows without a quorum.
+fn degraded(number: u128) -> DegradedReveal {
+    DegradedReveal {
+        request: RequestId(uuid::Uuid::from_u128(number)),
+        at: Timestamp(1),
+        by: "spiffe://test/helpdesk-advanced/desk".parse().expect("an identity"),
+        source: Source { node: 1, address: String::new() },
+        key_id: key(1),
+        machine: Some(deposit(1).machine),
+        user: None,
+        reason: "decided alone".to_owned(),
+        denied: None,
+        approval: None,
+        knowledge: Knowledge {
+            position: LogPosition { term: 1, index: 1 },
+            quorum_age_ms: None,
+            policy_version: 0,
+        },
+    }
 }
 
 /// What of approvals without a quorum is on record, in the order of journals: how often each entry, and what it says.
@@ -412,21 +508,69 @@ async fn a_lone_survivor_has_a_reveal_approved_by_another_person_once_and_all_of
     }
 }
 
-/// Five voters, of which two are left; one of those reveals, tells the other, and is lost for ever.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_comes_back_after_all() {
+/// Five voters, which have keys 1 and 2.
+async fn five_nodes() -> TestCluster {
     let dir = tempfile::tempdir().expect("a directory for the test");
     let five = strongroom::cli::local_cluster::ClusterPlan { nodes: 5, members: 5, ..plan("") };
     let mut cluster =
         strongroom::cli::local_cluster::LocalCluster::open_or_create(dir.path(), &five, program())
             .expect("a layout");
     cluster.form().await.expect("a cluster forms");
-    let mut test = TestCluster { cluster, dir };
-    let all = [1, 2, 3, 4, 5];
-    escrow(&test, &all, 1..3).await;
+    let test = TestCluster { cluster, dir };
+    escrow(&test, &FIVE, 1..3).await;
+    test
+}
+
+/// The one that was told is removed as well before it can say so; then it is all that has the reveal.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_hands_over_what_a_lost_one_had_told_it() {
+    let mut test = five_nodes().await;
+    test.cluster.wait_settled(&FIVE).await.expect("all have it");
+    let rest = [1, 2, 3];
+    for node in rest {
+        test.cluster.kill(node).await.expect("killed");
+    }
+    let desk = test.client("helpdesk-advanced", &[4]);
+    assert_eq!(consistency(&desk.recover(key(1), "told", None).await.expect("shown")), "degraded");
+    test.cluster.kill(4).await.expect("lost for ever");
+    test.cluster.kill(5).await.expect("down");
+    for node in rest {
+        test.cluster.start(node).await.expect("comes back");
+    }
+    for node in [4, 5] {
+        let remove = Change::Remove(RemoveMember { node });
+        let change = MembershipChange { change: Some(remove), any_voter_count: true, ..Default::default() };
+        let operator = test.client("operator", &rest);
+        let mut steps = operator.change_membership(&change).await.expect("begun");
+        while steps.next().await.expect("it goes on").is_some() {}
+    }
+    test.cluster.start(5).await.expect("the process runs");
+    let deadline = Instant::now() + ON_RECORD;
+    let desk = test.client("helpdesk-advanced", &rest);
+    let request = FindRequest { key_id_prefix: key(1).to_string(), ..FindRequest::default() };
+    while desk.find(&request).await.expect("found").keys[0].state != "disclosed" {
+        assert!(Instant::now() < deadline, "what the removed node was told is not handed over");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    all_on_record(&test, &rest).await;
+    test.cluster.wait_settled(&rest).await.expect("settled");
+    test.cluster.stop(1).await.expect("stopped");
+    let records = audit_of(&test, 1).await;
+    assert_eq!(shown(&records), BTreeMap::from([("told".to_owned(), 1)]));
+    let decided_by = records.iter().find_map(|record| match &record.event {
+        AuditEvent::RevealReconciled { reveal, .. } => Some(reveal.source.node),
+        _ => None,
+    });
+    assert_eq!(decided_by, Some(4));
+}
+
+/// Five voters, of which two are left; one of those reveals, tells the other, and is lost for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_comes_back_after_all() {
+    let mut test = five_nodes().await;
     let marked = format!(r#"{{"approval": {{"machines": ["{}"]}}}}"#, deposit(2).machine);
-    set_policy(&test, &all, &marked).await;
-    test.cluster.wait_settled(&all).await.expect("all have it");
+    set_policy(&test, &FIVE, &marked).await;
+    test.cluster.wait_settled(&FIVE).await.expect("all have it");
     for node in [1, 2, 3] {
         test.cluster.kill(node).await.expect("killed");
     }
@@ -473,7 +617,7 @@ async fn what_a_lost_node_had_told_comes_on_record_without_it_and_once_if_it_com
 
 /// Cut off, asked, killed, and replaced meanwhile: it belongs to nothing any more when it comes back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_was_replaced_while_it_was_cut_off_hands_its_journal_over() {
+async fn a_node_that_was_replaced_while_it_was_cut_off_hands_its_journal_over_even_if_it_is_quarantined() {
     let mut test = three_of(4, "").await;
     escrow(&test, &ALL, 1..3).await;
     test.cluster.wait_settled(&ALL).await.expect("all have it");
@@ -497,11 +641,15 @@ async fn a_node_that_was_replaced_while_it_was_cut_off_hands_its_journal_over() 
     let members = [2, 3, 4];
     test.cluster.wait_settled(&members).await.expect("three again");
 
+    // Whatever else is wrong with it.
+    let note = QuarantineNote::open(&data(&test, 1).join("quarantine.json")).expect("none yet");
+    let (cause, stage) = (Cause::Scrub, Stage::Waiting);
+    note.set(Quarantine { cause, index: 1, since_ms: 1, stage }).expect("quarantined");
     test.cluster.start(1).await.expect("the process runs");
     let deadline = Instant::now() + ON_RECORD;
-    let desk = test.client("helpdesk-advanced", &members);
-    let request = FindRequest { key_id_prefix: key(1).to_string(), ..FindRequest::default() };
-    while desk.find(&request).await.expect("found").keys[0].state != "disclosed" {
+    // The reveal itself may be on record without it: that was proposed too.
+    let entry = entry_of(&recovered);
+    while !named(&audit_after(&test, 2, ChainHead::default()).await).contains_key(&entry) {
         assert!(Instant::now() < deadline, "the journal of a node that was removed is not handed over");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -61,6 +61,7 @@ fn json_of(status: &StatusResponse) -> Value {
                 "journal_told": node.reachable.then_some(node.journal_told),
                 "journal_oldest_age_ms": node.journal_oldest_age_ms,
                 "journal_fault": known(&node.journal_fault),
+                "journal_begun_anew": node.reachable.then_some(node.journal_begun_anew),
                 "keys_opened": node.opened_all_at_ms.map(|_| node.keys_opened),
                 "opened_all_at": node.opened_all_at_ms.map(|at| Timestamp(at).to_string()),
                 "keys_not_opened": node.reachable.then_some(node.keys_not_opened),

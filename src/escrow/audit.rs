@@ -176,6 +176,13 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
             .optional_text(user.as_ref().map(ToString::to_string).as_deref())
             .number(*times),
         AuditEvent::DenialsUnrecorded { count, until } => canonical.number(17).number(*count).number(until.0),
+        AuditEvent::RevealRepeated { place, key_id, node, at, audit_sequence } => {
+            reconciled(canonical.number(20), place)
+                .bytes(key_id.0.as_bytes())
+                .number(*node)
+                .number(at.0)
+                .number(*audit_sequence)
+        }
     };
     canonical.sha256()
 }

@@ -351,6 +351,12 @@ impl Script {
                     decision.granted,
                     or_none(decision.denied),
                 )?,
+                AuditEvent::RevealRepeated { place, key_id, node, at, audit_sequence } => {
+                    writeln!(
+                        text,
+                        "repeated entry={place} at={at} node={node} key={key_id} record={audit_sequence}"
+                    )?;
+                }
                 AuditEvent::KeyringRotated { key_version } => {
                     writeln!(text, "rotated key-version={key_version}")?
                 }

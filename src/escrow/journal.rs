@@ -2,7 +2,7 @@
 //!
 //! An entry holds who asked for what, when and on what knowledge it was decided: all that its audit record will need, and
 //! no secret. Entries of one journal are numbered without gaps and chained by their hashes. After the heal each is put on
-//! record by [`Reconcile`](super::command::Reconcile), known by its place, so that it may be proposed by anybody who has
+//! record by [`Reconcile`](super::command::Reconcile), known by its hash, so that it may be proposed by anybody who has
 //! it, any number of times.
 
 pub mod alone;

@@ -11,7 +11,7 @@ use super::compliance::{
 };
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
-use super::journal::JournalPlace;
+use super::journal::{JournalEntry, JournalPlace};
 use super::policy::document::Policy;
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord,
@@ -375,9 +375,24 @@ pub fn denials<S: Rows>(rows: &S, person: &str) -> Result<DenialTally, StateErro
     Ok(row.unwrap_or_else(none))
 }
 
-/// What became of the entry of a journal, once it is on record.
-pub fn reconciled<S: Rows>(rows: &S, place: &JournalPlace) -> Result<Option<ReconciledEntry>, StateError> {
-    rows.row(&place.row_key())
+/// What became of the entry of a journal, once it is on record. Another one in its place says nothing of it.
+pub fn reconciled<S: Rows>(rows: &S, entry: &JournalEntry) -> Result<Option<ReconciledEntry>, StateError> {
+    rows.row(&ReconciledEntry::row_key(&entry.place, &entry.hash()))
+}
+
+/// Whether another entry is on record in the place of this one: the journal of one of them was put back to an older copy,
+/// or is used by two nodes.
+pub fn is_displaced<S: Rows>(rows: &S, entry: &JournalEntry) -> Result<bool, StateError> {
+    let there: Vec<ReconciledEntry> = rows.rows(&entry.place.row_key(), None, 2)?;
+    let hash = entry.hash();
+    Ok(there.iter().any(|known| known.hash != hash))
+}
+
+/// Whether an entry of a journal is on record that comes after `last`, which is the last one that this journal knows of.
+pub fn is_put_back<S: Rows>(rows: &S, last: &JournalPlace) -> Result<bool, StateError> {
+    let after = ReconciledEntry::row_key(last, &[u8::MAX; 32]);
+    let later: Vec<ReconciledEntry> = rows.rows(last.journal.as_bytes(), Some(&after), 1)?;
+    Ok(!later.is_empty())
 }
 
 /// The newest that is known of the compliance of a machine.

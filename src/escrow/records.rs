@@ -325,13 +325,16 @@ pub struct UsedApproval {
 
 /// An entry of a node's journal that is on record. One for each reveal without a quorum, for ever, as the audit records
 /// are: without it an entry that comes late would be recorded a second time.
+///
+/// An entry is known by its hash, not by its place alone. A node whose disk was put back to an older copy numbers what it
+/// decides then as it numbered what it has forgotten: both were decided, and both come on record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReconciledEntry {
     /// Where it stands.
     pub place: JournalPlace,
-    /// Its hash: another entry in its place is refused.
+    /// Its hash.
     pub hash: [u8; 32],
-    /// The audit record of it; `None` if that was the denial of the same request, which had been committed.
+    /// The audit record that names it; `None` of a denial, if that of the same request had been committed.
     pub audit_sequence: Option<u64>,
 }
 
@@ -571,6 +574,21 @@ pub enum AuditEvent {
         used_by: Identity,
         /// The audit record of its first use.
         first_use: u64,
+    },
+    /// A key was shown where there was no quorum, for a request whose reveal is on record: it was committed as well, or
+    /// another node had shown the key for it. Both are one reveal, which counts once; this says that the entry was there,
+    /// so that each one that showed a key is named by a record.
+    RevealRepeated {
+        /// The entry of the journal.
+        place: JournalPlace,
+        /// The key.
+        key_id: KeyId,
+        /// The node that showed it.
+        node: NodeId,
+        /// When, by the clock of that node.
+        at: Timestamp,
+        /// The record of the reveal.
+        audit_sequence: u64,
     },
 }
 

@@ -9,6 +9,7 @@ use super::audit::ChainHead;
 use super::command::Reply;
 use super::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption};
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
+use super::journal::JournalPlace;
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord, Fingerprint,
     KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry,
@@ -163,7 +164,7 @@ row!(PolicyRecord, Policy, |_| ONLY_ROW.to_vec());
 row!(RevealTally, RevealTally, |tally| RevealTally::row_key(tally.person.as_deref()));
 row!(UsedApproval, UsedApproval, |used| used.approval.row_key());
 row!(DenialTally, DenialTally, |tally| DenialTally::row_key(&tally.person));
-row!(ReconciledEntry, Reconciled, |entry| entry.place.row_key());
+row!(ReconciledEntry, Reconciled, |entry| Self::row_key(&entry.place, &entry.hash));
 row!(KeyHistory, KeyHistory, |history| history.key_id.row_key());
 row!(Approval, Approval, |approval| Approval::row_key(approval.key_id, &approval.asked_by.person()));
 
@@ -178,6 +179,15 @@ impl DenialTally {
     /// The row key for `person`.
     pub fn row_key(person: &str) -> Vec<u8> {
         person.as_bytes().to_vec()
+    }
+}
+
+impl ReconciledEntry {
+    /// The row key of the entry with this hash in this place: where a journal forked, there are more in one place.
+    pub fn row_key(place: &JournalPlace, hash: &[u8; 32]) -> Vec<u8> {
+        let mut key = place.row_key();
+        key.extend_from_slice(hash);
+        key
     }
 }
 

@@ -48,7 +48,7 @@ pub enum Table {
     RevealTally = 15,
     /// Key id (16 bytes), person: reveals that a second person must approve.
     Approval = 16,
-    /// Journal (16 bytes), sequence (8 bytes, big endian): entries of journals that are on record.
+    /// Journal (16 bytes), sequence (8 bytes, big endian), hash (32 bytes): entries of journals that are on record.
     Reconciled = 17,
     /// One row: how far sealing anew has come.
     Reseal = 20,

@@ -7,14 +7,19 @@
 //! |---|---|
 //! | the entry is in the journal | it is put on record, though its key may not have been shown: the caller's retry finds it |
 //! | a peer keeps it too | the same, by the peer if this node never comes back |
-//! | it was proposed | it is proposed again, and changes nothing the second time: apply knows its place |
+//! | it was proposed | it is proposed again, and changes nothing the second time: apply knows its hash |
 //! | it is applied here | it is dropped from the journal, or will be |
 //!
-//! An entry is never dropped but for its own record in this node's replica. A node that was removed can neither propose
-//! nor apply: it tells the members what it has, as often as it is started, and they put it on record.
+//! An entry is never dropped but for its own record in this node's replica: one that stands in its place is none. If the
+//! disk was put back to an older copy, another journal is begun once nothing waits in that one, and `status` says so. A node that was removed can neither propose
+//! nor apply: it tells the members what it has, what others told it among it, as often as it is started, and they put it
+//! on record. One that is quarantined
+//! tells them too, for nobody knows when it will be well, or whether it is removed before.
+
+pub mod allowance;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -22,14 +27,15 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use uuid::Uuid;
 
+use crate::escrow::apply::check_entry;
 use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal};
 use crate::escrow::disclosure::Asked;
 use crate::escrow::ids::{Invalid, NodeId, RequestId};
 use crate::escrow::journal::alone::{self, Circumstances, Verdict};
-use crate::escrow::journal::{DegradedAsk, JournalEntry, JournalPlace, Noted, approvals};
+use crate::escrow::journal::{DegradedAsk, JournalEntry, Noted, approvals};
 use crate::escrow::lookup;
 use crate::escrow::records::{Approval, Source};
-use crate::proto::peer::{KeepJournalRequest, KeepJournalResponse};
+use crate::proto::peer::KeepJournalRequest;
 use crate::store::format;
 use crate::store::journal::{Appended, Decided, Journal, JournalStats};
 
@@ -42,8 +48,10 @@ use super::now;
 const TELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two looks at what waits in the journal.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Most entries told in one call, or proposed in one look.
+/// Most entries told in one call, or proposed in one look of a node's own and of others'.
 const BATCH_MAX: usize = 256;
+/// How long an entry that was refused waits to be proposed again: nothing but an upgrade can change that.
+const REFUSED_REST: Duration = Duration::from_secs(10);
 /// How long a leader must have been there before a node proposes what another member told it, and could propose itself.
 const TOLD_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -145,41 +153,61 @@ impl Node {
         })
     }
 
-    /// Keeps what `teller` decided without a quorum, durably, and says of each entry whether it is on record.
+    /// Keeps what `teller` has in its journal and is not on record, durably. It need not have decided that itself: a node that
+    /// was removed hands over as well what others had told it, for these may be lost.
     ///
     /// # Errors
-    /// [`NodeError::Invalid`] for what is not the teller's own or too much; [`NodeError::Decode`];
+    /// [`NodeError::Invalid`] for what a stranger tells or decided, or for too much; [`NodeError::Decode`];
     /// [`NodeError::Journal`].
-    pub async fn keep_journal(
-        &self,
-        teller: NodeId,
-        request: &KeepJournalRequest,
-    ) -> Result<KeepJournalResponse, NodeError> {
+    pub async fn keep_journal(&self, teller: NodeId, request: &KeepJournalRequest) -> Result<(), NodeError> {
         if request.entries.len() > BATCH_MAX {
             return Err(Invalid::new("entries", format!("at most {BATCH_MAX}")).into());
         }
         let entries: Vec<JournalEntry> =
             request.entries.iter().map(|entry| format::decode(entry)).collect::<Result<_, _>>()?;
-        if entries.iter().any(|entry| entry.what.source().node != teller) {
-            return Err(Invalid::new("entries", format!("what node {teller} decided itself")).into());
-        }
         let node = self.clone();
         let keep = move || {
             let view = node.view()?;
-            if lookup::node(&view, teller)?.is_none() {
-                return Err(Invalid::new("entries", "of a node that is or was a member").into());
+            let Some(cluster) = lookup::cluster(&view)? else {
+                return Err(Invalid::new("entries", "of a cluster that this node is a member of").into());
+            };
+            let deciders = entries.iter().map(|entry| entry.what.source().node);
+            for id in deciders.chain([teller]).collect::<BTreeSet<_>>() {
+                if lookup::node(&view, id)?.is_none() {
+                    let why = format!("of nodes that are or were members, which node {id} is not");
+                    return Err(Invalid::new("entries", why).into());
+                }
             }
-            let mut on_record = Vec::with_capacity(entries.len());
-            for entry in &entries {
+            let mut waiting = Vec::new();
+            for entry in entries {
                 // A state that is wrong bears no witness.
-                let known = node.quarantine().is_none() && lookup::reconciled(&view, &entry.place)?.is_some();
-                on_record.push(known);
+                let known = node.quarantine().is_none() && lookup::reconciled(&view, &entry)?.is_some();
+                match check_entry(&entry, &cluster.name) {
+                    Ok(()) if known => {}
+                    Ok(()) => waiting.push(entry),
+                    // It would wait for ever.
+                    Err(error) => {
+                        tracing::warn!(teller, entry = %entry.place, %error, "an entry of a journal is not kept");
+                    }
+                }
             }
-            let waiting = entries.into_iter().zip(&on_record).filter(|(_, known)| !**known);
-            node.inner.journal.keep(waiting.map(|(entry, _)| entry).collect())?;
-            Ok(KeepJournalResponse { on_record })
+            node.keep_told(teller, waiting)
         };
         spawn_blocking(keep).await.map_err(|_| stopping())?
+    }
+
+    fn keep_told(&self, teller: NodeId, entries: Vec<JournalEntry>) -> Result<(), NodeError> {
+        let now = Instant::now();
+        let is_member = self.is_member(teller);
+        let allowance = || self.inner.allowance.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_member {
+            allowance().check(teller, now)?;
+        }
+        let new = self.inner.journal.keep(teller, entries)?;
+        if !is_member {
+            allowance().count(teller, new, now);
+        }
+        Ok(())
     }
 
     /// Brings what waits on record, or to others, until the node stops.
@@ -199,28 +227,24 @@ impl Node {
 
     /// Tells every other node that is registered and has not left, those that do not have it; says who keeps what in
     /// `kept`.
-    async fn tell_all<E: std::borrow::Borrow<JournalEntry>>(
-        &self,
-        entries: &[E],
-        kept: &mut BTreeMap<NodeId, BTreeSet<JournalPlace>>,
-    ) {
+    async fn tell_all<E: std::borrow::Borrow<JournalEntry>>(&self, entries: &[E], kept: &mut Kept) {
         let others = match self.registered_others() {
             Ok(others) => others,
             Err(error) => return tracing::warn!(%error, "looking for the other nodes in the replica"),
         };
         let told = join_all(others.into_iter().map(|(id, mut other)| {
             let has = kept.get(&id);
-            let lacks = |place: &JournalPlace| has.is_none_or(|has| !has.contains(place));
             let lacking = entries.iter().map(std::borrow::Borrow::borrow);
-            let lacking = lacking.filter(|entry: &&JournalEntry| lacks(&entry.place)).take(BATCH_MAX);
-            let (places, entries): (Vec<_>, Vec<_>) =
-                lacking.map(|entry| (entry.place, format::encode(entry).into())).unzip();
+            let lacking = lacking.map(|entry: &JournalEntry| (entry.hash(), entry));
+            let lacking = lacking.filter(|(hash, _)| has.is_none_or(|has| !has.contains(hash)));
+            let (hashes, entries): (Vec<_>, Vec<_>) =
+                lacking.take(BATCH_MAX).map(|(hash, entry)| (hash, format::encode(entry).into())).unzip();
             async move {
-                if places.is_empty() {
+                if hashes.is_empty() {
                     return None;
                 }
                 match timeout(TELL_TIMEOUT, other.keep_journal(KeepJournalRequest { entries })).await {
-                    Ok(Ok(_)) => Some((id, places)),
+                    Ok(Ok(_)) => Some((id, hashes)),
                     Ok(Err(status)) => {
                         self.heed(&status);
                         tracing::debug!(node = id, %status, "telling a reveal");
@@ -231,8 +255,8 @@ impl Node {
             }
         }))
         .await;
-        for (id, places) in told.into_iter().flatten() {
-            kept.entry(id).or_default().extend(places);
+        for (id, hashes) in told.into_iter().flatten() {
+            kept.entry(id).or_default().extend(hashes);
         }
     }
 
@@ -269,13 +293,22 @@ fn summary(what: &Noted) -> &'static str {
     }
 }
 
+/// Which entries each other node keeps, by their hashes.
+type Kept = BTreeMap<NodeId, BTreeSet<[u8; 32]>>;
+
 /// What the task remembers between two looks.
 #[derive(Default)]
 struct Watch {
     /// Since when there has been a leader.
     led: Option<Instant>,
-    /// Which entries of this node each other one keeps.
-    kept: BTreeMap<NodeId, BTreeSet<JournalPlace>>,
+    /// Which entries each other one keeps.
+    kept: Kept,
+    /// Up to which entry of the log was looked for other entries in the places of this node's journal.
+    compared: u64,
+    /// There are some: its numbers are taken.
+    is_forked: bool,
+    /// Which entries were refused, by their hashes, and when.
+    refused: BTreeMap<[u8; 32], Instant>,
     /// What was last complained about.
     trouble: String,
 }
@@ -287,23 +320,26 @@ impl Watch {
         let journal = &node.inner.journal;
         if journal.is_empty() {
             self.kept.clear();
-            return;
         }
-        // What is on record is judged by the state, which is wrong then.
-        if node.quarantine().is_some() {
-            return;
-        }
+        // A state that is wrong, or was left behind, says of nothing that it is on record. Others are told all the same.
+        let is_expelled = node.expelled().is_some();
+        let judges = node.quarantine().is_none() && !is_expelled;
+        let compared = if judges { self.compare(node).await } else { Ok(()) };
         let outcome = match self.led {
-            _ if node.expelled().is_some() => {
-                node.tell_all(&journal.own(), &mut self.kept).await;
+            _ if journal.is_empty() => Ok(()),
+            Some(since) if judges => self.bring_on_record(node, since).await,
+            _ => {
+                let mut entries = journal.own();
+                // Who told it that may be lost, and told nobody else.
+                entries.extend(is_expelled.then(|| journal.told()).into_iter().flatten());
+                node.tell_all(&entries, &mut self.kept).await;
                 Ok(())
             }
-            None => {
-                node.tell_all(&journal.own(), &mut self.kept).await;
-                Ok(())
-            }
-            Some(since) => self.bring_on_record(node, since).await,
         };
+        self.complain_of(compared.and(outcome));
+    }
+
+    fn complain_of(&mut self, outcome: Result<(), NodeError>) {
         if let Err(error) = outcome {
             let trouble = crate::error::chain(&error);
             if trouble != self.trouble {
@@ -313,23 +349,56 @@ impl Watch {
         }
     }
 
+    /// Looks whether the numbers of this node's journal are taken, and begins another one if they are and nothing waits in
+    /// it any more.
+    async fn compare(&mut self, node: &Node) -> Result<(), NodeError> {
+        let (journal, applied) = (node.inner.journal.clone(), node.applied());
+        if applied != self.compared {
+            let view = node.view()?;
+            self.is_forked |= lookup::is_put_back(&view, &journal.last())?;
+            for entry in journal.own() {
+                self.is_forked |= lookup::is_displaced(&view, &entry)?;
+            }
+            self.compared = applied;
+        }
+        if !self.is_forked {
+            return Ok(());
+        }
+        let old = journal.last().journal;
+        if spawn_blocking(move || journal.begin_anew()).await.map_err(|_| stopping())?? {
+            self.is_forked = false;
+            tracing::error!(
+                %old,
+                "entries are on record that this node's journal does not know of: it was put back to an older copy, or another \
+                 node uses it; a new one is begun"
+            );
+        }
+        Ok(())
+    }
+
     async fn bring_on_record(&mut self, node: &Node, since: Instant) -> Result<(), NodeError> {
         forget(node).await?;
         let journal = &node.inner.journal;
-        let mut waiting = journal.own();
+        self.refused.retain(|_, at| at.elapsed() < REFUSED_REST);
+        let rests = |entry: &JournalEntry| self.refused.contains_key(&entry.hash());
         let patient = since.elapsed() < TOLD_PATIENCE;
-        let told = journal.told().into_iter();
-        waiting.extend(told.filter(|entry| !patient || !node.is_member(entry.what.source().node)));
-        waiting.truncate(BATCH_MAX);
+        let is_due = |entry: &JournalEntry| !patient || !node.is_member(entry.what.source().node);
+        let own = journal.own().into_iter().filter(|entry| !rests(entry)).take(BATCH_MAX);
+        let told = journal.told_in_turns(BATCH_MAX, |entry| is_due(entry) && !rests(entry));
+        let waiting: Vec<JournalEntry> = own.chain(told).collect();
         if waiting.is_empty() {
             return Ok(());
         }
         let mut outcome = Ok(());
         for entry in waiting {
+            let hash = entry.hash();
             match node.reconcile(entry).await {
                 Ok(()) => self.trouble.clear(),
-                // This one only; the others need not wait for it.
-                Err(error @ NodeError::Refused(_)) => outcome = Err(error),
+                // This one only; the others need not wait for it, nor for another try.
+                Err(error @ NodeError::Refused(_)) => {
+                    self.refused.insert(hash, Instant::now());
+                    outcome = Err(error);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -343,7 +412,7 @@ async fn forget(node: &Node) -> Result<(), NodeError> {
     let (view, journal) = (node.view()?, node.inner.journal.clone());
     let drop_recorded = move || {
         // What cannot be read is not known to be on record.
-        let is_on_record = |place: &JournalPlace| matches!(lookup::reconciled(&view, place), Ok(Some(_)));
+        let is_on_record = |entry: &JournalEntry| matches!(lookup::reconciled(&view, entry), Ok(Some(_)));
         journal.forget(is_on_record)
     };
     Ok(spawn_blocking(drop_recorded).await.map_err(|_| stopping())??)
@@ -360,3 +429,7 @@ fn stopping() -> NodeError {
 pub(super) fn open(directory: &crate::store::directory::DataDir) -> Result<Journal, NodeError> {
     Ok(Journal::open(&directory.journal())?)
 }
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

@@ -146,6 +146,8 @@ pub(super) struct Inner {
     pub(super) turns: Turns,
     pub(super) expulsion: Expulsion,
     pub(super) journal: Journal,
+    /// How much nodes that were removed have told it of late.
+    pub(super) allowance: std::sync::Mutex<journal::allowance::Allowance>,
     /// Who keeps this leader from raising the feature level.
     pub(super) held_back: std::sync::Mutex<Vec<HeldBack>>,
     pub(super) contacts: Contacts,
@@ -234,6 +236,7 @@ impl Node {
                 turns: Turns::default(),
                 expulsion,
                 journal,
+                allowance: std::sync::Mutex::default(),
                 held_back: std::sync::Mutex::default(),
                 contacts: Contacts::default(),
                 usage,

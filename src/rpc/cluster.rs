@@ -253,6 +253,7 @@ impl Context {
             journal_told: journal.told as u64,
             journal_oldest_age_ms: journal.oldest.map(|at| now().0.saturating_sub(at.0)),
             journal_fault: journal.fault,
+            journal_begun_anew: journal.begun_anew,
             keys_not_opened: opening.unopened,
             not_opened: opening.named.iter().map(ToString::to_string).collect(),
             opening_fault: opening.fault,

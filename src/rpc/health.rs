@@ -117,6 +117,11 @@ fn about(node: &NodeStatus, version: Option<&str>, committed: u64, now: u64, war
         let fault = &node.journal_fault;
         warnings.push(format!("without a quorum node {id} shows no keys, its journal is damaged: {fault}"));
     }
+    if node.journal_begun_anew {
+        warnings.push(format!(
+            "the journal of node {id} was put back to an older copy, or another node uses it: it has begun a new one"
+        ));
+    }
     if !node.opening_fault.is_empty() {
         warnings.push(format!("node {id} can open no key: {}", node.opening_fault));
     } else if node.keys_not_opened > 0 {
@@ -230,7 +235,7 @@ mod tests {
     #[test]
     fn each_fault_of_a_node_has_a_sentence_that_names_it() {
         type Fault = fn(&mut NodeStatus);
-        let faults: [(Fault, &str); 19] = [
+        let faults: [(Fault, &str); 20] = [
             (
                 |node| node.quarantine = "scrub found damage".into(),
                 "node 2 is quarantined and serves no reads: scrub",
@@ -246,6 +251,7 @@ mod tests {
                 |node| (node.journal_own, node.journal_oldest_age_ms) = (3, Some(61_000)),
                 "3 reveals in the journal of node 2 are not on record, the oldest is 61 s old",
             ),
+            (|node| node.journal_begun_anew = true, "the journal of node 2 was put back to an older copy"),
             (|node| node.opening_fault = "no identity".into(), "node 2 can open no key: no identity"),
             (
                 |node| (node.keys_not_opened, node.not_opened) = (2, vec!["b0b1".into()]),

@@ -464,6 +464,8 @@ fn audit_records_keep_decoding() {
     let reconciled = AuditEvent::RevealReconciled { place: place(), reveal: Box::new(degraded_reveal()) };
     let asked_alone = AuditEvent::ApprovalAskReconciled { place: place(), ask: Box::new(degraded_ask()) };
     let decision = Box::new(degraded_decision());
+    let repeated =
+        AuditEvent::RevealRepeated { place: place(), key_id, node: 3, at: Timestamp(8), audit_sequence: 12 };
     let decided_alone = AuditEvent::ApprovalDecisionReconciled { place: place(), decision };
     let again = AuditEvent::ApprovalAskedAgain {
         approval,
@@ -502,6 +504,7 @@ fn audit_records_keep_decoding() {
         ("row audit approval-asked-again", again),
         ("row audit approval-used-again", used_again),
         ("row audit denials-unrecorded", AuditEvent::DenialsUnrecorded { count: 10, until: Timestamp(9) }),
+        ("row audit reveal-repeated", repeated),
     ];
     check_every(events, audit_record);
 }

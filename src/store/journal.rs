@@ -11,9 +11,16 @@
 //! entry that was ever acknowledged, and what a crash left under the other name was never acknowledged and is dropped.
 //! A file ends in the SHA-256 of what stands before it, and the entries of a node lead from hash to hash to the head that
 //! is kept with them, so that one which is altered, cut or put together of parts is found. Then the journal takes nothing
-//! until somebody has looked at it: a node that may have lost a reveal shows no further one.
+//! until somebody has looked at it: a node that may have lost a reveal shows no further one. What is in the other file is
+//! told and put on record all the same.
+//!
+//! A disk that is put back to an older copy brings an older journal back, which would number what it takes next as it
+//! numbered what it has forgotten. Entries are told apart by their hashes, so nothing is lost by that; and once it is
+//! noticed, another journal is begun ([`Journal::begin_anew`]), so that a place names one entry again.
 //!
 //! Writing a whole file for each entry costs some milliseconds at its bound; degraded reveals are asked for by people.
+
+mod told;
 
 use std::fs;
 use std::io;
@@ -25,10 +32,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::told::Told;
 use super::directory::{create_dir, sync_dir, write_durably};
 use super::{StoreError, format};
 use crate::escrow::audit::ChainHead;
-use crate::escrow::ids::Timestamp;
+use crate::escrow::ids::{NodeId, Timestamp};
 use crate::escrow::journal::alone::Waiting;
 use crate::escrow::journal::{JournalEntry, JournalPlace, Noted};
 
@@ -39,7 +47,8 @@ pub const OWN_DENIALS_MAX: usize = OWN_ENTRIES_MAX / 2;
 /// Most of them that ask for an approval. Each takes three entries at most, itself, the grant and the reveal: there is
 /// room for all of them beside the denials.
 pub const OWN_ASKS_MAX: usize = OWN_ENTRIES_MAX / 8;
-/// Most entries of other nodes that are kept for them.
+/// Most entries of other nodes that are kept for them. Whoever tells them has at most half of what the others leave, so that
+/// one which tells without end keeps nobody from being heard.
 pub const TOLD_ENTRIES_MAX: usize = 16_384;
 /// Largest file: entries of two thirds of the longest reason and names.
 pub const FILE_MAX_BYTES: usize = 8 * 1024 * 1024;
@@ -81,6 +90,8 @@ pub struct JournalStats {
     pub oldest: Option<Timestamp>,
     /// Why it takes nothing, if so; empty if it does.
     pub fault: String,
+    /// It was begun since this process started, in place of one that was put back to an older copy.
+    pub begun_anew: bool,
 }
 
 /// What is in the file of this node's own entries.
@@ -93,8 +104,11 @@ struct Own {
     entries: Vec<JournalEntry>,
 }
 
-/// What is in the file of others' entries.
-type Told = Vec<JournalEntry>;
+impl Own {
+    fn begin() -> Self {
+        Self { journal: Uuid::new_v4(), head: ChainHead::default(), entries: Vec::new() }
+    }
+}
 
 /// The journal of a node. Clones share it. What changes it blocks on the disk; what looks at it does not.
 #[derive(Debug, Clone)]
@@ -115,7 +129,10 @@ struct State {
     told: Told,
     /// Bytes of each file.
     bytes: (usize, usize),
-    fault: Option<String>,
+    /// What is wrong with each file.
+    own_fault: Option<String>,
+    told_fault: Option<String>,
+    begun_anew: bool,
 }
 
 impl Journal {
@@ -128,12 +145,18 @@ impl Journal {
         for name in [OWN_FILE, TOLD_FILE] {
             drop_unfinished(&directory.join(name))?;
         }
-        let new = || Own { journal: Uuid::new_v4(), head: ChainHead::default(), entries: Vec::new() };
-        let own = read::<Own>(&directory.join(OWN_FILE))?
-            .and_then(|(own, bytes)| own.as_ref().map_or(Ok(()), check_chain).map(|()| (own, bytes)));
-        let told = read::<Told>(&directory.join(TOLD_FILE))?;
-        let fault = [own.as_ref().err(), told.as_ref().err()].into_iter().flatten().next().cloned();
-        if let Some(fault) = &fault {
+        let path = directory.join(OWN_FILE);
+        let own = read::<Own>(&path)?.and_then(|(own, bytes)| {
+            let chain = own.as_ref().map_or(Ok(()), check_chain);
+            chain.map_err(|broken| format!("{}: {broken}", path.display())).map(|()| (own, bytes))
+        });
+        let path = directory.join(TOLD_FILE);
+        let told = read::<Told>(&path)?.and_then(|(told, bytes)| {
+            let each = told.as_ref().map_or(Ok(()), Told::check);
+            each.map_err(|broken| format!("{}: {broken}", path.display())).map(|()| (told, bytes))
+        });
+        let (own_fault, told_fault) = (own.as_ref().err().cloned(), told.as_ref().err().cloned());
+        for fault in [&own_fault, &told_fault].into_iter().flatten() {
             tracing::error!(
                 fault,
                 "the journal of reveals is damaged: without a quorum no key is shown here"
@@ -142,10 +165,12 @@ impl Journal {
         let (own, own_bytes) = own.unwrap_or_default();
         let (told, told_bytes) = told.unwrap_or_default();
         let state = State {
-            own: own.unwrap_or_else(new),
+            own: own.unwrap_or_else(Own::begin),
             told: told.unwrap_or_default(),
             bytes: (own_bytes, told_bytes),
-            fault,
+            own_fault,
+            told_fault,
+            begun_anew: false,
         };
         let waiting = state.own.entries.len();
         if waiting > 0 {
@@ -167,7 +192,7 @@ impl Journal {
         let _turn = self.turn();
         let state = self.look();
         state.check_whole()?;
-        let what = match decide(&Waiting { own: &state.own.entries, told: &state.told })? {
+        let what = match decide(&Waiting { own: &state.own.entries, told: &state.told.entries })? {
             Decided::Nothing(instead) => return Ok(Appended::Nothing(instead)),
             Decided::Entry(what) => *what,
         };
@@ -201,52 +226,75 @@ impl Journal {
         Ok(entry)
     }
 
-    /// Keeps what another node tells, but for what is here already. Durable when this returns.
+    /// Keeps what another node tells, but for what is here already; answers how much that is. Durable when this returns.
     ///
     /// # Errors
     /// [`JournalError`]: then nothing of it is kept that was not before.
-    pub fn keep(&self, entries: Vec<JournalEntry>) -> Result<(), JournalError> {
+    pub fn keep(&self, teller: NodeId, entries: Vec<JournalEntry>) -> Result<usize, JournalError> {
         let _turn = self.turn();
         let state = self.look();
-        state.check_whole()?;
+        whole(&state.told_fault)?;
         let mut next = State::clone(&state);
         let told = &mut next.told;
         for entry in entries {
-            if !told.contains(&entry) && entry.place.journal != state.own.journal {
-                told.push(entry);
+            if !told.entries.contains(&entry) && !state.own.entries.contains(&entry) {
+                told.push(teller, entry);
             }
         }
-        if told.len() > TOLD_ENTRIES_MAX {
-            return Err(JournalError::Full { what: "entries of other nodes", limit: TOLD_ENTRIES_MAX });
-        }
-        if told.len() > state.told.len() {
+        let new = told.entries.len() - state.told.entries.len();
+        if new > 0 {
+            told.check_part_of(teller)?;
             next.bytes.1 = self.write(TOLD_FILE, told)?;
             self.set(next);
         }
-        Ok(())
+        Ok(new)
     }
 
-    /// Drops what is on record: of this node's entries the first ones, up to the first that is not; of others' any.
+    /// Drops what is on record: of this node's entries the first ones, up to the first that is not; of others' any. A file
+    /// that is damaged is left as it is.
     ///
     /// # Errors
     /// [`JournalError`]: then they stay, and are dropped the next time.
-    pub fn forget(&self, is_on_record: impl Fn(&JournalPlace) -> bool) -> Result<(), JournalError> {
+    pub fn forget(&self, is_on_record: impl Fn(&JournalEntry) -> bool) -> Result<(), JournalError> {
         let _turn = self.turn();
         let state = self.look();
-        state.check_whole()?;
+        // What is in a damaged one is not known, and so not here.
         let mut next = State::clone(&state);
-        let done = state.own.entries.iter().take_while(|entry| is_on_record(&entry.place)).count();
+        let done = state.own.entries.iter().take_while(|entry| is_on_record(entry)).count();
         if done > 0 {
             next.own.entries.drain(..done);
             next.bytes.0 = self.write(OWN_FILE, &next.own)?;
             self.set(next.clone());
         }
-        next.told.retain(|entry| !is_on_record(&entry.place));
-        if next.told.len() < state.told.len() {
+        next.told.retain(|entry| !is_on_record(entry));
+        if next.told.entries.len() < state.told.entries.len() {
             next.bytes.1 = self.write(TOLD_FILE, &next.told)?;
             self.set(next);
         }
         Ok(())
+    }
+
+    /// Begins another journal if nothing of this node waits in the one it has; says whether it did.
+    ///
+    /// # Errors
+    /// [`JournalError`]: then the old one goes on.
+    pub fn begin_anew(&self) -> Result<bool, JournalError> {
+        let _turn = self.turn();
+        let state = self.look();
+        whole(&state.own_fault)?;
+        if !state.own.entries.is_empty() {
+            return Ok(false);
+        }
+        let mut next = State { own: Own::begin(), begun_anew: true, ..State::clone(&state) };
+        next.bytes.0 = self.write(OWN_FILE, &next.own)?;
+        self.set(next);
+        Ok(true)
+    }
+
+    /// The place of the newest entry that this journal ever took; number 0 if it took none.
+    pub fn last(&self) -> JournalPlace {
+        let Own { journal, head, .. } = self.look().own;
+        JournalPlace { journal, sequence: head.sequence }
     }
 
     /// This node's entries, in order.
@@ -256,25 +304,31 @@ impl Journal {
 
     /// What other nodes told this one.
     pub fn told(&self) -> Vec<JournalEntry> {
-        self.look().told.clone()
+        self.look().told.entries.clone()
+    }
+
+    /// At most `most` of what other nodes told, of each that told as much as of the others; only what is `due`.
+    pub fn told_in_turns(&self, most: usize, due: impl Fn(&JournalEntry) -> bool) -> Vec<JournalEntry> {
+        self.look().told.in_turns(most, due)
     }
 
     /// Whether nothing waits to be put on record.
     pub fn is_empty(&self) -> bool {
         let state = self.look();
-        state.own.entries.is_empty() && state.told.is_empty()
+        state.own.entries.is_empty() && state.told.entries.is_empty()
     }
 
     /// How full it is.
     pub fn stats(&self) -> JournalStats {
         let state = self.look();
-        let all = state.own.entries.iter().chain(&state.told);
+        let all = state.own.entries.iter().chain(&state.told.entries);
         JournalStats {
             own: state.own.entries.len(),
-            told: state.told.len(),
+            told: state.told.entries.len(),
             bytes: state.bytes.0 + state.bytes.1,
             oldest: all.map(|entry| entry.what.at()).min(),
-            fault: state.fault.clone().unwrap_or_default(),
+            fault: state.faults().cloned().collect::<Vec<_>>().join("; "),
+            begun_anew: state.begun_anew,
         }
     }
 
@@ -322,9 +376,19 @@ pub enum Appended<T> {
 }
 
 impl State {
-    fn check_whole(&self) -> Result<(), JournalError> {
-        self.fault.as_ref().map_or(Ok(()), |fault| Err(JournalError::Damaged(fault.clone())))
+    fn faults(&self) -> impl Iterator<Item = &String> {
+        self.own_fault.iter().chain(&self.told_fault)
     }
+
+    /// Limits count what is in both.
+    fn check_whole(&self) -> Result<(), JournalError> {
+        whole(&self.own_fault)?;
+        whole(&self.told_fault)
+    }
+}
+
+fn whole(fault: &Option<String>) -> Result<(), JournalError> {
+    fault.as_ref().map_or(Ok(()), |fault| Err(JournalError::Damaged(fault.clone())))
 }
 
 /// A file's content and size, or what is wrong with it.

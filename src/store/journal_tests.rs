@@ -72,8 +72,8 @@ fn what_was_acknowledged_is_there_again_and_numbers_go_on_after_all_was_dropped(
     let second = append(&journal, reveal(2, false)).unwrap();
     assert_eq!((first.place.sequence, second.place.sequence), (1, 2));
     assert_eq!((first.previous, second.previous), ([0; 32], first.hash()));
-    journal.keep(vec![of_another(7), of_another(7), first.clone()]).unwrap();
-    journal.keep(vec![of_another(7)]).unwrap();
+    journal.keep(4, vec![of_another(7), of_another(7), first.clone()]).unwrap();
+    journal.keep(4, vec![of_another(7)]).unwrap();
     drop(journal);
 
     let journal = Journal::open(&directory).unwrap();
@@ -84,7 +84,7 @@ fn what_was_acknowledged_is_there_again_and_numbers_go_on_after_all_was_dropped(
     assert_eq!(stats.bytes as u64, on_disk("own") + on_disk("told"));
 
     // The second one only: it stays, for the first still waits.
-    journal.forget(|place| *place == second.place).unwrap();
+    journal.forget(|entry| *entry == second).unwrap();
     assert_eq!(journal.own().len(), 2);
     journal.forget(|_| true).unwrap();
     assert!(journal.is_empty());
@@ -95,12 +95,38 @@ fn what_was_acknowledged_is_there_again_and_numbers_go_on_after_all_was_dropped(
     assert_eq!(third.previous, second.hash());
 }
 
+/// What a node decided before its disk was put back to an older copy, and what it decided after that, have one place.
+#[test]
+fn an_entry_in_the_place_of_another_is_kept_and_goes_only_for_its_own_record() {
+    let root = tempfile::tempdir().unwrap();
+    let journal = Journal::open(root.path()).unwrap();
+    let forgotten = append(&journal, reveal(1, true)).unwrap();
+    fs::remove_file(root.path().join(OWN_FILE)).unwrap();
+    journal.write(OWN_FILE, &Own { journal: forgotten.place.journal, ..Own::begin() }).unwrap();
+    let journal = Journal::open(root.path()).unwrap();
+    let later = append(&journal, reveal(2, true)).unwrap();
+    assert_eq!(later.place, forgotten.place);
+    journal.keep(4, vec![forgotten.clone(), later.clone()]).unwrap();
+    assert_eq!((journal.own(), journal.told()), (vec![later.clone()], vec![forgotten.clone()]));
+
+    journal.forget(|entry| *entry == forgotten).unwrap();
+    assert_eq!((journal.own(), journal.told()), (vec![later.clone()], vec![]));
+    assert!(!journal.begin_anew().unwrap(), "not while something waits in the old one");
+    assert_eq!(journal.last(), later.place);
+    journal.forget(|entry| *entry == later).unwrap();
+    assert!(journal.begin_anew().unwrap() && journal.stats().begun_anew);
+    let journal = Journal::open(root.path()).unwrap();
+    let next = append(&journal, reveal(3, true)).unwrap();
+    assert_ne!(next.place.journal, later.place.journal);
+    assert_eq!((next.place.sequence, next.previous), (1, [0; 32]));
+}
+
 #[test]
 fn what_waits_is_seen_by_who_decides_and_nothing_is_written_if_it_fails_or_declines() {
     let root = tempfile::tempdir().unwrap();
     let journal = Journal::open(root.path()).unwrap();
     append(&journal, reveal(1, true)).unwrap();
-    journal.keep(vec![of_another(7)]).unwrap();
+    journal.keep(4, vec![of_another(7)]).unwrap();
     let declined = journal
         .append::<_, JournalError>(|waiting| Ok(Decided::Nothing((waiting.own.len(), waiting.told.len()))));
     assert!(matches!(declined, Ok(Appended::Nothing((1, 1)))), "{declined:?}");
@@ -181,15 +207,46 @@ fn each_bound_is_a_refusal_and_denials_and_requests_leave_room_for_reveals() {
     let full = append(&journal, reveal(0, true)).unwrap_err();
     assert!(matches!(full, JournalError::Full { what: "entries", .. }), "{full}");
 
-    let many = (1..=TOLD_ENTRIES_MAX as u64 + 1).map(of_another).collect::<Vec<_>>();
-    change(&|state| state.told = many[..TOLD_ENTRIES_MAX].to_vec());
-    assert!(matches!(journal.keep(vec![many[TOLD_ENTRIES_MAX].clone()]), Err(JournalError::Full { .. })));
-    journal.keep(vec![many[0].clone()]).unwrap();
-
     let long = DegradedReveal { reason: "x".repeat(FILE_MAX_BYTES), ..reveal(0, true) };
     change(&|state| state.own.entries.clear());
     let full = append(&journal, long).unwrap_err();
     assert!(matches!(full, JournalError::Full { what: "bytes", .. }), "{full}");
+}
+
+#[test]
+fn who_tells_without_end_leaves_room_for_others_and_each_comes_to_its_turn() {
+    let root = tempfile::tempdir().unwrap();
+    let journal = Journal::open(root.path()).unwrap();
+    let half = TOLD_ENTRIES_MAX as u64 / 2;
+    let mut state = State::clone(&journal.look());
+    (1..=half).for_each(|number| state.told.push(4, of_another(number)));
+    journal.set(state);
+    let more = journal.keep(4, vec![of_another(half + 1)]).unwrap_err();
+    assert!(matches!(more, JournalError::Full { what: "entries told by one node", .. }), "{more}");
+    assert_eq!(journal.keep(4, vec![of_another(1)]).unwrap(), 0, "it is here");
+    assert_eq!(journal.keep(5, vec![of_another(half + 1), of_another(half + 2)]).unwrap(), 2);
+    assert_eq!(Journal::open(root.path()).unwrap().told(), journal.told());
+
+    let numbers = |most, due: &dyn Fn(u64) -> bool| -> Vec<u64> {
+        let chosen = journal.told_in_turns(most, |entry| due(entry.place.sequence));
+        chosen.iter().map(|entry| entry.place.sequence).collect()
+    };
+    assert_eq!(numbers(6, &|_| true), [1, half + 1, 2, half + 2, 3, 4]);
+    assert_eq!(numbers(6, &|number| number == 2 || number == half + 2), [2, half + 2]);
+
+    journal.forget(|entry| entry.place.sequence <= half).unwrap();
+    let (long, most) = ("x".repeat(1 << 20), FILE_MAX_BYTES / (1 << 20) / 2);
+    let long = |number| match of_another(number) {
+        JournalEntry { place, previous, what: Noted::Reveal(reveal) } => {
+            let what = Noted::Reveal(DegradedReveal { reason: long.clone(), ..reveal });
+            JournalEntry { place, previous, what }
+        }
+        other => other,
+    };
+    let full = journal.keep(4, (1..=most as u64).map(long).collect()).unwrap_err();
+    assert!(matches!(full, JournalError::Full { what: "bytes told by one node", .. }), "{full}");
+    assert_eq!(journal.told().len(), 2, "nothing of it is kept");
+    assert_eq!(journal.keep(4, (1..most as u64).map(long).collect()).unwrap(), most - 1);
 }
 
 #[test]
@@ -243,7 +300,7 @@ proptest! {
         let journal = Journal::open(root.path()).unwrap();
         for number in 1..=count {
             append(&journal, reveal(number, number % 2 == 0)).unwrap();
-            journal.keep(vec![of_another(number)]).unwrap();
+            journal.keep(4, vec![of_another(number)]).unwrap();
         }
         let path = root.path().join(if told { TOLD_FILE } else { OWN_FILE });
         let mut bytes = fs::read(&path).unwrap();
@@ -252,9 +309,18 @@ proptest! {
         fs::write(&path, &bytes).unwrap();
         let damaged = Journal::open(root.path()).unwrap();
         prop_assert!(!damaged.stats().fault.is_empty());
+        prop_assert!(damaged.stats().fault.contains(&path.display().to_string()), "{}", damaged.stats().fault);
         prop_assert!(matches!(append(&damaged, reveal(9, true)), Err(JournalError::Damaged(_))));
-        prop_assert!(matches!(damaged.keep(vec![of_another(9)]), Err(JournalError::Damaged(_))));
-        prop_assert!(matches!(damaged.forget(|_| true), Err(JournalError::Damaged(_))));
+        // The other one is told and put on record, and only then dropped.
+        let waits = (damaged.own().len() as u64, damaged.told().len() as u64);
+        prop_assert_eq!(waits, if told { (count, 0) } else { (0, count) });
+        match damaged.keep(4, vec![of_another(9)]) {
+            Err(JournalError::Damaged(_)) => prop_assert!(told),
+            kept => prop_assert!(!told && kept.is_ok(), "{:?}", kept),
+        }
+        damaged.forget(|_| true).unwrap();
+        prop_assert!(damaged.is_empty());
+        prop_assert!(matches!((damaged.begin_anew(), told), (Ok(true), true) | (Err(JournalError::Damaged(_)), false)));
         prop_assert_eq!(fs::read(&path).unwrap(), bytes, "it is left as it is");
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use strongroom::client::Recovered;
 use strongroom::escrow::audit::{self, ChainHead, line};
 use strongroom::escrow::ids::NodeId;
+use strongroom::escrow::journal::JournalPlace;
 use strongroom::escrow::lookup::{self, AUDIT_PAGE_MAX};
 use strongroom::escrow::records::{AuditEvent, AuditRecord};
 use strongroom::proto::{NodeStatus, ReadAuditRequest, StatusResponse};
@@ -78,6 +79,25 @@ pub async fn audit_after(test: &TestCluster, node: NodeId, head: ChainHead) -> V
     let reached = audit::follow(&records, head).expect("the chain is whole");
     assert_eq!(reached.sequence, trail.begin().head, "node {node} gives all it has");
     records
+}
+
+/// How often each entry of a journal that showed a key, or denied it, is named by a record.
+pub fn named(records: &[AuditRecord]) -> BTreeMap<JournalPlace, usize> {
+    let mut named = BTreeMap::new();
+    for record in records {
+        if let AuditEvent::RevealReconciled { place, .. } | AuditEvent::RevealRepeated { place, .. } =
+            &record.event
+        {
+            *named.entry(*place).or_default() += 1;
+        }
+    }
+    named
+}
+
+/// The entry of the journal that an answer without a quorum names.
+pub fn entry_of(recovered: &Recovered) -> JournalPlace {
+    let (journal, sequence) = (&recovered.details.journal, recovered.details.journal_sequence);
+    JournalPlace { journal: journal.parse().expect("the id of a journal"), sequence }
 }
 
 /// By its reason, how often a reveal that was shown is on record.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use strongroom::escrow::ids::{KeyId, NodeId};
+use strongroom::escrow::journal::JournalPlace;
 
 use crate::common::Kept;
 
@@ -26,8 +27,8 @@ pub enum Outcome {
     Refused,
     /// The key, with its audit record.
     Shown { sequence: u64 },
-    /// The key, without a quorum.
-    ShownAlone,
+    /// The key, without a quorum, with the entry of the node's journal.
+    ShownAlone { entry: JournalPlace },
 }
 
 /// Everything in one or several runs.
@@ -67,7 +68,7 @@ impl Tally {
                 Outcome::Unknown => &mut self.unknown,
                 Outcome::Refused => &mut self.refused,
                 Outcome::Shown { .. } => &mut self.shown,
-                Outcome::ShownAlone => &mut self.shown_alone,
+                Outcome::ShownAlone { .. } => &mut self.shown_alone,
             } += 1;
         }
         self.escrows += asked.kept.len() as u64;

@@ -10,7 +10,7 @@ use strongroom::proto::{Consistency, FindRequest};
 use tokio::task::JoinSet;
 
 use crate::asked::{Asked, Attempt, Outcome};
-use crate::common::trail::consistency;
+use crate::common::trail::{consistency, entry_of};
 use crate::common::*;
 
 /// Longest a call may take: what hangs leaves time for more.
@@ -208,7 +208,7 @@ fn shown(reason: &str, recovered: &Recovered) -> Outcome {
     let (sequence, entry) = (details.audit_sequence, details.journal_sequence);
     match (consistency(recovered), sequence > 0, entry > 0) {
         ("quorum", true, false) => Outcome::Shown { sequence },
-        ("degraded", false, true) => Outcome::ShownAlone,
+        ("degraded", false, true) => Outcome::ShownAlone { entry: entry_of(recovered) },
         (label, ..) => panic!("{reason}: {label}, with record {sequence} and entry {entry} of a journal"),
     }
 }

@@ -8,7 +8,7 @@ use strongroom::escrow::records::{AuditEvent, AuditRecord};
 use strongroom::proto::FindRequest;
 
 use crate::asked::{Asked, Attempt, Outcome};
-use crate::common::trail::audit_after;
+use crate::common::trail::{audit_after, named};
 use crate::common::*;
 
 /// A record of a reveal.
@@ -48,6 +48,8 @@ pub async fn check(test: &TestCluster, head: ChainHead, asked: &Asked) -> ChainH
 
 /// Checks reveals against their records.
 pub fn compare(records: &[AuditRecord], asked: &Asked) {
+    let named = named(records);
+    assert!(named.values().all(|times| *times == 1), "an entry of a journal has two records: {named:?}");
     let records = of_reveals(records);
     for (reason, records) in &records {
         let attempt = asked.reveals.get(reason);
@@ -63,6 +65,9 @@ pub fn compare(records: &[AuditRecord], asked: &Asked) {
         let none = Vec::new();
         let records = records.get(reason).unwrap_or(&none);
         assert!(is_on_record(attempt, records), "{reason}: asked as {attempt:?}, on record are {records:?}");
+        if let Outcome::ShownAlone { entry } = &attempt.outcome {
+            assert!(named.contains_key(entry), "{reason}: shown by entry {entry}, which no record names");
+        }
     }
 }
 
@@ -75,10 +80,10 @@ fn is_on_record(attempt: &Attempt, records: &[Record]) -> bool {
         return false;
     }
     match (&attempt.outcome, shown.first()) {
-        (Outcome::Unknown, _) | (Outcome::ShownAlone, Some(_)) => true,
+        (Outcome::Unknown, _) | (Outcome::ShownAlone { .. }, Some(_)) => true,
         (Outcome::Refused, _) => !records.is_empty(),
         (Outcome::Shown { sequence }, Some(record)) => record.sequence == *sequence,
-        (Outcome::Shown { .. } | Outcome::ShownAlone, None) => false,
+        (Outcome::Shown { .. } | Outcome::ShownAlone { .. }, None) => false,
     }
 }
 

@@ -41,6 +41,7 @@ pub use compliance::COMPLIANCE_BATCH_MAX;
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
 pub use escrow_many::{ESCROWS_PER_ENTRY_MAX, ESCROWS_PER_ENTRY_MAX_BYTES, sealed_bytes};
 pub use feature_level::too_new;
+pub use reconcile::check as check_entry;
 pub use reseal::{RESEAL_ROWS_MAX, sealed_digest};
 pub use reveal::{REASON_MAX_BYTES, check_reason};
 

@@ -1,8 +1,10 @@
 //! Putting on record what a node decided without a quorum: audit record, disclosure, rotation debt and limits in one
-//! entry, once for each place in a journal, whoever proposes it and however often.
+//! entry, once for each entry of a journal, whoever proposes it and however often. An entry is known by its hash: two in one
+//! place, of a journal that was put back to an older copy, are two.
 //!
-//! The node may also have proposed the same request before it gave up waiting. If that was committed, the reveal is on
-//! record already, and this adds nothing; if it comes later, it is answered from what is remembered here. A denial is no
+//! The node may also have proposed the same request before it gave up waiting, or the caller gone on with it to another node
+//! that was alone. If the reveal is on record already, then this adds only that the entry belongs to it, and nothing is
+//! counted twice; if it is committed later, it is answered from what is remembered here. A denial is no
 //! answer to it, for a quorum may know better: then it is decided anew, and put on record if it is granted after all.
 //!
 //! What is said of approvals is put on record and nothing else comes of it: see [`approvals`](crate::escrow::journal::approvals).
@@ -22,11 +24,8 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reconcile: &Reconcile) -> 
     let entry = &reconcile.entry;
     check(entry, &turn.by().cluster)?;
     let (place, hash) = (entry.place, entry.hash());
-    if let Some(known) = turn.state.row::<ReconciledEntry>(&place.row_key())? {
-        if known.hash == hash {
-            return Ok(Reply::Reconciled { audit_sequence: known.audit_sequence });
-        }
-        return Err(Refusal::Conflict(format!("another entry is on record as {place}")).into());
+    if let Some(known) = turn.state.row::<ReconciledEntry>(&ReconciledEntry::row_key(&place, &hash))? {
+        return Ok(Reply::Reconciled { audit_sequence: known.audit_sequence });
     }
     let audit_sequence = match &entry.what {
         Noted::Reveal(reveal) => apply_reveal(turn, place, reveal)?,
@@ -43,7 +42,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, reconcile: &Reconcile) -> 
     Ok(Reply::Reconciled { audit_sequence })
 }
 
-/// Answers the audit record of it; `None` if that was the denial of the same request.
+/// Answers the audit record that names it; `None` if the denial of the same request is on record.
 fn apply_reveal<S: State>(
     turn: &mut Turn<'_, S>,
     place: JournalPlace,
@@ -51,7 +50,13 @@ fn apply_reveal<S: State>(
 ) -> Result<Option<u64>, Halt> {
     let same = equivalent(reveal);
     Ok(match requests::remembered(turn, &same)? {
-        Some(Reply::Revealed(shown)) if reveal.was_shown() => Some(shown.audit_sequence),
+        Some(Reply::Revealed(shown)) if reveal.was_shown() => Some(turn.audit(AuditEvent::RevealRepeated {
+            place,
+            key_id: reveal.key_id,
+            node: reveal.source.node,
+            at: reveal.at,
+            audit_sequence: shown.audit_sequence,
+        })),
         Some(Reply::Refused(_)) if !reveal.was_shown() => None,
         _ => Some(record(turn, place, reveal, &same)?),
     })
@@ -106,7 +111,10 @@ fn disclose<S: State>(
 }
 
 /// An entry comes from a node that decided alone: what every replica keeps of it is bounded here.
-fn check(entry: &JournalEntry, cluster: &ClusterName) -> Result<(), Invalid> {
+///
+/// # Errors
+/// [`Invalid`] if it is not well formed: then it can never come on record.
+pub fn check(entry: &JournalEntry, cluster: &ClusterName) -> Result<(), Invalid> {
     let invalid = |field: &str, expected: &str| Err(Invalid::new(format!("entry.{field}"), expected));
     let what = &entry.what;
     if entry.place.sequence == 0 {

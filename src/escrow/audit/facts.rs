@@ -168,6 +168,9 @@ impl<'a> Facts<'a> {
                 key_id: Some(decision.key_id),
                 ..Self::alone(&decision.by, &decision.source, decision.at)
             },
+            AuditEvent::RevealRepeated { key_id, .. } => {
+                Self { source: Decided::Degraded, key_id: Some(*key_id), ..Self::NONE }
+            }
             AuditEvent::ClusterInitialized
             | AuditEvent::ClusterRecovered { .. }
             | AuditEvent::CompliancePolicySet { .. }

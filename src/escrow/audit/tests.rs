@@ -69,6 +69,13 @@ fn event(choice: u8, text: &str) -> AuditEvent {
         4 if choice & 8 > 0 => {
             AuditEvent::CompliancePolicySet { version: u64::from(choice), policy: text.to_owned() }
         }
+        7 if choice & 64 > 0 => AuditEvent::RevealRepeated {
+            place: place(u64::from(choice)),
+            key_id,
+            node: 3,
+            at: Timestamp(7),
+            audit_sequence: 2,
+        },
         4 => AuditEvent::PolicySet { version: u64::from(choice), policy: text.to_owned() },
         5 => AuditEvent::ApprovalAsked {
             approval: RequestId(key_id.0),
@@ -321,6 +328,7 @@ pub(super) fn every_event() -> Vec<AuditEvent> {
             used_by: officer(),
             first_use: 12,
         },
+        AuditEvent::RevealRepeated { place: place(8), key_id, node: 3, at: Timestamp(5), audit_sequence: 12 },
     ]
 }
 
@@ -403,6 +411,9 @@ pub(super) fn altered(record: &AuditRecord, field: u8) -> AuditRecord {
                             None => Some(Timestamp(0)),
                         },
                     }
+                }
+                AuditEvent::RevealRepeated { place, key_id, node, at, audit_sequence } => {
+                    AuditEvent::RevealRepeated { place, key_id, node, at, audit_sequence: audit_sequence + 1 }
                 }
                 AuditEvent::ApprovalRefused { approval, key_id, user, asked_by, granted, denied, .. } => {
                     let machine = Some("PC-0002".parse().unwrap());

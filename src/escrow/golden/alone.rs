@@ -95,8 +95,7 @@ impl Script {
         }
         let state = &self.state;
         let journal = self.journals.entry(node).or_default();
-        let on_record =
-            |entry: &&JournalEntry| matches!(lookup::reconciled(state, &entry.place), Ok(Some(_)));
+        let on_record = |entry: &&JournalEntry| matches!(lookup::reconciled(state, entry), Ok(Some(_)));
         let done = journal.entries.iter().take_while(on_record).count();
         journal.entries.drain(..done);
         text.push(format!("{} left", journal.entries.len()));

@@ -250,7 +250,7 @@ impl<'a> Ground<'a> {
         }
         let mut unrecorded = Vec::new();
         for entry in waiting.all() {
-            if lookup::reconciled(rows, &entry.place)?.is_none() {
+            if lookup::reconciled(rows, entry)?.is_none() {
                 unrecorded.push(&entry.what);
             }
         }

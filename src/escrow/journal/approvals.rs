@@ -59,7 +59,7 @@ pub fn standing<'a, R: Rows>(
             Noted::ApprovalAsked(ask) => {
                 let person = ask.by.person();
                 standing.retain(|old| old.ask.key_id != ask.key_id || old.ask.by.person() != person);
-                if ask.expires_at > now && lookup::reconciled(rows, &entry.place)?.is_none() {
+                if ask.expires_at > now && lookup::reconciled(rows, entry)?.is_none() {
                     standing.push(Standing { ask, granted_by: None });
                 }
             }

@@ -201,8 +201,7 @@ impl Simulation {
     fn catch_up(&mut self, node: usize) {
         let node = &mut self.nodes[node];
         node.replica = self.cluster.clone();
-        let on_record =
-            |entry: &&JournalEntry| lookup::reconciled(&node.replica, &entry.place).unwrap().is_some();
+        let on_record = |entry: &&JournalEntry| lookup::reconciled(&node.replica, entry).unwrap().is_some();
         let done = node.journal.iter().take_while(on_record).count();
         node.journal.drain(..done);
     }
@@ -320,7 +319,8 @@ proptest! {
         for record in &records {
             if let AuditEvent::RevealReconciled { place, .. }
             | AuditEvent::ApprovalAskReconciled { place, .. }
-            | AuditEvent::ApprovalDecisionReconciled { place, .. } = &record.event
+            | AuditEvent::ApprovalDecisionReconciled { place, .. }
+            | AuditEvent::RevealRepeated { place, .. } = &record.event
             {
                 *on_record.entry(*place).or_default() += 1;
             }
