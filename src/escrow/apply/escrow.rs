@@ -198,19 +198,22 @@ fn covers(stored: Option<&Sealed>, offered: Option<&Sealed>) -> bool {
     }
 }
 
-/// A key of the machine that the escrow names again under another id.
+/// The key of the machine that the escrow names again under another id: of several with the same secret, the one that was
+/// kept first, so that a repeated escrow is answered as before whatever else was kept meanwhile.
 fn same_key<S: State>(
     turn: &Turn<'_, S>,
     keys: &[MachineKey],
     escrow: &Escrow,
 ) -> Result<Option<KeyRecord>, StateError> {
+    let mut first: Option<KeyRecord> = None;
     for row in keys.iter().filter(|row| row.fingerprint == escrow.fingerprint) {
         let key: KeyRecord = turn.required(&row.key_id.row_key())?;
-        if differences(&key, escrow).is_empty() {
-            return Ok(Some(key));
+        let is_earlier = first.as_ref().is_none_or(|first| key.position < first.position);
+        if is_earlier && differences(&key, escrow).is_empty() {
+            first = Some(key);
         }
     }
-    Ok(None)
+    Ok(first)
 }
 
 /// Notes that a machine was heard of, and who was seen on it.
