@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::{ALL, TestCluster};
 use strongroom::cli::local_cluster::{ClusterPlan, LocalCluster};
+use strongroom::client::ClientError;
 use strongroom::escrow::features::FeatureLevel;
 use strongroom::escrow::ids::Timestamp;
 
@@ -30,12 +31,8 @@ async fn main() {
     // `cargo bench` passes a flag of its own.
     let machines = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(MACHINES);
     let test = cluster().await;
-    let took = upload(&test, machines, BEGINNING_MS, "newest").await;
-    println!("{machines} machines taken, {} a second", rate(machines, took));
-    test.cluster.wait_settled(&ALL).await.expect("settled");
-    show_node(&test, "after that");
-    let took = upload(&test, machines, BEGINNING_MS + 60_000, "newest").await;
-    println!("{machines} machines that say nothing new, {} a second", rate(machines, took));
+    let load = upload(&test, machines, BEGINNING_MS).await;
+    println!("{machines} machines taken, {}", load.text(machines));
     test.cluster.wait_settled(&ALL).await.expect("settled");
     show_node(&test, "after that");
     for report in [
@@ -49,6 +46,23 @@ async fn main() {
         println!("report {}: {lines} lines in {:.2} s", report.join(" "), took.as_secs_f64());
     }
     show_node(&test, "after the reports");
+    let load = upload(&test, machines, BEGINNING_MS + 60_000).await;
+    println!("{machines} machines that say nothing new, {}", load.text(machines));
+    test.cluster.wait_settled(&ALL).await.expect("settled");
+    show_node(&test, "after that");
+}
+
+/// How an upload went.
+struct Upload {
+    took: Duration,
+    /// Calls that were made again, because the cluster did not take them in time.
+    again: u64,
+}
+
+impl Upload {
+    fn text(&self, machines: u64) -> String {
+        format!("{} a second, {} calls made again", rate(machines, self.took), self.again)
+    }
 }
 
 fn rate(machines: u64, took: Duration) -> u64 {
@@ -67,26 +81,35 @@ async fn cluster() -> TestCluster {
     TestCluster { cluster, dir }
 }
 
-async fn upload(test: &TestCluster, machines: u64, at: u64, expected: &'static str) -> Duration {
+async fn upload(test: &TestCluster, machines: u64, at: u64) -> Upload {
     let began = Instant::now();
     let mut uploaders = tokio::task::JoinSet::new();
     for uploader in 0..UPLOADERS {
         let client = test.client("importer", &ALL);
         uploaders.spawn(async move {
-            let mut first = uploader * ROUND;
+            let (mut first, mut again) = (uploader * ROUND, 0);
             while first < machines {
                 let last = machines.min(first + ROUND);
                 let documents: Vec<String> = (first..last).map(|n| document(n, at)).collect();
-                let outcomes = client.put_compliance_many(&documents).await.expect("kept");
-                assert!(outcomes.iter().all(|outcome| outcome.outcome == expected));
+                let outcomes = loop {
+                    match client.put_compliance_many(&documents).await {
+                        Ok(outcomes) => break outcomes,
+                        // Safe to do again; what was taken is repeated then.
+                        Err(ClientError::Unavailable { .. }) => again += 1,
+                        Err(error) => panic!("{error}"),
+                    }
+                };
+                assert!(outcomes.iter().all(|outcome| ["newest", "repeated"].contains(&&*outcome.outcome)));
                 first += UPLOADERS * ROUND;
             }
+            again
         });
     }
+    let mut again = 0;
     while let Some(ended) = uploaders.join_next().await {
-        ended.expect("no uploader fails");
+        again += ended.expect("no uploader fails");
     }
-    began.elapsed()
+    Upload { took: began.elapsed(), again }
 }
 
 fn document(n: u64, at: u64) -> String {

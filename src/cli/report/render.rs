@@ -299,3 +299,79 @@ pub(in crate::cli) fn computer_text(columns: &[ReportColumn], rows: &[ReportRow]
     }
     parts.join("\n\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns(kind: ReportKind) -> Vec<ReportColumn> {
+        let column = |column: &crate::escrow::reports::Column| ReportColumn {
+            name: column.name.to_owned(),
+            kind: column.kind.as_str().to_owned(),
+            of_machine: column.of_machine,
+        };
+        kind.columns().iter().map(column).collect()
+    }
+
+    /// A row whose cells are as long as they come.
+    fn long_row(kind: ReportKind) -> ReportRow {
+        let cell = |column: &crate::escrow::reports::Column| match column.kind.as_str() {
+            "time" => "2026-01-31T12:34:56.789Z".to_owned(),
+            "number" => "1000000".to_owned(),
+            "list" => ["x".repeat(60), "y".repeat(60)].join("\n"),
+            _ => "z".repeat(120),
+        };
+        ReportRow { cells: kind.columns().iter().map(cell).collect() }
+    }
+
+    #[test]
+    fn every_table_fits_in_80_columns_and_has_columns_that_there_are() {
+        for kind in ReportKind::ALL {
+            let Some(widths) = widths(kind) else { continue };
+            for (name, _) in widths {
+                assert!(kind.column(name).is_ok(), "{kind} {name}");
+            }
+            let heading = heading(widths);
+            let line = line(&columns(kind), widths, &long_row(kind));
+            assert!(heading.chars().count() <= 80 && line.chars().count() <= 80, "{heading}\n{line}");
+        }
+    }
+
+    #[test]
+    fn times_are_shown_as_far_as_there_is_room() {
+        assert_eq!(moment("2026-01-31T12:34:56.789Z", 10), "2026-01-31");
+        assert_eq!(moment("2026-01-31T12:34:56.789Z", 16), "2026-01-31 12:34");
+        assert_eq!(fit("abcdef", 4), "abc…");
+    }
+
+    #[test]
+    fn no_text_of_a_device_is_a_formula_to_a_spreadsheet() {
+        let column = |kind: &str| ReportColumn { kind: kind.to_owned(), ..Default::default() };
+        for text in ["=1+1", "+1", "-1", "@sum"] {
+            assert_eq!(csv_cell(&column("text"), text), format!("'{text}"));
+        }
+        assert_eq!(csv_cell(&column("list"), "a\nb"), "a; b");
+        assert_eq!(csv_cell(&column("number"), "-1"), "-1");
+    }
+
+    #[test]
+    fn a_row_as_json_has_lists_numbers_and_nothing_where_there_is_nothing() {
+        let of = |name: &str, kind: &str, of_machine| ReportColumn {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            of_machine,
+        };
+        let columns = [
+            of("users", "list", true),
+            of("percent", "number", false),
+            of("since", "time", false),
+            of("name", "text", false),
+            of("keys", "number", false),
+        ];
+        let cells = ["a\nb", "33.3", "", "", ""].map(str::to_owned).to_vec();
+        let row = ReportRow { cells };
+        let expected = json!({"users": ["a", "b"], "percent": 33.3, "since": null, "name": "", "keys": null});
+        assert_eq!(object(&columns, &row, None), expected);
+        assert_eq!(object(&columns, &row, Some(true)), json!({"users": ["a", "b"]}));
+    }
+}

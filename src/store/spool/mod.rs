@@ -99,8 +99,8 @@ impl Spool {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn file(&self) -> Result<SpoolWriter, StoreError> {
-        let file = tempfile::tempfile_in(&self.0.path)
-            .map_err(|error| StoreError::io("creating a file in", &self.0.path, error))?;
+        let file =
+            tempfile::tempfile_in(&self.0.path).map_err(|error| self.failed("creating a file in", error))?;
         Ok(SpoolWriter::new(file, self.clone()))
     }
 
@@ -131,6 +131,10 @@ impl Spool {
     }
 
     fn failed(&self, action: &'static str, error: io::Error) -> StoreError {
+        // It may have room again, and another node has its own: not a failure of this one's storage.
+        if error.kind() == io::ErrorKind::StorageFull {
+            return StoreError::SpoolFull("the disk is full".to_owned());
+        }
         StoreError::io(action, &self.0.path, error)
     }
 }
