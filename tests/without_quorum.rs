@@ -4,6 +4,8 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -294,6 +296,67 @@ async fn a_journal_that_takes_nothing_means_no_reveal() {
     test.cluster.stop(2).await.expect("stopped");
     // What was refused may have been proposed, and committed after all.
     assert_eq!(shown(&audit_of(&test, 2).await).get("room again"), Some(&1));
+}
+
+/// A file system of a few pages, unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None` if this process may not mount.
+    fn over(dir: PathBuf) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs"]).arg(&dir);
+        mount.status().is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a node that still runs has it open.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_journal_means_no_reveal_until_there_is_room() {
+    let mut test = three_nodes().await;
+    escrow(&test, &ALL, 1..3).await;
+    test.cluster.wait_settled(&ALL).await.expect("all have it");
+    for node in ALL {
+        test.cluster.kill(node).await.expect("killed");
+    }
+    let journal = data(&test, 1).join("journal");
+    let Some(_disk) = SmallDisk::over(journal.clone()) else {
+        eprintln!("SKIPPED: a full disk under the journal (this process may not mount a file system)");
+        return;
+    };
+    test.cluster.start(1).await.expect("alone, with an empty journal");
+    let filler = journal.join("filler");
+    let mut file = std::fs::File::create(&filler).expect("room");
+    while file.write_all(&[0; 4_096]).is_ok() {}
+    drop(file);
+
+    let id = key(1).to_string();
+    let arguments = ["recover", id.as_str(), "--reason", "no room"];
+    let output = test.strongroom("helpdesk-advanced", &[1], &arguments);
+    let (code, error) = failure(&output);
+    assert_eq!((code, output.stdout.len()), (75, 0), "{error}");
+    assert!(error["message"].as_str().expect("words").contains("cannot be written"), "{error}");
+    let request = FindRequest { key_id_prefix: id.clone(), ..FindRequest::default() };
+    assert_eq!(test.client("helpdesk", &[1]).find(&request).await.expect("reads go on").keys.len(), 1);
+
+    // There is room again: it goes on by itself, and what it shows comes on record.
+    std::fs::remove_file(&filler).expect("removed");
+    let desk = test.client("helpdesk-advanced", &[1]);
+    let shown = desk.recover(key(1), "room again", None).await.expect("shown");
+    assert_eq!((consistency(&shown), shown.details.journal_sequence), ("degraded", 1));
+    for node in [2, 3] {
+        test.cluster.start(node).await.expect("comes back");
+    }
+    all_on_record(&test, &ALL).await;
+    test.cluster.stop(2).await.expect("stopped");
+    let on_record = self::shown(&audit_of(&test, 2).await);
+    assert_eq!((on_record.get("room again"), on_record.get("no room")), (Some(&1), None));
 }
 
 /// The journal goes back to how it was, and numbers what it takes next as it numbered what it has forgotten.

@@ -25,6 +25,8 @@ pub enum Outcome {
     Unknown,
     /// No.
     Refused,
+    /// Nothing, for this person was denied too often of late: it leaves no record of its own.
+    NotLookedAt,
     /// The key, with its audit record.
     Shown { sequence: u64 },
     /// The key, without a quorum, with the entry of the node's journal.
@@ -54,6 +56,7 @@ impl Asked {
 pub struct Tally {
     unknown: u64,
     refused: u64,
+    not_looked_at: u64,
     shown: u64,
     shown_alone: u64,
     escrows: u64,
@@ -67,6 +70,7 @@ impl Tally {
             *match attempt.outcome {
                 Outcome::Unknown => &mut self.unknown,
                 Outcome::Refused => &mut self.refused,
+                Outcome::NotLookedAt => &mut self.not_looked_at,
                 Outcome::Shown { .. } => &mut self.shown,
                 Outcome::ShownAlone { .. } => &mut self.shown_alone,
             } += 1;
@@ -78,7 +82,16 @@ impl Tally {
 
     /// Whether there was a side with a quorum and one without, and both had something to do.
     pub fn is_a_partition(&self) -> bool {
-        let Self { unknown: _, refused, shown, shown_alone, escrows, quorum_lookups, local_lookups } = self;
+        let Self {
+            unknown: _,
+            not_looked_at: _,
+            refused,
+            shown,
+            shown_alone,
+            escrows,
+            quorum_lookups,
+            local_lookups,
+        } = self;
         [refused, shown, shown_alone, escrows, quorum_lookups, local_lookups]
             .into_iter()
             .all(|told| *told > 0)

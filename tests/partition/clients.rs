@@ -144,6 +144,9 @@ impl Shared {
         let outcome = match answer {
             Ok(recovered) => shown(reason, &recovered),
             Err(ClientError::Unavailable { .. } | ClientError::Temporary(_)) => Outcome::Unknown,
+            Err(ClientError::Denied(answer)) if answer.to_string().contains("was not looked at") => {
+                Outcome::NotLookedAt
+            }
             Err(ClientError::Denied(_) | ClientError::NotFound(_)) => Outcome::Refused,
             Err(error) => panic!("{reason}: {error:?}"),
         };

@@ -80,6 +80,7 @@ fn is_on_record(attempt: &Attempt, records: &[Record]) -> bool {
         return false;
     }
     match (&attempt.outcome, shown.first()) {
+        (Outcome::NotLookedAt, shown) => shown.is_none(),
         (Outcome::Unknown, _) | (Outcome::ShownAlone { .. }, Some(_)) => true,
         (Outcome::Refused, _) => !records.is_empty(),
         (Outcome::Shown { sequence }, Some(record)) => record.sequence == *sequence,
