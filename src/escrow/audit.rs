@@ -177,7 +177,7 @@ pub fn record_hash(record: &AuditRecord) -> [u8; 32] {
             .number(*times),
         AuditEvent::DenialsUnrecorded { count, until } => canonical.number(17).number(*count).number(until.0),
         AuditEvent::RevealRepeated { place, key_id, node, at, audit_sequence } => {
-            reconciled(canonical.number(20), place)
+            reconciled(canonical.number(33), place)
                 .bytes(key_id.0.as_bytes())
                 .number(*node)
                 .number(at.0)

@@ -171,11 +171,21 @@ impl Node {
             let Some(cluster) = lookup::cluster(&view)? else {
                 return Err(Invalid::new("entries", "of a cluster that this node is a member of").into());
             };
-            let deciders = entries.iter().map(|entry| entry.what.source().node);
-            for id in deciders.chain([teller]).collect::<BTreeSet<_>>() {
+            let deciders: BTreeSet<NodeId> = entries.iter().map(|entry| entry.what.source().node).collect();
+            for id in deciders.iter().copied().chain([teller]) {
                 if lookup::node(&view, id)?.is_none() {
                     let why = format!("of nodes that are or were members, which node {id} is not");
                     return Err(Invalid::new("entries", why).into());
+                }
+            }
+            // A member speaks for itself; only of those that left may another one that left know more than is here.
+            if !node.is_member(teller) {
+                for id in deciders.into_iter().filter(|id| *id != teller) {
+                    if !lookup::has_departed(&view, id)? {
+                        let why =
+                            format!("of nodes that left, as a node that left tells them; node {id} has not");
+                        return Err(Invalid::new("entries", why).into());
+                    }
                 }
             }
             let mut waiting = Vec::new();

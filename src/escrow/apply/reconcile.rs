@@ -13,6 +13,7 @@ use super::{Halt, SOURCE_ADDRESS_MAX_BYTES, Turn, approval, requests, reveal};
 use crate::escrow::command::{Action, Command, Reconcile, Refusal, Reply, Reveal, Revealed};
 use crate::escrow::ids::{ClusterName, Invalid, Timestamp};
 use crate::escrow::journal::{DegradedReveal, JournalEntry, JournalPlace, Noted, REFUSAL_MAX_BYTES};
+use crate::escrow::lookup;
 use crate::escrow::policy::{Operation, allows};
 use crate::escrow::records::{Approval, AuditEvent, KeyRecord, MachineRecord, ReconciledEntry};
 use crate::escrow::state::State;
@@ -93,7 +94,14 @@ fn record<S: State>(
     disclose(turn, reveal, shown_at)?;
     reveal::count(turn, &reveal.by, shown_at)?;
     let shown = Revealed { key_id: reveal.key_id, audit_sequence, at: turn.at, position: turn.position };
-    requests::remember_as(turn, same, Reply::Revealed(shown))?;
+    // Whoever left may have a certificate still, and no data key: what it says that it showed is on record, and gets nobody
+    // a key. The same request, should it come once more, is decided anew.
+    let remembered = if lookup::has_departed(turn.state, reveal.source.node)? {
+        Reply::Reconciled { audit_sequence: Some(audit_sequence) }
+    } else {
+        Reply::Revealed(shown)
+    };
+    requests::remember_as(turn, same, remembered)?;
     Ok(audit_sequence)
 }
 

@@ -78,7 +78,11 @@ pub fn decide<R: Rows>(
     circumstances: &Circumstances<'_>,
     asked: &Asked<'_>,
 ) -> Result<Verdict, StateError> {
-    let before = waiting.of(circumstances.request);
+    let before = match waiting.of(circumstances.request) {
+        // Whoever left says what it showed, and gets nobody a key by that.
+        Some(entry) if lookup::has_departed(rows, entry.what.source().node)? => None,
+        before => before,
+    };
     let elsewhere = before.and_then(|before| before.what.asked_elsewhere(circumstances));
     if let Some(before) = before
         && (elsewhere.is_none() || !before.what.is_of_reveal(asked))
