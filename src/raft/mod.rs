@@ -65,3 +65,11 @@ pub fn now() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
+
+/// Runs what reads the store, or opens the keyring, where it holds up nobody else.
+pub(crate) async fn on_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
+) -> Result<T, NodeError> {
+    let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());
+    tokio::task::spawn_blocking(work).await.map_err(stopped)?
+}

@@ -19,8 +19,7 @@ use crate::escrow::lookup;
 
 use super::error::NodeError;
 use super::node::Node;
-use super::now;
-use super::resealing::on_own_thread;
+use super::{now, on_own_thread};
 
 /// Keys opened in one step.
 const STEP_KEYS: usize = 64;

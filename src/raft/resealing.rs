@@ -25,7 +25,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
@@ -42,7 +41,7 @@ use crate::seal::{Keyring, Resealed};
 use super::error::NodeError;
 use super::membership::DataKeys;
 use super::node::Node;
-use super::now;
+use super::{now, on_own_thread};
 
 /// Between two looks of the leader at whether there is anything to seal anew.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -304,14 +303,6 @@ fn told_of(pass: &ResealRecord) {
 
 fn unexpected(reply: &Reply) -> NodeError {
     NodeError::Fatal(format!("unexpected answer {reply:?}"))
-}
-
-/// Runs what reads the store, or opens the keyring, where it holds up nobody else.
-pub(super) async fn on_own_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
-) -> Result<T, NodeError> {
-    let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());
-    spawn_blocking(work).await.map_err(stopped)?
 }
 
 #[cfg(test)]

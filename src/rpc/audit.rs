@@ -36,8 +36,8 @@ use crate::seal::checkpoint::Checkpoint;
 use crate::tls::PeerCertificate;
 
 use super::guard::Connection;
-use super::recovery::blocking;
 use super::{Context, now, status, wire};
+use crate::raft::on_own_thread;
 
 /// Most readers of the trail at once: more would take the disk from those who wait for a key.
 pub const READERS_MAX: usize = 4;
@@ -95,7 +95,8 @@ impl AuditService for AuditDesk {
         let window = window(&request, head)?;
         let end = if request.newest_first { window.after } else { window.to };
         let node = context.node.clone();
-        let (window, filter) = blocking(move || Ok((window.within(&node.view()?, &filter)?, filter))).await?;
+        let (window, filter) =
+            on_own_thread(move || Ok((window.within(&node.view()?, &filter)?, filter))).await?;
         tracing::info!(by = %caller.identity, after = window.after, to = window.to, "the audit trail is read");
 
         let (parts, stream) = mpsc::channel(PAGES_AHEAD);
@@ -162,7 +163,7 @@ impl Reader {
         let (node, filter, newest_first) =
             (self.context.node.clone(), self.filter.clone(), self.newest_first);
         let mut window = self.window;
-        let (mut records, window) = blocking(move || {
+        let (mut records, window) = on_own_thread(move || {
             if window.is_empty() {
                 return Ok((Vec::new(), window));
             }
@@ -205,7 +206,7 @@ impl Context {
     /// `UNAVAILABLE` if it belongs to no cluster, `INTERNAL` if it cannot read or sign.
     pub(super) async fn checkpoint(&self) -> Result<Checkpoint, Status> {
         let node = self.node.clone();
-        let (cluster, position, head) = blocking(move || {
+        let (cluster, position, head) = on_own_thread(move || {
             // One view for all three: they belong to one entry.
             let view = node.view()?;
             let cluster = lookup::cluster(&view)?.ok_or(NodeError::NoCluster)?;

@@ -13,8 +13,8 @@ use crate::seal::receipt::disclosure::{Disclosed, DisclosureReceipt, OnRecord};
 use crate::seal::{Keyring, Part, SealContext};
 use crate::secret::Secret;
 
-use super::recovery::blocking;
 use super::{Context, now};
+use crate::raft::on_own_thread;
 
 /// A reveal as it was asked for, once it is allowed.
 #[derive(Debug, Clone)]
@@ -64,7 +64,7 @@ impl Context {
         });
         let Err(failure) = opened else { return Ok(()) };
         let (node, by, reveal) = (self.node.clone(), by.clone(), reveal.clone());
-        let denied = blocking(move || {
+        let denied = on_own_thread(move || {
             let view = node.view()?;
             let none = RevealTally::none(None);
             let grounds = Grounds {
@@ -88,7 +88,7 @@ impl Context {
         shown: &Shown,
     ) -> Result<Beside, Status> {
         let (node, machine, id) = (self.node.clone(), key.machine.clone(), key.id);
-        let (machine, history) = blocking(move || {
+        let (machine, history) = on_own_thread(move || {
             let view = node.view()?;
             Ok((lookup::machine(&view, &machine)?, lookup::history(&view, id)?))
         })

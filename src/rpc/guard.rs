@@ -19,8 +19,8 @@ use crate::raft::peers::{CLUSTER_HEADER, STORAGE_HEADER};
 use crate::store::quarantine::Cause;
 use crate::tls::{PeerCertificate, Tls};
 
-use super::recovery::blocking;
 use super::{Context, now};
+use crate::raft::on_own_thread;
 
 /// Who is at the other end of a connection; put into every request of it.
 #[derive(Clone)]
@@ -110,7 +110,8 @@ impl Context {
     pub async fn record_denial(&self, caller: Caller, request: RequestId, action: Action) {
         let node = self.node.clone();
         // Releases below that level bound nothing.
-        let bounded = blocking(move || Ok(lookup::feature_level(&node.view()?)? >= FeatureLevel::DESK)).await;
+        let bounded =
+            on_own_thread(move || Ok(lookup::feature_level(&node.view()?)? >= FeatureLevel::DESK)).await;
         if self.refuse_in_quarantine().is_err() || !matches!(bounded, Ok(true)) {
             return;
         }

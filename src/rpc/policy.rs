@@ -18,8 +18,8 @@ use crate::raft::NodeError;
 
 use super::escrow::unexpected;
 use super::guard::Caller;
-use super::recovery::blocking;
 use super::{Context, now, status, wire};
+use crate::raft::on_own_thread;
 
 #[tonic::async_trait]
 impl PolicyService for Context {
@@ -76,7 +76,7 @@ impl PolicyService for Context {
             let view = node.view()?;
             Ok((lookup::policy(&view)?, lookup::approvals(&view, now())?, node.approvals_alone()?))
         };
-        let (policy, known, alone) = blocking(read).await?;
+        let (policy, known, alone) = on_own_thread(read).await?;
         let known = known.into_iter().map(|known| approval(known, &policy, false));
         let alone = alone.into_iter().map(|alone| approval(alone, &policy, true));
         Ok(Response::new(ListApprovalsResponse {

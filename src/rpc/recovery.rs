@@ -17,8 +17,8 @@ use crate::proto::recovery_service_server::RecoveryService;
 use crate::proto::{
     CustodyRequest, CustodyResponse, FindRequest, FindResponse, Freshness, RecoverRequest, RecoverResponse,
 };
-use crate::raft::NodeError;
 use crate::raft::journal::Alone;
+use crate::raft::{NodeError, on_own_thread};
 use crate::seal::receipt::disclosure::OnRecord;
 use crate::seal::{Keyring, Part, context_of};
 use crate::secret::Secret;
@@ -96,7 +96,7 @@ impl Context {
         // Taken before the rows are read: what is shown is at least as fresh as it says.
         let freshness = self.fresh(request.consistency).await?;
         let node = self.node.clone();
-        let found = blocking(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
+        let found = on_own_thread(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
         Ok(FindResponse {
             keys: found.keys.into_iter().map(wire::key).collect(),
             truncated: found.truncated,
@@ -203,7 +203,7 @@ impl Context {
     /// Whether the policy has every reveal approved that is made without a quorum.
     async fn approves_alone(&self) -> Result<bool, NodeError> {
         let node = self.node.clone();
-        let policy = blocking(move || Ok(lookup::policy(&node.view()?)?)).await?;
+        let policy = on_own_thread(move || Ok(lookup::policy(&node.view()?)?)).await?;
         Ok(policy.without_quorum == WithoutQuorum::Approve)
     }
 
@@ -265,7 +265,7 @@ impl Context {
     /// A key of this replica, still sealed.
     pub(super) async fn held(&self, key_id: KeyId) -> Result<Option<Held>, NodeError> {
         let node = self.node.clone();
-        blocking(move || {
+        on_own_thread(move || {
             let view = node.view()?;
             let Some(key) = lookup::key(&view, key_id)? else { return Ok(None) };
             let keyring = node.keyring_in(&view)?;
@@ -273,14 +273,6 @@ impl Context {
         })
         .await
     }
-}
-
-/// Runs what reads the store, or opens the keyring, where it holds up nobody else.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
-) -> Result<T, NodeError> {
-    let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());
-    tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }
 
 #[cfg(test)]

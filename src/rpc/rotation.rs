@@ -11,8 +11,8 @@ use crate::raft::NodeError;
 
 use super::escrow::unexpected;
 use super::guard::Caller;
-use super::recovery::blocking;
 use super::{Context, now, wire};
+use crate::raft::on_own_thread;
 
 impl Context {
     /// What a machine owes, as this replica knows. Without a quorum too: a device that hears of its debt late is worse off
@@ -29,7 +29,7 @@ impl Context {
         // Taken before the rows are read: what is said is at least as fresh as it says.
         let freshness = wire::freshness(&self.node, "local");
         let node = self.node.clone();
-        let standing = blocking(move || {
+        let standing = on_own_thread(move || {
             let view = node.view()?;
             let Some(machine) = lookup::machine(&view, &machine)? else { return Ok(None) };
             Ok(Some(rotation::standing(&view, &machine)?))

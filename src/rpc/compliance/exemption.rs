@@ -14,7 +14,7 @@ use crate::proto::{
     RequestExemptionRequest, RequestExemptionResponse,
 };
 use crate::raft::NodeError;
-use crate::rpc::recovery::blocking;
+use crate::raft::on_own_thread;
 use crate::rpc::{now, wire};
 
 /// How many exemptions are listed if no limit is given, and at most.
@@ -77,7 +77,7 @@ impl Context {
         let freshness = self.fresh(consistency).await?;
         let (node, at) = (self.node.clone(), now());
         let machine: Option<MachineId> = wire::optional(&machine, str::parse)?;
-        let listed = blocking(move || {
+        let listed = on_own_thread(move || {
             let view = node.view()?;
             let Some(machine) = machine else { return list(&view, after, waiting, limit, at) };
             let exemption = lookup::exemption(&view, &machine)?;

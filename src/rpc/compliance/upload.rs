@@ -19,9 +19,9 @@ use crate::escrow::ids::{Invalid, RequestId};
 use crate::escrow::lookup;
 use crate::escrow::policy::may_report;
 use crate::proto::{self, PutComplianceRequest, PutComplianceResponse, PutManyRequest, PutManyResponse};
+use crate::raft::on_own_thread;
 use crate::rpc::guard::Caller;
 use crate::rpc::now;
-use crate::rpc::recovery::blocking;
 use crate::tls::PeerCertificate;
 
 /// Batches of one stream that are worked on at once: while one is on its way to the quorum's disks, the next is read.
@@ -130,7 +130,7 @@ impl Context {
         outcomes: &mut Outcomes,
     ) -> Result<u64, Status> {
         let node = self.node.clone();
-        let (same, mut changed) = blocking(move || {
+        let (same, mut changed) = on_own_thread(move || {
             let view = node.view()?;
             let (mut same, mut changed) = (Vec::new(), Vec::new());
             for upload in uploads {

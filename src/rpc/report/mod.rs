@@ -20,7 +20,6 @@ use tonic::{Request, Status};
 use self::asked::Asked;
 use self::send::Sender;
 use super::guard::Connection;
-use super::recovery::blocking;
 use super::{Context, now, wire};
 use crate::escrow::audit::query::{Filter, Window};
 use crate::escrow::compliance::{CompliancePolicy, CompliancePolicyRecord};
@@ -31,6 +30,7 @@ use crate::escrow::records::LogPosition;
 use crate::escrow::reports::{Bundle, Column, MachineQuery, MachineReport, ReportKind, Row};
 use crate::escrow::state::StateError;
 use crate::proto::{Freshness, ReportChunk, ReportColumn, ReportHeader, ReportRequest, ReportRow};
+use crate::raft::on_own_thread;
 use crate::store::spool::Spool;
 use crate::store::spool::machines::MachineSink;
 
@@ -130,7 +130,7 @@ impl Context {
                     let position = view.position().unwrap_or_default();
                     Ok(Source::new(SourceKind::Trail(window), policy.as_ref(), position)?)
                 };
-                Ok(blocking(read).await?)
+                Ok(on_own_thread(read).await?)
             }
             (_, Some(machine)) => self.one_machine(machine.clone()).await,
             (_, None) => {
@@ -152,7 +152,7 @@ impl Context {
             let position = view.position().unwrap_or_default();
             Ok(Some(Source::new(SourceKind::Machine(bundle), policy.as_ref(), position)?))
         };
-        blocking(read).await?.ok_or(unknown)
+        on_own_thread(read).await?.ok_or(unknown)
     }
 
     /// One machine as the computer report has it.
