@@ -27,7 +27,6 @@ use super::applied::Applied;
 use super::directory::{create_dir, sync_dir, write_durably};
 use super::format::{self, FormatError};
 use super::overlay::Changes;
-use crate::escrow::state::Table;
 
 /// Where [`Applied`] rests: table number 0, which no table of rows has.
 const APPLIED_KEY: &[u8] = &[0];
@@ -101,12 +100,6 @@ impl Base {
     /// All rows, in the order of keys.
     pub fn rows(&self) -> impl Iterator<Item = Result<(Bytes, Bytes), StoreError>> + use<> {
         self.range(FIRST_ROW_KEY.to_vec()..)
-    }
-
-    /// The rows of one table, in the order of keys; the table's number stands before each key.
-    pub fn table(&self, table: Table) -> impl Iterator<Item = Result<(Bytes, Bytes), StoreError>> + use<> {
-        let number = table as u8;
-        self.range(vec![number]..vec![number + 1])
     }
 
     /// Writes changed rows and where the state stands with them, together or not at all.

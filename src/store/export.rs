@@ -1,21 +1,21 @@
 //! Handing out whole tables of the state at one index: what a report needs of the base, in one fast pass.
 //!
-//! As for a snapshot, the keeper brings the overlay to the base up to an index and reads the base while nothing writes it;
-//! applies go on in the overlay. The pass is as long as the [`RowSink`] makes it, so a sink writes to a [spool](super::spool)
-//! and waits for nobody. Unlike a snapshot, a report can be asked for again: it gives way to a closing node, and to
-//! writes that would have to wait for it.
+//! As for a snapshot, the keeper brings the overlay to the base up to an index and makes a pass over it;
+//! applies go on. The pass is as long as the [`RowSink`] makes it, so a sink writes to a [spool](super::spool) and waits
+//! for nobody. Unlike a snapshot, a report can be asked for again: it gives way to a closing node, and to writes that
+//! would have to wait for it.
 
 use tokio::sync::oneshot;
 
 use super::StoreError;
 use super::applied::Applied;
 use super::keeper::Keeper;
+use super::pass::{self, Pass};
+use super::shared::Shared;
 use crate::escrow::state::Table;
 
 /// How full the overlay may be while tables are handed out, in percent of its bound; at the bound applying waits.
 pub const OVERLAY_MAX_PERCENT: usize = 75;
-/// Rows between two looks at whether to go on.
-const LOOK_EVERY_ROWS: usize = 1_024;
 
 /// Takes rows as they are handed out.
 pub trait RowSink: Send {
@@ -48,31 +48,30 @@ impl Keeper {
         sink: &mut dyn RowSink,
         is_abandoned: &dyn Fn() -> bool,
     ) -> Result<Applied, StoreError> {
+        let shared = self.shared.clone();
         // It may have waited behind a snapshot for longer than its caller did.
-        self.check_export(is_abandoned)?;
+        check(&shared, is_abandoned)?;
         let upto = self.drain()?;
-        for table in tables {
-            for (number, row) in self.base.table(*table).enumerate() {
-                if number % LOOK_EVERY_ROWS == 0 {
-                    self.check_export(is_abandoned)?;
-                }
-                let (key, value) = row?;
-                sink.take(*table, &key[1..], &value)?;
-            }
+        for row in Pass::over(self, tables.iter().copied().map(pass::table)) {
+            check(&shared, is_abandoned)?;
+            let (key, value) = row?;
+            let table = tables.iter().find(|table| **table as u8 == key[0]);
+            sink.take(*table.expect("a pass reads what it is told to"), &key[1..], &value)?;
         }
         Ok(upto)
     }
+}
 
-    fn check_export(&self, is_abandoned: &dyn Fn() -> bool) -> Result<(), StoreError> {
-        if self.shared.is_closing() {
-            return Err(StoreError::Closed);
-        }
-        if is_abandoned() {
-            return Err(StoreError::Abandoned);
-        }
-        if self.shared.is_overlay_over(OVERLAY_MAX_PERCENT) {
-            return Err(StoreError::Crowded);
-        }
-        Ok(())
+/// Whether to go on.
+fn check(shared: &Shared, is_abandoned: &dyn Fn() -> bool) -> Result<(), StoreError> {
+    if shared.is_closing() {
+        return Err(StoreError::Closed);
     }
+    if is_abandoned() {
+        return Err(StoreError::Abandoned);
+    }
+    if shared.is_overlay_over(OVERLAY_MAX_PERCENT) {
+        return Err(StoreError::Crowded);
+    }
+    Ok(())
 }

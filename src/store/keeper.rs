@@ -1,5 +1,6 @@
 //! The keeper: the one thread that writes the base. It drains the overlay, takes snapshots, installs them and hands out
-//! tables, one after the other; so while the base is read nothing writes it, and applies go on in the overlay.
+//! tables, one after the other. While it reads the base for long (a pass) it drains in between, so that what is applied
+//! meanwhile finds room.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use super::base::{self, Base, BaseDir};
 use super::export::ExportJob;
 use super::log::Log;
 use super::overlay::Changes;
+use super::pass::{self, Pass, PassLimits};
 use super::scrub::{self, Scrub, Step};
 use super::shared::{Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
@@ -55,6 +57,7 @@ pub(super) struct Keeper {
     pub scrub: Scrub,
     pub drain_every: Duration,
     pub metrics: MachineMetrics,
+    pub pass_limits: PassLimits,
     pub shared: Arc<Shared>,
     pub snapshots: Snapshots,
     pub view_patience: Duration,
@@ -246,17 +249,34 @@ impl Keeper {
         }
     }
 
-    /// Brings the sealed generations into the base, oldest first.
+    /// Brings the generations that are sealed by now into the base, oldest first, and none that is sealed meanwhile:
+    /// whoever drains is told where the base stands then.
     fn write_sealed(&mut self) -> Result<(), StoreError> {
-        while let Some(sealed) = self.shared.oldest_sealed() {
-            if !sealed.views_are_gone(self.view_patience) {
-                return Err(StoreError::Busy);
-            }
-            self.scrub.before_write(&self.base, &sealed.changes)?;
-            self.base.write(&sealed.changes, &sealed.upto)?;
-            self.shared.forget_oldest();
-        }
+        let newest = self.shared.newest_sealed();
+        while self.write_oldest(newest, self.view_patience, |_, _| Ok(()))? {}
         Ok(())
+    }
+
+    /// Brings the oldest generation into the base, if there is one up to `newest`; before it is written, `before` may look at what
+    /// the rows are still. Says whether there was one.
+    pub(super) fn write_oldest(
+        &mut self,
+        newest: Option<u64>,
+        view_patience: Duration,
+        before: impl FnOnce(&Base, &Changes) -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        let Some(sealed) = self.shared.oldest_sealed().filter(|sealed| Some(sealed.number()) <= newest)
+        else {
+            return Ok(false);
+        };
+        if !sealed.views_are_gone(view_patience) {
+            return Err(StoreError::Busy);
+        }
+        self.scrub.before_write(&self.base, &sealed.changes)?;
+        before(&self.base, &sealed.changes)?;
+        self.base.write(&sealed.changes, &sealed.upto)?;
+        self.shared.forget_oldest();
+        Ok(true)
     }
 
     /// Brings all that is applied by now into the base, and says where that is.
@@ -266,14 +286,15 @@ impl Keeper {
         Ok(upto)
     }
 
-    /// Writes a snapshot of the state as it is when this begins. Nothing else writes the base meanwhile.
+    /// Writes a snapshot of the state as it is when this begins. Applies go on, and so does the base.
     fn snapshot(&mut self) -> Result<SnapshotFile, StoreError> {
         let upto = self.drain()?;
         if let Some(newest) = self.snapshots.newest().filter(|newest| newest.position() == upto.position) {
             return Ok(newest);
         }
         let began = Instant::now();
-        let written = self.snapshots.write(&upto, self.base.rows());
+        let snapshots = self.snapshots.clone();
+        let written = snapshots.write(&upto, Pass::over(self, [pass::everything()]));
         self.count(SnapshotAction::Build, began, &written);
         written
     }

@@ -21,6 +21,7 @@ use super::export::{self, RowSink};
 use super::format::{self, Payload};
 use super::keeper::{Keeper, Task, open_base};
 use super::log::Log;
+use super::pass::PassLimits;
 use super::scrub::Scrub;
 use super::shared::{Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
@@ -31,9 +32,8 @@ use crate::escrow::records::LogPosition;
 use crate::escrow::state::Table;
 use crate::metrics::MachineMetrics;
 
-/// Memory the overlay may take, in bytes; past it applying waits for the base. Room for what is written while a
-/// snapshot of a million machines is read.
-pub const OVERLAY_MAX_BYTES: usize = 128 * 1024 * 1024;
+/// Memory the overlay may take, in bytes; past it applying waits for the base.
+pub const OVERLAY_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Size of what is written to the base at once, in bytes. sled holds off readers for as long as that takes.
 pub const GENERATION_MAX_BYTES: usize = 512 * 1024;
 /// Memory of sled's page cache, in bytes; its own default is a gigabyte.
@@ -62,6 +62,8 @@ pub struct MachineOptions {
     pub metrics: MachineMetrics,
     /// See [`OVERLAY_MAX_BYTES`].
     pub overlay_max_bytes: usize,
+    /// Bounds of a pass over the base: for a snapshot, for a report.
+    pub pass_limits: PassLimits,
     /// See [`VIEW_PATIENCE`].
     pub view_patience: Duration,
 }
@@ -75,6 +77,7 @@ impl Default for MachineOptions {
             generation_max_bytes: GENERATION_MAX_BYTES,
             metrics: MachineMetrics::default(),
             overlay_max_bytes: OVERLAY_MAX_BYTES,
+            pass_limits: PassLimits::default(),
             view_patience: VIEW_PATIENCE,
         }
     }
@@ -145,6 +148,7 @@ impl Machine {
             scrub: Scrub::new(),
             drain_every: options.drain_every,
             metrics: options.metrics.clone(),
+            pass_limits: options.pass_limits,
             shared: shared.clone(),
             snapshots: snapshots.clone(),
             view_patience: options.view_patience,

@@ -9,15 +9,15 @@
 //! 3. Behind that, the *keeper* thread brings whole runs of entries from the overlay to the *base*, which is sled: each
 //!    run in one batch, with where the state stands in the same batch. The base is never fsynced for an
 //!    acknowledgement; it is a cache of what snapshot and log say, so that a restart need not replay everything.
-//! 4. [`snapshot`]: now and then ([`policy`]) the keeper stops draining for one pass over the base and writes it to a
-//!    file, fsynced. Only on that file rests the purging of the log.
+//! 4. [`snapshot`]: now and then ([`policy`]) the keeper makes a pass over the base, as it is at one index, and writes it
+//!    to a file, fsynced; between the slices of the pass it drains on. Only on that file rests the purging of the log.
 //!
 //! # How a read goes
 //!
 //! A [`view::View`] holds the overlay as it was at one index (a persistent map: sharing it costs a pointer) over the
 //! base. The base may not run ahead of it: a run of entries is drained only when no view from before its end is left.
-//! So views are for requests. A report drains the overlay to an index and takes what it needs of the frozen base in one
-//! pass ([`export`]) into temporary files ([`spool`]); whoever reads it, however slowly, reads those.
+//! So views are for requests. A report drains the overlay to an index and takes what it needs of the base as it is then in
+//! one pass ([`export`]) into temporary files ([`spool`]); whoever reads it, however slowly, reads those.
 //!
 //! # What a crash can leave, and what is made of it
 //!
@@ -44,7 +44,7 @@
 //! | [`mod@format`] | bytes with a version; the only file that names bincode |
 //! | [`log`] | the Raft log, over raft-log |
 //! | [`machine`] | the state: apply, view, snapshot, install |
-//! | `shared`, `overlay`, `base`, `keeper`, `scrub` | its parts |
+//! | `shared`, `overlay`, `base`, `keeper`, [`pass`], `scrub` | its parts |
 //! | [`view`] | reading at one index, and the transaction of one entry |
 //! | [`applied`], [`digest`] | where the state stands, and its sum |
 //! | [`snapshot`] | snapshot files: write, read, receive |
@@ -66,6 +66,7 @@ mod keeper;
 pub mod log;
 pub mod machine;
 mod overlay;
+pub mod pass;
 pub mod policy;
 pub mod quarantine;
 pub mod recovery;

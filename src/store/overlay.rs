@@ -48,6 +48,11 @@ pub(super) struct Sealed {
 }
 
 impl Sealed {
+    /// Counts generations.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Whether no view from before this generation is left; waits for at most `patience`.
     pub fn views_are_gone(&self, patience: std::time::Duration) -> bool {
         use std::sync::mpsc::RecvTimeoutError;
@@ -108,6 +113,11 @@ impl Overlay {
         self.rows.size()
     }
 
+    /// The generation that was sealed last, if it still waits for the base.
+    pub fn newest_sealed(&self) -> Option<u64> {
+        self.sealed.back().map(|sealed| sealed.number)
+    }
+
     /// Generations that wait for the base.
     pub fn sealed_len(&self) -> usize {
         self.sealed.len()
@@ -158,7 +168,8 @@ impl Overlay {
     }
 }
 
-fn row_bytes(key: &Bytes, change: &Change) -> usize {
+/// What a changed row costs in memory, about.
+pub(super) fn row_bytes(key: &Bytes, change: &Change) -> usize {
     ROW_OVERHEAD_BYTES + key.len() + change.as_ref().map_or(0, Bytes::len)
 }
 

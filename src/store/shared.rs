@@ -119,6 +119,11 @@ impl Shared {
         self.lock().overlay.oldest()
     }
 
+    /// The number of the generation that was sealed last, if it is not in the base yet.
+    pub fn newest_sealed(&self) -> Option<u64> {
+        self.lock().overlay.newest_sealed()
+    }
+
     /// The oldest generation is in the base.
     pub fn forget_oldest(&self) {
         self.lock().overlay.forget_oldest();

@@ -6,15 +6,16 @@ use std::time::Duration;
 use strongroom::escrow::command::{Action, RaiseFeatureLevel, ReportCompliance};
 use strongroom::escrow::compliance::MachineReport;
 use strongroom::escrow::features::FeatureLevel;
-use strongroom::escrow::ids::{Role, Timestamp};
-use strongroom::escrow::records::{KeyRecord, MachineRecord};
+use strongroom::escrow::ids::{KeyId, Role, Timestamp};
+use strongroom::escrow::records::{KeyRecord, LogPosition, MachineRecord};
 use strongroom::escrow::reports::Bundle;
 use strongroom::escrow::state::{Rows, Table};
 use strongroom::raft::storage::StorageOptions;
 use strongroom::store::StoreError;
 use strongroom::store::export::RowSink;
-use strongroom::store::format;
+use strongroom::store::format::{self, Payload};
 use strongroom::store::machine::{Machine, MachineOptions};
+use strongroom::store::pass::PassLimits;
 use strongroom::store::spool::machines::{MachineSink, TABLES, TABLES_WITH_CHANGES};
 use strongroom::store::spool::{SpoolLimits, Spools};
 
@@ -178,6 +179,57 @@ async fn writes_do_not_wait_for_an_export() {
     machine.drain().await.unwrap();
     node.escrow(number, number + 10).await;
     node.assert_state();
+}
+
+/// Applies an entry at every row it takes, from within the pass: there is no other time between two rows.
+struct Writing {
+    machine: Machine,
+    next: u64,
+    keys: Vec<KeyId>,
+    generations: usize,
+}
+
+impl RowSink for Writing {
+    fn take(&mut self, table: Table, _: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if table == Table::Key {
+            self.keys.push(format::decode::<KeyRecord>(value).unwrap().id);
+        }
+        // Before, between and after the rows there are.
+        let number = self.next * 37 % 1_000;
+        let command = format::encode(&sample::escrow(self.next, number));
+        let position = LogPosition { term: 1, index: self.next };
+        self.machine.apply(position, Payload::Command(&command))?;
+        self.next += 1;
+        self.generations = self.machine.stats()?.overlay_generations;
+        Ok(())
+    }
+}
+
+/// With little memory for rows as they were, and with enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_base_is_written_on_during_an_export_which_does_not_see_it() {
+    for undo_max_bytes in [1, 4_000, usize::MAX] {
+        let dir = tempfile::tempdir().unwrap();
+        let pass_limits = PassLimits { slice_max_rows: 5, undo_max_bytes, ..PassLimits::default() };
+        let options = MachineOptions { generation_max_bytes: 1, pass_limits, ..undrained() };
+        let mut node = Node::begin(dir.path(), StorageOptions { machine: options, ..small() }).await;
+        for number in (0..1_000).step_by(10) {
+            node.escrow(number, number + 1).await;
+        }
+        let machine = node.storage.machine.clone();
+        let sink = Writing { machine: machine.clone(), next: node.next, keys: Vec::new(), generations: 0 };
+        let (sink, upto) = machine.export(&[Table::Key], sink).await.unwrap();
+        assert_eq!(upto.index(), node.next - 1);
+        let expected: Vec<_> = (0..1_000).step_by(10).map(sample::key_id).collect();
+        assert_eq!(sink.keys, expected, "{undo_max_bytes}");
+        let written = (sink.next - node.next) as usize;
+        assert_eq!(written, expected.len());
+        if undo_max_bytes == usize::MAX {
+            assert!(sink.generations <= 2 * 5, "{} of {written} wait for the base", sink.generations);
+        }
+        machine.drain().await.unwrap();
+        machine.scrub().await.unwrap();
+    }
 }
 
 fn report(machine: u64, at: u64, conversion: &str) -> MachineReport {

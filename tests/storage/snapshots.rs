@@ -10,8 +10,9 @@ use strongroom::escrow::records::LogPosition;
 use strongroom::raft::state_machine::snapshot_of;
 use strongroom::raft::storage::StorageOptions;
 use strongroom::store::StoreError;
-use strongroom::store::format::Payload;
+use strongroom::store::format::{self, Payload};
 use strongroom::store::machine::MachineOptions;
+use strongroom::store::pass::PassLimits;
 use strongroom::store::snapshot::{SnapshotFile, Snapshots};
 
 use super::sample;
@@ -336,4 +337,37 @@ async fn with_few_writes_and_many_restarts_the_log_is_still_truncated() {
     assert!(snapshots >= 2, "{snapshots} snapshots");
     // Half of the state (some hundred KiB), the floor, and two chunks.
     assert!(most < 160 * 1024, "{most} bytes of log");
+}
+
+/// Entries are applied as fast as it goes, each a generation of its own, while snapshots are made: each of them is of one
+/// index, whatever is sealed while it drains the overlay and reads the base. One that is not would stop the node, as over
+/// a damaged base.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_all_the_while_is_in_no_snapshot_by_halves() {
+    let dir = tempfile::tempdir().unwrap();
+    let pass_limits = PassLimits { slice_max_rows: 7, ..PassLimits::default() };
+    let machine = MachineOptions { generation_max_bytes: 1, pass_limits, ..MachineOptions::default() };
+    let node = Node::begin(dir.path(), StorageOptions { machine, ..small() }).await;
+    let machine = node.storage.machine.clone();
+    let (first, done) = (node.next, std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let writer = std::thread::spawn({
+        let (machine, done) = (machine.clone(), done.clone());
+        move || {
+            let mut next = first;
+            while !done.load(std::sync::atomic::Ordering::Acquire) {
+                let command = format::encode(&sample::escrow(next, next));
+                let position = LogPosition { term: 1, index: next };
+                machine.apply(position, Payload::Command(&command)).unwrap();
+                next += 1;
+            }
+        }
+    });
+    for _ in 0..30 {
+        let file = machine.snapshot().await.unwrap();
+        let received = transfer(&file, &Snapshots::open(&dir.path().join("checked")).unwrap()).await.unwrap();
+        assert_eq!(received.position(), file.position());
+    }
+    done.store(true, std::sync::atomic::Ordering::Release);
+    writer.join().unwrap();
+    machine.scrub().await.unwrap();
 }
