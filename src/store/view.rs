@@ -1,5 +1,7 @@
 //! Reading the state, and changing it by one entry.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -130,19 +132,33 @@ impl Rows for View {
 pub(super) struct Transaction {
     view: View,
     changes: Changes,
+    /// Rows as they were before the entry, as far as they were asked for by key: most that are changed were read first,
+    /// and the digest needs them once more.
+    read: RefCell<HashMap<Vec<u8>, Change>>,
 }
 
 impl Transaction {
     pub fn over(view: View) -> Self {
-        Self { view, changes: Changes::new() }
+        Self { view, changes: Changes::new(), read: RefCell::default() }
+    }
+
+    /// The value under the key of a row before the entry.
+    fn before(&self, key: Vec<u8>) -> Result<Change, StoreError> {
+        if let Some(value) = self.read.borrow().get(&key) {
+            return Ok(value.clone());
+        }
+        let value = self.view.value(&key)?;
+        self.read.borrow_mut().insert(key, value.clone());
+        Ok(value)
     }
 
     /// What the entry changed, and where the state stands after it.
     pub fn finish(self, mut applied: Applied, position: LogPosition) -> Result<Effect, StoreError> {
-        let Self { view, mut changes } = self;
+        let Self { view, mut changes, read } = self;
+        let mut read = read.into_inner();
         let mut failure = None;
         changes.retain(|key, after| {
-            let before = match view.value(key) {
+            let before = match read.remove(&key[..]).map_or_else(|| view.value(key), Ok) {
                 Ok(before) => before,
                 Err(error) => {
                     failure = Some(error);
@@ -167,10 +183,12 @@ impl Transaction {
 
 impl Rows for Transaction {
     fn row<R: Row>(&self, key: &[u8]) -> Result<Option<R>, StateError> {
-        match self.changes.get(row_key::<R>(key).as_slice()) {
-            Some(change) => change.as_ref().map(|value| decode(value)).transpose(),
-            None => self.view.row(key),
-        }
+        let key = row_key::<R>(key);
+        let value = match self.changes.get(key.as_slice()) {
+            Some(change) => change.clone(),
+            None => self.before(key)?,
+        };
+        value.map(|value| decode(&value)).transpose()
     }
 
     fn rows<R: Row>(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<R>, StateError> {
