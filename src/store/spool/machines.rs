@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::file::Record;
 use super::sort::{Sorted, Sorter};
 use super::{Spool, SpoolFile, SpoolReader, SpoolWriter};
-use crate::escrow::compliance::CompliancePolicyRecord;
+use crate::escrow::compliance::{CompliancePolicyRecord, ComplianceRecord, LastContact};
 use crate::escrow::records::{KeyHistory, KeyRecord};
 use crate::escrow::reports::{Bundle, without_secrets};
 use crate::escrow::rotation::MachineKeyState;
@@ -28,6 +28,7 @@ pub const TABLES: &[Table] = &[
     Table::Machine,
     Table::Key,
     Table::KeyHistory,
+    Table::LastContact,
     Table::Compliance,
     Table::Exemption,
 ];
@@ -37,6 +38,7 @@ pub const TABLES_WITH_CHANGES: &[Table] = &[
     Table::Machine,
     Table::Key,
     Table::KeyHistory,
+    Table::LastContact,
     Table::Compliance,
     Table::Exemption,
     Table::ComplianceChange,
@@ -47,6 +49,7 @@ pub struct MachineSink {
     spool: Spool,
     policy: Option<CompliancePolicyRecord>,
     machines: SpoolWriter,
+    contacts: SpoolWriter,
     compliance: SpoolWriter,
     exemptions: SpoolWriter,
     changes: SpoolWriter,
@@ -59,6 +62,7 @@ impl RowSink for MachineSink {
         match table {
             Table::CompliancePolicy => self.policy = Some(decoded(table, value)?),
             Table::Machine => self.machines.write(key, value)?,
+            Table::LastContact => self.contacts.write(key, value)?,
             Table::Compliance => self.compliance.write(key, value)?,
             Table::Exemption => self.exemptions.write(key, value)?,
             Table::ComplianceChange => self.changes.write(key, value)?,
@@ -82,6 +86,7 @@ impl MachineSink {
         Ok(Self {
             policy: None,
             machines: spool.file()?,
+            contacts: spool.file()?,
             compliance: spool.file()?,
             exemptions: spool.file()?,
             changes: spool.file()?,
@@ -105,6 +110,7 @@ impl MachineSink {
         let peekable = |writer: SpoolWriter| Ok::<_, StoreError>(writer.finish()?.reader().peekable());
         Ok(Bundles {
             machines: self.machines.finish()?.reader(),
+            contacts: peekable(self.contacts)?,
             compliance: peekable(self.compliance)?,
             exemptions: peekable(self.exemptions)?,
             changes: peekable(self.changes)?,
@@ -133,6 +139,7 @@ fn by_machine(spool: Spool, keys: &SpoolFile, histories: &SpoolFile) -> Result<S
 /// Everything of every machine, in the order of machine ids.
 pub struct Bundles {
     machines: SpoolReader,
+    contacts: Peekable<SpoolReader>,
     compliance: Peekable<SpoolReader>,
     exemptions: Peekable<SpoolReader>,
     changes: Peekable<SpoolReader>,
@@ -143,8 +150,9 @@ impl Bundles {
     fn bundle(&mut self, id: &[u8], machine: &[u8]) -> Result<Bundle, StoreError> {
         // What the keys of a machine's rows in other tables begin with.
         let prefix = [id, &[0]].concat();
-        let compliance = taken(&mut self.compliance, id)?;
-        let exemption = taken(&mut self.exemptions, id)?;
+        let contact: Option<LastContact> = one(&mut self.contacts, Table::LastContact, id)?;
+        let record: Option<ComplianceRecord> = one(&mut self.compliance, Table::Compliance, id)?;
+        let exemption = one(&mut self.exemptions, Table::Exemption, id)?;
         let mut keys = Vec::new();
         while let Some(value) = taken_under(&mut self.keys, &prefix)? {
             let (key, history) = decoded(Table::Key, &value)?;
@@ -154,13 +162,17 @@ impl Bundles {
         while let Some(value) = taken_under(&mut self.changes, &prefix)? {
             changes.push(decoded(Table::ComplianceChange, &value)?);
         }
-        Ok(Bundle {
-            machine: decoded(Table::Machine, machine)?,
-            compliance: compliance.map(|value| decoded(Table::Compliance, &value)).transpose()?,
-            exemption: exemption.map(|value| decoded(Table::Exemption, &value)).transpose()?,
-            keys,
-            changes,
-        })
+        // The times of the record and of the newest change are those of when they were written.
+        let said = contact.as_ref().and_then(|contact| contact.said.as_ref());
+        if let Some(said) = said {
+            said.tell_again_in(&mut changes);
+        }
+        let compliance = match said {
+            Some(said) => record.map(|record| record.with_times_of(said)),
+            None => record,
+        };
+        let machine = decoded(Table::Machine, machine)?;
+        Ok(Bundle { machine, contact, compliance, exemption, keys, changes })
     }
 }
 
@@ -171,6 +183,15 @@ impl Iterator for Bundles {
         let machine = self.machines.next()?;
         Some(machine.and_then(|(id, machine)| self.bundle(&id, &machine)))
     }
+}
+
+/// The row under `key`, as [`taken`].
+fn one<T, I>(records: &mut Peekable<I>, table: Table, key: &[u8]) -> Result<Option<T>, StoreError>
+where
+    T: DeserializeOwned,
+    I: Iterator<Item = Result<Record, StoreError>>,
+{
+    taken(records, key)?.map(|value| decoded(table, &value)).transpose()
 }
 
 /// The value under `key`, if it comes next; what comes before it is of nobody and is left out.
