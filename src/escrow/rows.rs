@@ -215,6 +215,13 @@ impl ComplianceChange {
         terminated(machine.as_str())
     }
 
+    /// What a row key says: of which machine it is, as its prefix, and since when.
+    pub fn parts(key: &[u8]) -> Option<(&[u8], Timestamp)> {
+        let (rest, _rank) = key.split_last_chunk::<8>()?;
+        let (prefix, at) = rest.split_last_chunk::<8>()?;
+        Some((prefix, Timestamp(u64::from_be_bytes(*at))))
+    }
+
     /// The row key of the change that was told first at `first`.
     pub fn row_key(machine: &MachineId, first: Moment) -> Vec<u8> {
         let mut key = Self::prefix(machine);

@@ -9,7 +9,7 @@ use crate::escrow::command::{
     Action, Command, Contact, DecideExemption, NoteContact, Reply, ReportCompliance, RequestExemption,
     SetCompliancePolicy,
 };
-use crate::escrow::compliance::contact::Ahead;
+use crate::escrow::compliance::contact::{Ahead, CONFIRMATIONS_MAX};
 use crate::escrow::compliance::history::RunEntry;
 use crate::escrow::compliance::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, Protector, VolumeKind,
@@ -20,7 +20,7 @@ use crate::escrow::compliance::{
     HistoryIndex, LastContact, MachineReport, Moment, Said, Told, VolumeReport,
 };
 use crate::escrow::ids::{Identity, KeyId, RequestId, Timestamp};
-use crate::escrow::records::{AuditEvent, AuditRecord, LogPosition, Source};
+use crate::escrow::records::{AuditEvent, AuditRecord, LogPosition, MachineRecord, Source};
 use crate::escrow::rows::RequestRow;
 
 /// `name: hex`, one a line.
@@ -224,4 +224,26 @@ fn records_and_replies_of_compliance_keep_decoding() {
     check("row request exemption-requested", &remembered(Reply::ExemptionRequested { exemption }));
     check("row request exemption-decided", &remembered(Reply::ExemptionDecided));
     check("row request compliance-policy-set", &remembered(Reply::CompliancePolicySet { version: 2 }));
+}
+
+/// A million machines that say the same every day write this row a million times, and no other.
+#[test]
+fn the_row_of_an_unchanged_report_is_small() {
+    let told = |day: usize| Told { at: Timestamp(1_700_000_000_000 + 86_400_000 * day as u64), late: None };
+    let run = Moment { at: told(0).at, rank: u64::MAX };
+    let again = (1..=CONFIRMATIONS_MAX).map(told).collect();
+    let (device, at) = (told(CONFIRMATIONS_MAX).at, told(CONFIRMATIONS_MAX).at);
+    let said = Said { digest: [7; 32], device, at, run, again, ahead: None, dropped: None };
+    let row = LastContact { machine: report().machine, at, said: Some(said) };
+    let bytes = encode(&row).len();
+    assert!(bytes <= 192, "{bytes} bytes");
+
+    // What is not written: what is kept of a laptop with two volumes, and who uses it.
+    let mut laptop = report();
+    laptop.volumes.push(VolumeReport { volume: "D:".parse().unwrap(), ..laptop.volumes[0].clone() });
+    let machine = MachineRecord::first_heard_of(laptop.machine.clone(), at);
+    let record = encode(&ComplianceRecord { report: laptop, at, since: at }).len();
+    let spared = record + encode(&machine).len();
+    println!("{bytes} bytes instead of {spared}");
+    assert!(bytes < spared, "{bytes} bytes instead of {spared}");
 }

@@ -20,7 +20,8 @@ pub struct Bundle {
     pub exemption: Option<Exemption>,
     /// Its keys, in the order of their ids, [without what is sealed](without_secrets).
     pub keys: Vec<MachineKeyState>,
-    /// Its changes of state, the oldest first; none if the report is not about the past.
+    /// Its changes of state, the oldest first: at least the one that counts at the time that is asked about, if it is in
+    /// the past.
     pub changes: Vec<ComplianceChange>,
 }
 

@@ -2,7 +2,8 @@
 //! there machine by machine.
 //!
 //! Machines, what they say, exemptions and changes are kept in the order of machine ids, and are read side by side. Keys
-//! are kept in the order of key ids, as what became of them is: the two are joined, and sorted by machine.
+//! are kept in the order of key ids, as what became of them is: the two are joined, and sorted by machine. Of the changes
+//! the one that counts at the time that is asked about is taken, and no other.
 
 use std::iter::Peekable;
 
@@ -12,7 +13,8 @@ use serde::de::DeserializeOwned;
 use super::file::Record;
 use super::sort::{Sorted, Sorter};
 use super::{Spool, SpoolFile, SpoolReader, SpoolWriter};
-use crate::escrow::compliance::{CompliancePolicyRecord, ComplianceRecord, LastContact};
+use crate::escrow::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, LastContact};
+use crate::escrow::ids::Timestamp;
 use crate::escrow::records::{KeyHistory, KeyRecord};
 use crate::escrow::reports::{Bundle, without_secrets};
 use crate::escrow::rotation::MachineKeyState;
@@ -52,7 +54,7 @@ pub struct MachineSink {
     contacts: SpoolWriter,
     compliance: SpoolWriter,
     exemptions: SpoolWriter,
-    changes: SpoolWriter,
+    changes: Changes,
     keys: SpoolWriter,
     histories: SpoolWriter,
 }
@@ -65,7 +67,7 @@ impl RowSink for MachineSink {
             Table::LastContact => self.contacts.write(key, value)?,
             Table::Compliance => self.compliance.write(key, value)?,
             Table::Exemption => self.exemptions.write(key, value)?,
-            Table::ComplianceChange => self.changes.write(key, value)?,
+            Table::ComplianceChange => self.changes.take(key, value)?,
             Table::Key => {
                 let record: KeyRecord = decoded(table, value)?;
                 self.keys.write(key, &format::encode(&without_secrets(record)))?;
@@ -78,18 +80,18 @@ impl RowSink for MachineSink {
 }
 
 impl MachineSink {
-    /// An empty one.
+    /// An empty one. Of changes it takes those that counted at `as_of`.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn new(spool: Spool) -> Result<Self, StoreError> {
+    pub fn new(spool: Spool, as_of: Option<Timestamp>) -> Result<Self, StoreError> {
         Ok(Self {
             policy: None,
             machines: spool.file()?,
             contacts: spool.file()?,
             compliance: spool.file()?,
             exemptions: spool.file()?,
-            changes: spool.file()?,
+            changes: Changes { as_of, last: None, taken: spool.file()? },
             keys: spool.file()?,
             histories: spool.file()?,
             spool,
@@ -113,9 +115,43 @@ impl MachineSink {
             contacts: peekable(self.contacts)?,
             compliance: peekable(self.compliance)?,
             exemptions: peekable(self.exemptions)?,
-            changes: peekable(self.changes)?,
+            changes: peekable(self.changes.finish()?)?,
             keys: keys.peekable(),
         })
+    }
+}
+
+/// The change of each machine that counted at a time: a history may be of a hundred times as many bytes.
+struct Changes {
+    as_of: Option<Timestamp>,
+    /// The last one by then of the machine whose changes come now.
+    last: Option<(Vec<u8>, Vec<u8>)>,
+    taken: SpoolWriter,
+}
+
+impl Changes {
+    /// Takes the next change, in the order of machines and times.
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let Some((machine, at)) = ComplianceChange::parts(key) else {
+            return Err(unreadable("a change under a key that is too short".to_owned()));
+        };
+        if self.as_of.is_none_or(|as_of| at > as_of) {
+            return Ok(());
+        }
+        let is_of_another =
+            |key: &[u8]| ComplianceChange::parts(key).is_none_or(|(other, _)| other != machine);
+        if let Some((key, value)) = self.last.take().filter(|(key, _)| is_of_another(key)) {
+            self.taken.write(&key, &value)?;
+        }
+        self.last = Some((key.to_vec(), value.to_vec()));
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<SpoolWriter, StoreError> {
+        if let Some((key, value)) = self.last {
+            self.taken.write(&key, &value)?;
+        }
+        Ok(self.taken)
     }
 }
 
