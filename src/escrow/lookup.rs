@@ -5,9 +5,10 @@ use std::cmp::{Ordering, Reverse};
 use std::fmt;
 use std::str::FromStr;
 
-use super::compliance::history::{self, CHANGES_MAX};
+use super::compliance::history::CHANGES_MAX;
 use super::compliance::{
     ComplianceChange, CompliancePolicy, CompliancePolicyRecord, ComplianceRecord, Exemption, KeyFacts, Known,
+    LastContact, Stood,
 };
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
@@ -395,9 +396,19 @@ pub fn is_put_back<S: Rows>(rows: &S, last: &JournalPlace) -> Result<bool, State
     Ok(!later.is_empty())
 }
 
+/// When a machine was last heard of, and by what it said last.
+pub fn last_contact<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<LastContact>, StateError> {
+    rows.row(&machine.row_key())
+}
+
 /// The newest that is known of the compliance of a machine.
 pub fn compliance<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<ComplianceRecord>, StateError> {
-    rows.row(&machine.row_key())
+    let Some(record) = rows.row::<ComplianceRecord>(&machine.row_key())? else { return Ok(None) };
+    let said = last_contact(rows, machine)?.and_then(|contact| contact.said);
+    Ok(Some(match said {
+        Some(said) => record.with_times_of(&said),
+        None => record,
+    }))
 }
 
 /// The changes of state of a machine, the oldest first: what [`as_of`](super::compliance::history::as_of) looks at.
@@ -405,10 +416,15 @@ pub fn compliance_changes<S: Rows>(
     rows: &S,
     machine: &MachineId,
 ) -> Result<Vec<ComplianceChange>, StateError> {
-    rows.rows(&ComplianceChange::prefix(machine), None, CHANGES_MAX)
+    let mut changes: Vec<ComplianceChange> =
+        rows.rows(&ComplianceChange::prefix(machine), None, CHANGES_MAX)?;
+    if let Some(said) = last_contact(rows, machine)?.and_then(|contact| contact.said) {
+        said.tell_again_in(&mut changes);
+    }
+    Ok(changes)
 }
 
-/// The exemption of a machine, if one was ever asked for and not ended.
+/// The exemption of a machine, if one was ever asked for.
 pub fn exemption<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<Exemption>, StateError> {
     rows.row(&machine.row_key())
 }
@@ -435,19 +451,15 @@ pub fn known<S: Rows>(
     now: Timestamp,
 ) -> Result<Option<Known>, StateError> {
     let Some(machine) = machine(rows, id)? else { return Ok(None) };
-    let record = compliance(rows, id)?;
-    let told_at = record.as_ref().map(|record| record.at);
-    let (state, since) = match as_of {
-        None => record.map(|record| (record.report.state(), record.since)).unzip(),
-        Some(at) => {
-            let changes = compliance_changes(rows, id)?;
-            history::as_of(&changes, at).map(|change| (change.state.clone(), change.at)).unzip()
-        }
+    let (record, contact) = (compliance(rows, id)?, last_contact(rows, id)?);
+    let stood = match as_of {
+        None => Stood::now(record.as_ref(), contact.as_ref()),
+        Some(at) => Stood::then(&compliance_changes(rows, id)?, contact.as_ref(), at),
     };
     let at = as_of.unwrap_or(now);
     let keys = keys_of(rows, &machine)?.iter().filter_map(|key| KeyFacts::as_of(key, at)).collect();
     let exemption = exemption(rows, id)?;
-    Ok(Some(Known { machine, state, since, told_at, keys, exemption }))
+    Ok(Some(Known { machine, stood, keys, exemption }))
 }
 
 /// How far sealing anew has come, unless it never began.

@@ -163,12 +163,39 @@ pub struct MachineRecord {
     pub id: MachineId,
     /// Users seen on it, the one seen last at the end, each once; bounded by [`USERS_PER_MACHINE_MAX`].
     pub users: Vec<UserName>,
-    /// When it was first heard of.
+    /// When each of them was seen, in the same order.
+    pub users_seen_at: Vec<Timestamp>,
+    /// When it was first heard of. When last is in
+    /// [`LastContact`](super::compliance::LastContact), which moves more often.
     pub first_seen: Timestamp,
-    /// When it was last heard of.
-    pub last_contact: Timestamp,
     /// A key of it was revealed and its device has not rotated since.
     pub rotation_owed_since: Option<Timestamp>,
+}
+
+impl MachineRecord {
+    /// A machine that is heard of for the first time at `at`.
+    pub fn first_heard_of(id: MachineId, at: Timestamp) -> Self {
+        let (users, users_seen_at) = (Vec::new(), Vec::new());
+        Self { id, users, users_seen_at, first_seen: at, rotation_owed_since: None }
+    }
+
+    /// Notes that `user` was seen on it at `at`. Answers who is forgotten for that: nobody, somebody seen earlier, or
+    /// `user`, if that was long ago. Who was seen later stays, in whatever order one hears of it.
+    pub fn saw(&mut self, user: &UserName, at: Timestamp) -> Option<UserName> {
+        let mut at = at;
+        if let Some(place) = self.users.iter().position(|known| known == user) {
+            self.users.remove(place);
+            at = at.max(self.users_seen_at.remove(place));
+        }
+        let seen = self.users_seen_at.iter().zip(&self.users);
+        let place = seen.take_while(|(then, known)| (**then, known.folded()) < (at, user.folded())).count();
+        self.users.insert(place, user.clone());
+        self.users_seen_at.insert(place, at);
+        (self.users.len() > USERS_PER_MACHINE_MAX).then(|| {
+            self.users_seen_at.remove(0);
+            self.users.remove(0)
+        })
+    }
 }
 
 /// Most users kept for a machine; past it the one seen longest ago is forgotten.

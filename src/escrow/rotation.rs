@@ -37,6 +37,29 @@ impl MachineKeyState {
         }
     }
 
+    /// In which state it was at `at`; `None` if it was not in escrow yet. When a pending key was confirmed is not kept, so
+    /// it counts as confirmed from when it was escrowed.
+    pub fn state_as_of(&self, at: Timestamp) -> Option<KeyState> {
+        let Self { key, history } = self;
+        if key.escrowed_at > at {
+            return None;
+        }
+        let was_seen = match history.disclosed_at {
+            Some(seen) => seen <= at,
+            // Seen before the cluster kept when.
+            None => key.state == KeyState::Disclosed,
+        };
+        let is_retired_later = history.retired_at.is_some_and(|retired| at < retired);
+        Some(match key.state {
+            KeyState::Pending => KeyState::Pending,
+            KeyState::Retired if !is_retired_later => KeyState::Retired,
+            // Displaced without ever having been confirmed: it was never known to be in use.
+            KeyState::Retired if history.replaced_by.is_none() => KeyState::Pending,
+            KeyState::Active | KeyState::Disclosed | KeyState::Retired if was_seen => KeyState::Disclosed,
+            KeyState::Active | KeyState::Disclosed | KeyState::Retired => KeyState::Active,
+        })
+    }
+
     /// Since when it owes a rotation: a person saw it, and its device has not confirmed another one since. `machine`
     /// knows for keys that were revealed before the cluster kept when.
     pub fn owes_since(&self, machine: &MachineRecord) -> Option<Timestamp> {

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::ChainHead;
 use super::command::Reply;
-use super::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption};
+use super::compliance::{
+    ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption, HistoryIndex, LastContact, Moment,
+};
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::journal::JournalPlace;
 use super::records::{
@@ -201,12 +203,9 @@ impl Approval {
 }
 row!(ResealRecord, Reseal, |_| ONLY_ROW.to_vec());
 row!(ComplianceRecord, Compliance, |record| record.report.machine.row_key());
-row!(ComplianceChange, ComplianceChange, |change| {
-    let mut key = Self::prefix(&change.machine);
-    key.extend_from_slice(&change.at.0.to_be_bytes());
-    key.extend_from_slice(&change.rank.to_be_bytes());
-    key
-});
+row!(ComplianceChange, ComplianceChange, |change| Self::row_key(&change.machine, change.moment()));
+row!(HistoryIndex, HistoryIndex, |index| index.machine.row_key());
+row!(LastContact, LastContact, |contact| contact.machine.row_key());
 row!(Exemption, Exemption, |exemption| exemption.machine.row_key());
 row!(CompliancePolicyRecord, CompliancePolicy, |_| ONLY_ROW.to_vec());
 
@@ -214,6 +213,21 @@ impl ComplianceChange {
     /// What the row keys of all changes of `machine` begin with; behind it they stand in the order of time.
     pub fn prefix(machine: &MachineId) -> Vec<u8> {
         terminated(machine.as_str())
+    }
+
+    /// What a row key says: of which machine it is, as its prefix, and since when.
+    pub fn parts(key: &[u8]) -> Option<(&[u8], Timestamp)> {
+        let (rest, _rank) = key.split_last_chunk::<8>()?;
+        let (prefix, at) = rest.split_last_chunk::<8>()?;
+        Some((prefix, Timestamp(u64::from_be_bytes(*at))))
+    }
+
+    /// The row key of the change that was told first at `first`.
+    pub fn row_key(machine: &MachineId, first: Moment) -> Vec<u8> {
+        let mut key = Self::prefix(machine);
+        key.extend_from_slice(&first.at.0.to_be_bytes());
+        key.extend_from_slice(&first.rank.to_be_bytes());
+        key
     }
 }
 

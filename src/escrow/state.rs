@@ -66,6 +66,10 @@ pub enum Table {
     Exemption = 23,
     /// One row: the policy of compliance.
     CompliancePolicy = 24,
+    /// Machine id: when it was last heard of.
+    LastContact = 26,
+    /// Machine id: which changes of its compliance are kept.
+    HistoryIndex = 27,
 }
 
 /// A type of row.

@@ -2,6 +2,7 @@
 
 use super::error::NodeError;
 use super::node::Node;
+use crate::escrow::ids::Timestamp;
 use crate::escrow::records::LogPosition;
 use crate::store::spool::Spool;
 use crate::store::spool::machines::{MachineSink, TABLES, TABLES_WITH_CHANGES};
@@ -12,18 +13,18 @@ impl Node {
         self.inner.spools.begin()
     }
 
-    /// Takes down what is known of every machine, with the past if asked for, and where that stands. Writes go on
-    /// meanwhile.
+    /// Takes down what is known of every machine, with how it stood at a time in the past if asked for, and where that
+    /// stands. Writes go on meanwhile.
     ///
     /// # Errors
     /// [`NodeError::Store`]: see [`Machine::export`](crate::store::machine::Machine::export).
     pub async fn take_machines(
         &self,
         spool: Spool,
-        with_changes: bool,
+        as_of: Option<Timestamp>,
     ) -> Result<(MachineSink, LogPosition), NodeError> {
-        let tables = if with_changes { TABLES_WITH_CHANGES } else { TABLES };
-        let exported = self.inner.storage.machine.export(tables, MachineSink::new(spool)?).await;
+        let tables = if as_of.is_some() { TABLES_WITH_CHANGES } else { TABLES };
+        let exported = self.inner.storage.machine.export(tables, MachineSink::new(spool, as_of)?).await;
         let (sink, applied) = exported?;
         Ok((sink, applied.position.unwrap_or_default()))
     }

@@ -9,23 +9,25 @@ use crate::escrow::command::{
     Action, Command, Contact, DecideExemption, NoteContact, Reply, ReportCompliance, RequestExemption,
     SetCompliancePolicy,
 };
+use crate::escrow::compliance::contact::{Ahead, CONFIRMATIONS_MAX};
+use crate::escrow::compliance::history::RunEntry;
 use crate::escrow::compliance::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, Protector, VolumeKind,
 };
 use crate::escrow::compliance::{
-    Code, ComplianceChange, CompliancePolicyRecord, ComplianceRecord, DeviceError, DevicePolicy, Exemption,
-    ExemptionDecision, ExemptionGrant, ExemptionRejection, ExemptionRequest, MachineReport, Moment,
-    VolumeReport,
+    Code, ComplianceChange, CompliancePolicyRecord, ComplianceRecord, DeviceError, DevicePolicy,
+    EndedExemption, Exemption, ExemptionDecision, ExemptionGrant, ExemptionRejection, ExemptionRequest,
+    HistoryIndex, LastContact, MachineReport, Moment, Said, Told, VolumeReport,
 };
 use crate::escrow::ids::{Identity, KeyId, RequestId, Timestamp};
-use crate::escrow::records::{AuditEvent, AuditRecord, LogPosition, Source};
+use crate::escrow::records::{AuditEvent, AuditRecord, LogPosition, MachineRecord, Source};
 use crate::escrow::rows::RequestRow;
 
 /// `name: hex`, one a line.
 const GOLDEN: &str = include_str!("testdata/golden-compliance.txt");
 
 /// The variants and tables that have their vectors here.
-pub(super) const PINNED: [&str; 12] = [
+pub(super) const PINNED: [&str; 14] = [
     "Compliance",
     "ComplianceChange",
     "CompliancePolicy",
@@ -34,6 +36,8 @@ pub(super) const PINNED: [&str; 12] = [
     "Exemption",
     "ExemptionDecided",
     "ExemptionRequested",
+    "HistoryIndex",
+    "LastContact",
     "NoteContact",
     "ReportCompliance",
     "RequestExemption",
@@ -138,22 +142,38 @@ fn commands_of_compliance_keep_decoding() {
 
 #[test]
 fn rows_of_compliance_keep_decoding() {
-    let record = ComplianceRecord {
-        report: report(),
-        at: Timestamp(1_700_000_000_000),
-        since: Timestamp(3),
-        floor: Some(Moment { at: Timestamp(1), rank: u64::MAX }),
-    };
+    let told = |at, late: Option<u64>| Told { at: Timestamp(at), late: late.map(Timestamp) };
+    let record = ComplianceRecord { report: report(), at: Timestamp(1_700_000_000_000), since: Timestamp(3) };
     check("row compliance", &record);
     let state = report().state();
     let change = ComplianceChange {
         machine: report().machine,
         at: Timestamp(3),
+        late: Some(Timestamp(7)),
         rank: state.rank(),
         state,
-        again: vec![Timestamp(4), Timestamp(1_700_000_000_000)],
+        again: vec![told(4, Some(9)), told(1_700_000_000_000, None)],
+        thinned: 5,
     };
     check("row compliance-change", &change);
+    let index = HistoryIndex {
+        machine: report().machine,
+        floor: Some(Moment { at: Timestamp(1), rank: u64::MAX }),
+        runs: vec![RunEntry { first: change.moment(), bytes: change.state.weight() }],
+    };
+    check("row history-index", &index);
+    let said = Said {
+        digest: report().digest(),
+        device: Timestamp(1_700_000_000_001),
+        at: Timestamp(1_700_000_000_000),
+        run: change.moment(),
+        again: vec![told(1_700_000_000_000, Some(1_700_000_900_000))],
+        ahead: Some(Ahead { device: Timestamp(1_700_000_000_001), at: Timestamp(1_700_000_000_000) }),
+        dropped: Some(Timestamp(1)),
+    };
+    for (name, said) in [("row last-contact", Some(said)), ("row last-contact unreported", None)] {
+        check(name, &LastContact { machine: report().machine, at: Timestamp(8), said });
+    }
     let exemption = Exemption {
         machine: report().machine,
         request: Some(request()),
@@ -164,6 +184,10 @@ fn rows_of_compliance_keep_decoding() {
             until: Some(Timestamp(8)),
         }),
         rejection: Some(ExemptionRejection { request: request(), by: officer(), at: Timestamp(7) }),
+        ended: Some(EndedExemption {
+            grant: ExemptionGrant { request: request(), by: officer(), at: Timestamp(4), until: None },
+            at: Timestamp(6),
+        }),
     };
     check("row exemption", &exemption);
     let policy = CompliancePolicyRecord {
@@ -200,4 +224,26 @@ fn records_and_replies_of_compliance_keep_decoding() {
     check("row request exemption-requested", &remembered(Reply::ExemptionRequested { exemption }));
     check("row request exemption-decided", &remembered(Reply::ExemptionDecided));
     check("row request compliance-policy-set", &remembered(Reply::CompliancePolicySet { version: 2 }));
+}
+
+/// A million machines that say the same every day write this row a million times, and no other.
+#[test]
+fn the_row_of_an_unchanged_report_is_small() {
+    let told = |day: usize| Told { at: Timestamp(1_700_000_000_000 + 86_400_000 * day as u64), late: None };
+    let run = Moment { at: told(0).at, rank: u64::MAX };
+    let again = (1..=CONFIRMATIONS_MAX).map(told).collect();
+    let (device, at) = (told(CONFIRMATIONS_MAX).at, told(CONFIRMATIONS_MAX).at);
+    let said = Said { digest: [7; 32], device, at, run, again, ahead: None, dropped: None };
+    let row = LastContact { machine: report().machine, at, said: Some(said) };
+    let bytes = encode(&row).len();
+    assert!(bytes <= 192, "{bytes} bytes");
+
+    // What is not written: what is kept of a laptop with two volumes, and who uses it.
+    let mut laptop = report();
+    laptop.volumes.push(VolumeReport { volume: "D:".parse().unwrap(), ..laptop.volumes[0].clone() });
+    let machine = MachineRecord::first_heard_of(laptop.machine.clone(), at);
+    let record = encode(&ComplianceRecord { report: laptop, at, since: at }).len();
+    let spared = record + encode(&machine).len();
+    println!("{bytes} bytes instead of {spared}");
+    assert!(bytes < spared, "{bytes} bytes instead of {spared}");
 }

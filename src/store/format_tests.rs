@@ -313,8 +313,8 @@ fn rows_of_every_table_keep_decoding() {
     let record = MachineRecord {
         id: machine.clone(),
         users: vec![user.clone()],
+        users_seen_at: vec![Timestamp(2)],
         first_seen: Timestamp(1),
-        last_contact: Timestamp(2),
         rotation_owed_since: Some(Timestamp(3)),
     };
     rows.check("row machine", &record);

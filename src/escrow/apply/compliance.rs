@@ -1,18 +1,26 @@
 //! Keeping what devices say of themselves. Which of two reports counts is decided in [`record`], by the devices' own
 //! times; a command only brings them here. So nothing of it is remembered by request: what is kept answers for itself.
 //!
+//! What one upload costs does not grow with what is kept of its machine: the runs of the history beside its time are read
+//! and written, and of one that says nothing new, only the small row that says when it was last heard of.
+//!
 //! Reports leave no audit record: there are thousands an hour, and who may look at them learns no secret.
 //!
 //! [`record`]: crate::escrow::compliance::record
 
+use std::collections::BTreeMap;
+
 use super::{Halt, Turn, escrow};
 use crate::escrow::command::{Contact, NoteContact, Refusal, Reply, ReportCompliance, UploadOutcome};
-use crate::escrow::compliance::{ComplianceChange, ComplianceRecord, History, MachineReport, Merged};
-use crate::escrow::ids::{Invalid, MachineId, UserName};
+use crate::escrow::compliance::contact::CONFIRMATIONS_MAX;
+use crate::escrow::compliance::history::HistoryWrites;
+use crate::escrow::compliance::{
+    ComplianceChange, ComplianceRecord, History, Kept, MachineReport, Merged, Said,
+};
+use crate::escrow::ids::{Invalid, MachineId, Timestamp, UserName};
 use crate::escrow::lookup;
 use crate::escrow::policy::may_report;
-use crate::escrow::records::MachineRecord;
-use crate::escrow::state::{Row, State, StateError};
+use crate::escrow::state::{Rows, State, StateError};
 
 /// Most uploads that one command brings.
 pub const COMPLIANCE_BATCH_MAX: usize = 256;
@@ -20,14 +28,23 @@ pub const COMPLIANCE_BATCH_MAX: usize = 256;
 /// Keeps whole reports.
 pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, report: &ReportCompliance) -> Result<Reply, Halt> {
     check_batch("reports", report.reports.len())?;
-    let mut outcomes = Vec::with_capacity(report.reports.len());
-    for report in &report.reports {
-        outcomes.push(match checked(turn, report) {
-            Ok(report) => keep(turn, report)?,
-            Err(refusal) => UploadOutcome::Refused(refusal),
-        });
+    let mut outcomes: Vec<Option<UploadOutcome>> = vec![None; report.reports.len()];
+    // Of one machine together, so that what is kept of it is read and written once however often it is in the batch.
+    let mut by_machine: BTreeMap<&MachineId, Vec<(usize, MachineReport)>> = BTreeMap::new();
+    for (place, report) in report.reports.iter().enumerate() {
+        match checked(turn, report) {
+            Ok(checked) => by_machine.entry(&report.machine).or_default().push((place, checked)),
+            Err(refusal) => outcomes[place] = Some(UploadOutcome::Refused(refusal)),
+        }
     }
-    Ok(Reply::ComplianceNoted(outcomes))
+    for (machine, reports) in by_machine {
+        let (places, reports): (Vec<usize>, Vec<MachineReport>) = reports.into_iter().unzip();
+        for (place, outcome) in places.into_iter().zip(keep(turn, machine, reports)?) {
+            outcomes[place] = Some(outcome);
+        }
+    }
+    // Each has one by now.
+    Ok(Reply::ComplianceNoted(outcomes.into_iter().flatten().collect()))
 }
 
 /// Notes uploads that say what is kept already. Of a machine that is not known, or of which something else is kept, it
@@ -63,66 +80,138 @@ fn checked<S: State>(turn: &Turn<'_, S>, report: &MachineReport) -> Result<Machi
     Ok(report.clone().checked()?)
 }
 
-fn keep<S: State>(turn: &mut Turn<'_, S>, report: MachineReport) -> Result<UploadOutcome, StateError> {
-    let (machine_id, users) = (report.machine.clone(), report.users.clone());
-    let kept = lookup::compliance(turn.state, &machine_id)?;
-    let before = match &kept {
-        Some(_) => lookup::compliance_changes(turn.state, &machine_id)?,
-        None => Vec::new(),
-    };
-    let floor = kept.as_ref().and_then(|kept| kept.floor);
-    let mut history = History::of(before.clone(), floor);
-    let (record, merged) = ComplianceRecord::merge(kept, &mut history, report, turn.command.at);
-    if merged != Merged::Repeated {
-        turn.state.put(&record);
-        write(turn, &before, history.runs());
+/// Keeps reports of one machine, in the order in which they stand in the batch.
+fn keep<S: State>(
+    turn: &mut Turn<'_, S>,
+    id: &MachineId,
+    reports: Vec<MachineReport>,
+) -> Result<Vec<UploadOutcome>, StateError> {
+    let machine = lookup::machine(turn.state, id)?;
+    let rotation_owed_since = machine.as_ref().and_then(|machine| machine.rotation_owed_since);
+    let stamp = turn.command.at;
+    let mut keeping = Keeping::of(&*turn.state, id)?;
+    let mut outcomes = Vec::with_capacity(reports.len());
+    for report in reports {
+        outcomes.push(UploadOutcome::Taken { merged: keeping.take(report, stamp)?, rotation_owed_since });
     }
-    heard_of(turn, &machine_id, &users, merged)
+    let Keeping { mut said, seen, record, is_replaced, history, .. } = keeping;
+    let writes = history.map(History::into_writes);
+    if let Some(record) = record.filter(|_| is_replaced) {
+        turn.state.put(&record);
+    }
+    if let Some(writes) = writes {
+        write(turn, id, writes);
+    }
+    if let Some(said) = &mut said {
+        settle(turn, id, said)?;
+    }
+    escrow::heard_of(turn, machine, id, seen, said);
+    Ok(outcomes)
+}
+
+/// Reports of one machine on their way into what is kept of it, which is read as far as they need it.
+struct Keeping<'a, S> {
+    rows: &'a S,
+    id: &'a MachineId,
+    said: Option<Said>,
+    record: Option<ComplianceRecord>,
+    /// The record is another one than before.
+    is_replaced: bool,
+    history: Option<History<'a, S>>,
+    /// Who was seen on the machine, and when.
+    seen: Vec<(UserName, Timestamp)>,
+}
+
+impl<'a, S: Rows> Keeping<'a, S> {
+    fn of(rows: &'a S, id: &'a MachineId) -> Result<Self, StateError> {
+        let said = lookup::last_contact(rows, id)?.and_then(|contact| contact.said);
+        Ok(Self { rows, id, said, record: None, is_replaced: false, history: None, seen: Vec::new() })
+    }
+
+    fn take(&mut self, report: MachineReport, stamp: Timestamp) -> Result<Merged, StateError> {
+        if let Some(said) = &mut self.said {
+            match said.confirm(report.at, stamp, &report.digest()) {
+                Merged::Changed => {}
+                merged => return Ok(merged),
+            }
+        }
+        let kept = match self.said.take() {
+            None => None,
+            Some(said) => {
+                let record = match self.record.take() {
+                    Some(record) => record,
+                    None => self.rows.required(&self.id.row_key())?,
+                };
+                // Those of the report that is kept were seen until it was confirmed last.
+                self.saw(&record.report.users, said.at);
+                Some(Kept { record, said })
+            }
+        };
+        let mut history = match self.history.take() {
+            Some(history) => history,
+            None => History::read(self.rows, self.id)?,
+        };
+        let users = report.users.clone();
+        let (Kept { record, said }, merged, at) = Kept::merge(kept, &mut history, report, stamp)?;
+        self.is_replaced |= matches!(merged, Merged::Newest { .. });
+        (self.record, self.said, self.history) = (Some(record), Some(said), Some(history));
+        if let Some(at) = at {
+            self.saw(&users, at);
+        }
+        Ok(merged)
+    }
+
+    /// Notes users of a report: of those at one time each was seen a moment before the next.
+    fn saw(&mut self, users: &[UserName], at: Timestamp) {
+        let before = (0..users.len() as u64).rev();
+        let seen = users.iter().zip(before).map(|(user, before)| {
+            let at = Timestamp(at.0.saturating_sub(before));
+            (user.clone(), at)
+        });
+        self.seen.extend(seen);
+    }
 }
 
 fn confirm<S: State>(turn: &mut Turn<'_, S>, contact: &Contact) -> Result<UploadOutcome, StateError> {
-    let merged = match lookup::compliance(turn.state, &contact.machine)? {
-        None => Merged::Changed,
-        Some(mut record) => {
-            let merged = record.confirm(contact.at, turn.command.at, &contact.digest);
-            if let Merged::Newest { .. } = merged {
-                turn.state.put(&record);
-            }
-            merged
-        }
-    };
+    let known = lookup::last_contact(turn.state, &contact.machine)?.and_then(|known| known.said);
+    let changed = UploadOutcome::Taken { merged: Merged::Changed, rotation_owed_since: None };
     // The whole report follows, and is a contact of its own.
+    let Some(mut said) = known else { return Ok(changed) };
+    let merged = said.confirm(contact.at, turn.command.at, &contact.digest);
     if merged == Merged::Changed {
-        return Ok(UploadOutcome::Taken { merged, rotation_owed_since: None });
+        return Ok(changed);
     }
-    heard_of(turn, &contact.machine, &[], merged)
+    settle(turn, &contact.machine, &mut said)?;
+    let machine = lookup::machine(turn.state, &contact.machine)?;
+    let rotation_owed_since = machine.as_ref().and_then(|machine| machine.rotation_owed_since);
+    escrow::heard_of(turn, machine, &contact.machine, Vec::new(), Some(said));
+    Ok(UploadOutcome::Taken { merged, rotation_owed_since })
+}
+
+/// Puts the times of confirmations into the run that they are of, once there are many.
+fn settle<S: State>(turn: &mut Turn<'_, S>, id: &MachineId, said: &mut Said) -> Result<(), StateError> {
+    if said.again.len() <= CONFIRMATIONS_MAX {
+        return Ok(());
+    }
+    let mut run: ComplianceChange = turn.required(&ComplianceChange::row_key(id, said.run))?;
+    said.again.drain(..).for_each(|told| run.add(told));
+    turn.state.put(&run);
+    Ok(())
 }
 
 /// Writes the rows that became others.
-fn write<S: State>(turn: &mut Turn<'_, S>, before: &[ComplianceChange], after: &[ComplianceChange]) {
-    let key = |change: &ComplianceChange| (change.at, change.rank);
-    for old in before {
-        if after.binary_search_by_key(&key(old), key).is_err() {
-            turn.state.delete::<ComplianceChange>(&old.key());
-        }
+fn write<S: State>(turn: &mut Turn<'_, S>, id: &MachineId, writes: HistoryWrites) {
+    let HistoryWrites { index, changed, gone } = writes;
+    for first in gone {
+        turn.state.delete::<ComplianceChange>(&ComplianceChange::row_key(id, first));
     }
-    for new in after {
-        let unchanged = before.binary_search_by_key(&key(new), key).is_ok_and(|place| before[place] == *new);
-        if !unchanged {
-            turn.state.put(new);
-        }
+    for run in &changed {
+        turn.state.put(run);
+    }
+    if let Some(index) = index {
+        turn.state.put(&index);
     }
 }
 
-fn heard_of<S: State>(
-    turn: &mut Turn<'_, S>,
-    id: &MachineId,
-    users: &[UserName],
-    merged: Merged,
-) -> Result<UploadOutcome, StateError> {
-    let known: Option<MachineRecord> = lookup::machine(turn.state, id)?;
-    let machine = known.unwrap_or_else(|| escrow::first_heard_of(turn, id));
-    let rotation_owed_since = machine.rotation_owed_since;
-    escrow::contact(turn, machine, users);
-    Ok(UploadOutcome::Taken { merged, rotation_owed_since })
-}
+#[cfg(test)]
+mod tests;

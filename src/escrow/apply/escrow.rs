@@ -11,13 +11,13 @@
 
 use super::{Halt, Turn, denials, requests, rotation};
 use crate::escrow::command::{Escrow, Escrowed, Refusal, Reply};
+use crate::escrow::compliance::{LastContact, Said};
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::{Invalid, MachineId, UserName};
+use crate::escrow::ids::{Invalid, MachineId, Timestamp, UserName};
 use crate::escrow::lookup;
 use crate::escrow::policy::may_escrow;
 use crate::escrow::records::{
     AuditEvent, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, KeyringRecord, MachineRecord, Sealed,
-    USERS_PER_MACHINE_MAX,
 };
 use crate::escrow::rows::{MachineKey, ONLY_ROW, UserMachine};
 use crate::escrow::secrets::SECRET_MAX_BYTES;
@@ -69,7 +69,7 @@ pub(super) fn apply<S: State>(
     if state == KeyState::Pending {
         rotation::displace(turn, &keys, escrow)?;
     }
-    Ok(keep(turn, machine, escrow, state))
+    Ok(keep(turn, machine, escrow, state)?)
 }
 
 /// What is answered to an escrow that is sealed with another data key than the current one. Nothing of it is
@@ -99,7 +99,7 @@ fn keep<S: State>(
     machine: Option<MachineRecord>,
     escrow: &Escrow,
     state: KeyState,
-) -> Reply {
+) -> Result<Reply, StateError> {
     let key = KeyRecord {
         id: escrow.key_id,
         machine: escrow.machine.clone(),
@@ -119,20 +119,13 @@ fn keep<S: State>(
         key_id: key.id,
         fingerprint: key.fingerprint,
     });
-    let machine = machine.unwrap_or_else(|| first_heard_of(turn, &escrow.machine));
-    contact(turn, machine, escrow.user.as_ref());
-    Reply::Escrowed(escrowed(&key, false))
-}
-
-/// A machine that is heard of for the first time.
-pub(super) fn first_heard_of<S: State>(turn: &Turn<'_, S>, id: &MachineId) -> MachineRecord {
-    MachineRecord {
-        id: id.clone(),
-        users: Vec::new(),
-        first_seen: turn.at,
-        last_contact: turn.at,
-        rotation_owed_since: None,
-    }
+    let said = match machine {
+        Some(_) => lookup::last_contact(turn.state, &escrow.machine)?.and_then(|contact| contact.said),
+        None => None,
+    };
+    let seen = escrow.user.iter().map(|user| (user.clone(), turn.at));
+    heard_of(turn, machine, &escrow.machine, seen.collect(), said);
+    Ok(Reply::Escrowed(escrowed(&key, false)))
 }
 
 /// Answers from the key that is kept. Only what is known of its machine moves on.
@@ -142,7 +135,7 @@ fn already_escrowed<S: State>(
     escrow: &Escrow,
 ) -> Result<Reply, StateError> {
     let machine = turn.required(&stored.machine.row_key())?;
-    contact(turn, machine, escrow.user.as_ref());
+    contact(turn, machine, escrow.user.as_ref())?;
     Ok(Reply::Escrowed(escrowed(stored, true)))
 }
 
@@ -216,23 +209,43 @@ fn same_key<S: State>(
     Ok(first)
 }
 
-/// Notes that a machine was heard of, and who was seen on it.
-pub(super) fn contact<'u, S: State>(
+/// Notes that a known machine was heard of, and who was seen on it.
+pub(super) fn contact<S: State>(
     turn: &mut Turn<'_, S>,
-    mut machine: MachineRecord,
-    users: impl IntoIterator<Item = &'u UserName>,
+    machine: MachineRecord,
+    user: Option<&UserName>,
+) -> Result<(), StateError> {
+    let said = lookup::last_contact(turn.state, &machine.id)?.and_then(|contact| contact.said);
+    let id = machine.id.clone();
+    let seen = user.map(|user| (user.clone(), turn.at)).into_iter().collect();
+    heard_of(turn, Some(machine), &id, seen, said);
+    Ok(())
+}
+
+/// Notes that a machine was heard of, known or not, who was seen on it when, and what it said last. Unless that is new, it
+/// is the time alone that is written.
+pub(super) fn heard_of<S: State>(
+    turn: &mut Turn<'_, S>,
+    known: Option<MachineRecord>,
+    id: &MachineId,
+    seen: Vec<(UserName, Timestamp)>,
+    said: Option<Said>,
 ) {
-    machine.last_contact = turn.at;
-    for user in users {
-        machine.users.retain(|known| known != user);
-        machine.users.push(user.clone());
-        if machine.users.len() > USERS_PER_MACHINE_MAX {
-            let forgotten = machine.users.remove(0);
-            turn.state.delete::<UserMachine>(&UserMachine::row_key(&forgotten, &machine.id));
+    let is_known = known.is_some();
+    let mut machine = known.unwrap_or_else(|| MachineRecord::first_heard_of(id.clone(), turn.at));
+    let before = is_known.then(|| machine.clone());
+    for (user, at) in seen {
+        if !machine.users.contains(&user) {
+            turn.state.put(&UserMachine { user: user.clone(), machine: id.clone() });
         }
-        turn.state.put(&UserMachine { user: user.clone(), machine: machine.id.clone() });
+        if let Some(forgotten) = machine.saw(&user, at) {
+            turn.state.delete::<UserMachine>(&UserMachine::row_key(&forgotten, id));
+        }
     }
-    turn.state.put(&machine);
+    if before.as_ref() != Some(&machine) {
+        turn.state.put(&machine);
+    }
+    turn.state.put(&LastContact { machine: id.clone(), at: turn.at, said });
 }
 
 fn check_size(field: &str, sealed: &Sealed) -> Result<(), Invalid> {

@@ -94,7 +94,7 @@ fn decided<S: State>(
         ExemptionDecision::Grant { until } => {
             check_until(turn, until)?;
             let grant = ExemptionGrant { request: request.clone(), by, at, until };
-            Exemption { request: None, grant: Some(grant), rejection: None, ..before }
+            Exemption { request: None, grant: Some(grant), rejection: None, ..before.without_grant(turn.at) }
         }
         ExemptionDecision::Reject | ExemptionDecision::Revoke => {
             let rejection = ExemptionRejection { request: request.clone(), by, at };
@@ -111,7 +111,7 @@ fn revoked<S: State>(
 ) -> Result<(ExemptionRequest, Exemption), Halt> {
     let in_force = before.in_force(turn.at).filter(|grant| grant.request.id == decide.exemption);
     let Some(grant) = in_force.cloned() else { return Err(gone(decide).into()) };
-    Ok((grant.request, Exemption { grant: None, ..before }))
+    Ok((grant.request, before.without_grant(turn.at)))
 }
 
 fn check_reason(reason: &str) -> Result<&str, Invalid> {

@@ -38,7 +38,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, confirm: &ConfirmKey) -> R
     let replaced = retire_older(turn, &confirmed, &machine)?;
     if !was_unconfirmed && replaced.is_empty() {
         let reply = answer(&confirmed, replaced, &machine);
-        escrow::contact(turn, machine, None);
+        escrow::contact(turn, machine, None)?;
         return Ok(reply);
     }
     machine.rotation_owed_since = still_owed(turn, &machine)?;
@@ -48,8 +48,9 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, confirm: &ConfirmKey) -> R
         replaced: replaced.clone(),
         rotation_owed_since: machine.rotation_owed_since,
     });
+    turn.state.put(&machine);
     let reply = answer(&confirmed, replaced, &machine);
-    escrow::contact(turn, machine, None);
+    escrow::contact(turn, machine, None)?;
     requests::remember(turn, reply)
 }
 

@@ -110,12 +110,17 @@ fn machine() -> MachineId {
 fn of_too_many_users_the_one_seen_longest_ago_is_forgotten() {
     let mut history = History::begin();
     let user = |number: usize| format!(r"CORP\user{number}");
+    let mut saw = |user: String| {
+        history.index += 1;
+        let command = command(history.index.into(), Role::Importer, escrow(1, Some(user)));
+        history.again(&Command { at: Timestamp(history.index), ..command });
+    };
     for number in 0..USERS_PER_MACHINE_MAX {
-        history.apply(Role::Importer, escrow(1, Some(user(number))));
+        saw(user(number));
     }
     // The first is seen again, so the second is now the one seen longest ago.
-    history.apply(Role::Importer, escrow(1, Some(user(0).to_lowercase())));
-    history.apply(Role::Importer, escrow(1, Some(user(USERS_PER_MACHINE_MAX))));
+    saw(user(0).to_lowercase());
+    saw(user(USERS_PER_MACHINE_MAX));
 
     let users = lookup::machine(&history.state, &machine()).unwrap().unwrap().users;
     let last_two: Vec<String> = users[USERS_PER_MACHINE_MAX - 2..].iter().map(ToString::to_string).collect();
@@ -282,8 +287,8 @@ fn the_history_of_a_machine_is_bounded_and_no_row_of_it_stays_behind() {
     assert_eq!(history.state.count(Table::ComplianceChange), CHANGES_MAX);
     let changes = lookup::compliance_changes(&history.state, &machine()).unwrap();
     assert_eq!(changes[0].at, Timestamp(9));
-    let kept = lookup::compliance(&history.state, &machine()).unwrap().unwrap();
-    assert_eq!(kept.floor.map(|floor| floor.at), Some(Timestamp(8)));
+    let contact = lookup::last_contact(&history.state, &machine()).unwrap().unwrap();
+    assert_eq!(contact.said.and_then(|said| said.dropped), Some(Timestamp(8)));
 }
 
 #[test]

@@ -17,6 +17,18 @@ pub struct Exemption {
     pub grant: Option<ExemptionGrant>,
     /// What was rejected last, until something is granted or asked for again.
     pub rejection: Option<ExemptionRejection>,
+    /// What was granted before, and ended when it was revoked or something else was granted: one may ask how the machine
+    /// stood then.
+    pub ended: Option<EndedExemption>,
+}
+
+/// A grant that holds no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedExemption {
+    /// What had been granted.
+    pub grant: ExemptionGrant,
+    /// When it ended, unless its own end was before.
+    pub at: Timestamp,
 }
 
 /// An exemption that is asked for.
@@ -87,11 +99,20 @@ impl ExemptionDecision {
 impl Exemption {
     /// That of a machine for which nothing was ever asked.
     pub fn none(machine: MachineId) -> Self {
-        Self { machine, request: None, grant: None, rejection: None }
+        Self { machine, request: None, grant: None, rejection: None, ended: None }
     }
 
-    /// What holds at `at`, if something does: a grant from when it was given until its end.
+    /// What holds at `at`, or held then, if something does: a grant from when it was given until its end.
     pub fn in_force(&self, at: Timestamp) -> Option<&ExemptionGrant> {
-        self.grant.as_ref().filter(|grant| grant.at <= at && grant.until.is_none_or(|until| at < until))
+        let ended = self.ended.as_ref().filter(|ended| at < ended.at).map(|ended| &ended.grant);
+        let mut grants = self.grant.iter().chain(ended);
+        grants.find(|grant| grant.at <= at && grant.until.is_none_or(|until| at < until))
+    }
+
+    /// The same without what is granted, which ends at `at`.
+    #[must_use]
+    pub fn without_grant(mut self, at: Timestamp) -> Self {
+        self.ended = self.grant.take().map(|grant| EndedExemption { grant, at }).or(self.ended);
+        self
     }
 }

@@ -23,7 +23,7 @@ pub struct Finding {
 /// What is found of a machine, in the order of kinds, volumes and keys.
 pub fn findings(evidence: &Evidence<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
-    let volumes = evidence.state.map_or(&[][..], |state| &state.volumes);
+    let volumes = evidence.state().map_or(&[][..], |state| &state.volumes);
     for volume in volumes.iter().filter(|volume| volume.is_encrypted()) {
         let about = |kind, key_id| Finding { kind, volume: Some(volume.volume.clone()), key_id, since: None };
         if !evidence.is_recoverable(volume) {
@@ -41,8 +41,8 @@ pub fn findings(evidence: &Evidence<'_>) -> Vec<Finding> {
     {
         found.push(machine(FindingKind::RotationOverdue, since));
     }
-    if evidence.is_silent() {
-        found.push(machine(FindingKind::MachineSilent, evidence.last_contact));
+    if let Some(since) = evidence.silent_since() {
+        found.push(machine(FindingKind::MachineSilent, since));
     }
     found.sort();
     found

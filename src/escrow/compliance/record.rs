@@ -6,14 +6,17 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::contact::Said;
 use super::facts::MachineReport;
-use super::history::{History, Moment};
+use super::history::{History, Told};
 use crate::escrow::ids::Timestamp;
+use crate::escrow::state::{Rows, StateError};
 
 /// How far a device's clock may be ahead of the cluster's, in milliseconds, before its time is not believed.
 pub const CLOCK_AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;
 
-/// The newest that is known of a machine.
+/// The newest that is known of a machine. Its row has the times of when it was written; how they moved since is in
+/// [`Said`], and [`lookup::compliance`](crate::escrow::lookup::compliance) brings the two together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComplianceRecord {
     /// What the device said last, at the time by its own clock.
@@ -22,8 +25,6 @@ pub struct ComplianceRecord {
     pub at: Timestamp,
     /// Since when the machine is in the state it is in.
     pub since: Timestamp,
-    /// The history of the machine up to here has been dropped.
-    pub floor: Option<Moment>,
 }
 
 /// What became of an upload.
@@ -44,13 +45,6 @@ pub enum Merged {
     Changed,
 }
 
-/// In this order reports count, the last one most.
-type Order = (Timestamp, u64, [u8; 32], Timestamp);
-
-fn order(report: &MachineReport, at: Timestamp) -> Order {
-    (at, report.state().rank(), report.digest(), report.at)
-}
-
 /// The time that a device's time counts as, in a command that was stamped `stamp` by the node that took it. By that
 /// stamp and not by the history's, which depends on what else came in.
 pub fn held(device: Timestamp, stamp: Timestamp) -> Timestamp {
@@ -63,53 +57,74 @@ impl ComplianceRecord {
         self.report.at > self.at
     }
 
-    /// What is kept once `report` came in, in a command stamped `stamp`, where `kept` and `history` were.
-    pub fn merge(
+    /// The same with its times as they moved since it was written.
+    #[must_use]
+    pub fn with_times_of(mut self, said: &Said) -> Self {
+        (self.report.at, self.at, self.since) = (said.device, said.at, said.run.at);
+        self
+    }
+}
+
+/// What is known of a machine, while reports are put into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The newest report.
+    pub record: ComplianceRecord,
+    /// When that was said.
+    pub said: Said,
+}
+
+impl Kept {
+    /// What is kept once `report` came in, in a command stamped `stamp`, where `kept` and `history` were. With the time
+    /// that it counts as; `None` if it is one of a clock that is ahead, and late.
+    ///
+    /// # Errors
+    /// [`StateError`] if the storage fails.
+    pub fn merge<S: Rows>(
         kept: Option<Self>,
-        history: &mut History,
+        history: &mut History<'_, S>,
         report: MachineReport,
         stamp: Timestamp,
-    ) -> (Self, Merged) {
-        let at = held(report.at, stamp);
-        let clock_ahead = report.at > at;
+    ) -> Result<(Self, Merged, Option<Timestamp>), StateError> {
+        let (state, digest) = (report.state(), report.digest());
         let Some(mut kept) = kept else {
-            history.tell(&report.machine, at, &report.state());
+            let at = held(report.at, stamp);
+            history.tell(Told::new(at, stamp), &state)?;
+            let clock_ahead = report.at > at;
+            let run = history.newest().unwrap_or(super::Moment { at, rank: state.rank() });
+            let said = Said::first(&report, digest, at, run);
             let merged = Merged::Newest { state_changed: true, clock_ahead };
-            return (Self { report, at, since: at, floor: None }, merged);
+            return Ok((Self { record: ComplianceRecord { report, at, since: at }, said }, merged, Some(at)));
         };
-        let (new, old) = (order(&report, at), order(&kept.report, kept.at));
-        if new == old {
-            return (kept, Merged::Repeated);
+        // What waits is older than what may come of the report.
+        if !kept.said.again.is_empty() {
+            history.tell_again(kept.said.run, std::mem::take(&mut kept.said.again))?;
         }
-        let state_changed = new.1 != old.1;
-        // A confirmation moves the time of what is kept and leaves no trace in the history: a late report from before it
-        // would seem to be the last that was told.
-        if new < old && history.last() < Some(Moment { at, rank: new.1 }) {
-            history.tell(&kept.report.machine, kept.at, &kept.report.state());
-        }
-        history.tell(&report.machine, at, &report.state());
-        let merged = if new > old {
-            (kept.report, kept.at) = (report, at);
-            Merged::Newest { state_changed, clock_ahead }
-        } else {
-            Merged::Superseded
+        let Some(at) = kept.said.counted(report.at, stamp) else {
+            return Ok((kept, Merged::Superseded, None));
         };
-        history.bound(kept.at);
-        kept.since = history.since().unwrap_or(kept.at);
-        kept.floor = history.floor();
-        (kept, merged)
+        history.tell(Told::new(at, stamp), &state)?;
+        kept.said.note_ahead(report.at, at);
+        let merged = kept.replace(report, at, digest, state.rank());
+        history.bound(kept.said.at)?;
+        if let Some(run) = history.newest() {
+            kept.said.run = run;
+        }
+        kept.record.since = kept.said.run.at;
+        kept.said.dropped = history.floor().map(|floor| floor.at);
+        Ok((kept, merged, Some(at)))
     }
 
-    /// Notes that the device says the same still, at its time `device`: what it says has this `digest`.
-    pub fn confirm(&mut self, device: Timestamp, stamp: Timestamp, digest: &[u8; 32]) -> Merged {
-        if self.report.digest() != *digest {
-            return Merged::Changed;
+    /// Keeps `report` in place of what is kept, if it counts more.
+    fn replace(&mut self, report: MachineReport, at: Timestamp, digest: [u8; 32], rank: u64) -> Merged {
+        let said = &mut self.said;
+        let (new, old) = ((at, rank, digest, report.at), (said.at, said.run.rank, said.digest, said.device));
+        if new <= old {
+            return if new == old { Merged::Repeated } else { Merged::Superseded };
         }
-        let at = held(device, stamp);
-        if (at, device) <= (self.at, self.report.at) {
-            return Merged::Repeated;
-        }
-        (self.at, self.report.at) = (at, device);
-        Merged::Newest { state_changed: false, clock_ahead: device > at }
+        let clock_ahead = report.at > at;
+        (said.at, said.digest, said.device) = (at, digest, report.at);
+        self.record = ComplianceRecord { report, at, since: at };
+        Merged::Newest { state_changed: rank != old.1, clock_ahead }
     }
 }

@@ -4,12 +4,20 @@
 use serde::{Deserialize, Serialize};
 
 use super::codes::Code;
+use super::facts::{PROTECTORS_MAX, REASONS_MAX, RECOVERY_KEYS_MAX};
 use super::words::{Cipher, Conversion, Enforcement, Protection, Protector, VolumeKind};
 use crate::escrow::digest::Canonical;
-use crate::escrow::ids::{KeyId, VolumeId};
+use crate::escrow::ids::{KeyId, VOLUME_ID_MAX_BYTES, VolumeId};
 
 /// Names what is hashed and the version of its layout.
 const STATE_LABEL: &str = "strongroom compliance state v1";
+
+/// Most bytes that [`MachineState::weight`] counts for a volume.
+pub const VOLUME_STATE_MAX_BYTES: usize =
+    VOLUME_ID_MAX_BYTES + WORDS_BYTES + PROTECTORS_MAX + REASONS_MAX + RECOVERY_KEYS_MAX * KEY_ID_BYTES;
+/// What the words of a state, and the lengths of its lists, come to.
+const WORDS_BYTES: usize = 16;
+const KEY_ID_BYTES: usize = 16;
 
 /// How a machine is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,9 +68,21 @@ impl MachineState {
         first.copy_from_slice(&hash[..8]);
         u64::from_be_bytes(first)
     }
+
+    /// About how many bytes it takes, by a count that never changes: all nodes must drop the same of a history.
+    pub fn weight(&self) -> u32 {
+        let volumes = self.volumes.iter().map(VolumeState::weight).sum::<usize>();
+        u32::try_from(WORDS_BYTES + volumes).unwrap_or(u32::MAX)
+    }
 }
 
 impl VolumeState {
+    fn weight(&self) -> usize {
+        let keys = self.recovery_keys.as_ref().map_or(0, Vec::len);
+        let lists = self.protectors.len() + self.reasons.len() + keys * KEY_ID_BYTES;
+        self.volume.as_str().len() + WORDS_BYTES + lists
+    }
+
     /// Whether there is encrypted data on it, or soon will be: from then on somebody may need its key.
     pub fn is_encrypted(&self) -> bool {
         match self.conversion {

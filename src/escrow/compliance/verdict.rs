@@ -18,6 +18,7 @@ use super::codes::Code;
 use super::exemption::Exemption;
 use super::policy::CompliancePolicy;
 use super::state::{MachineState, VolumeState};
+use super::stood::Stood;
 use super::words::{Cipher, Conversion, Enforcement, Protection, Protector, ReasonKind, Status, VolumeKind};
 use crate::escrow::ids::{KeyId, Timestamp, VolumeId};
 use crate::escrow::records::{KeyRecord, KeyState, MachineRecord};
@@ -34,14 +35,10 @@ pub struct Evidence<'a> {
     pub at: Timestamp,
     /// The policy.
     pub policy: &'a CompliancePolicy,
-    /// How the machine was at that time, if it ever said.
-    pub state: Option<&'a MachineState>,
-    /// When it last said so. Later than `at` if the question is about the past; what it said was not too old then.
-    pub told_at: Option<Timestamp>,
+    /// How the machine stood at that time.
+    pub stood: &'a Stood,
     /// When it was first heard of.
     pub first_seen: Timestamp,
-    /// When it was last heard of, by a report, an escrow or whatever. It may be later than `at` as well.
-    pub last_contact: Timestamp,
     /// Since when it owes a rotation.
     pub rotation_owed_since: Option<Timestamp>,
     /// Its keys that were in escrow at that time. In which order does not matter.
@@ -68,6 +65,10 @@ pub struct KeyFacts {
 impl KeyFacts {
     /// What counts of `key`; `None` if it does not open a volume by itself.
     pub fn of(key: &KeyRecord) -> Option<Self> {
+        Self::in_state(key, key.state)
+    }
+
+    fn in_state(key: &KeyRecord, state: KeyState) -> Option<Self> {
         let opens = match key.kind {
             SecretKind::BitlockerPassword
             | SecretKind::LuksRecovery
@@ -75,22 +76,15 @@ impl KeyFacts {
             | SecretKind::Generic => true,
             SecretKind::BitlockerPackage | SecretKind::TpmOwner => false,
         };
-        let in_use = matches!(key.state, KeyState::Active | KeyState::Disclosed);
-        let may_open = in_use || key.state == KeyState::Pending;
+        let in_use = matches!(state, KeyState::Active | KeyState::Disclosed);
+        let may_open = in_use || state == KeyState::Pending;
         let (id, volume, escrowed_at) = (key.id, key.volume.clone(), key.escrowed_at);
         opens.then_some(Self { id, volume, escrowed_at, in_use, may_open })
     }
 
-    /// As [`KeyFacts::of`], of a key as it was at `at`; `None` as well if it was not in escrow yet. A key that was retired
-    /// or confirmed since counts as it did before; when a pending one was confirmed is not kept, so it counts as in use
-    /// from when it was escrowed.
-    pub fn as_of(key: &MachineKeyState, at: Timestamp) -> Option<Self> {
-        let MachineKeyState { key, history } = key;
-        let facts = Self::of(key).filter(|facts| facts.escrowed_at <= at)?;
-        let retired_later = history.retired_at.is_some_and(|retired| at < retired);
-        // Displaced without ever having been confirmed: it was never known to be in use.
-        let was_in_use = retired_later && history.replaced_by.is_some();
-        Some(Self { in_use: facts.in_use || was_in_use, may_open: facts.may_open || retired_later, ..facts })
+    /// As [`KeyFacts::of`], of a key as it was at `at`; `None` as well if it was not in escrow yet.
+    pub fn as_of(known: &MachineKeyState, at: Timestamp) -> Option<Self> {
+        Self::in_state(&known.key, known.state_as_of(at)?)
     }
 }
 
@@ -99,12 +93,8 @@ impl KeyFacts {
 pub struct Known {
     /// The machine.
     pub machine: MachineRecord,
-    /// How it was, if it had said so by then.
-    pub state: Option<MachineState>,
-    /// Since when it had been so.
-    pub since: Option<Timestamp>,
-    /// When it last said so, be it later than the time that is asked about.
-    pub told_at: Option<Timestamp>,
+    /// How it stood.
+    pub stood: Stood,
     /// Its keys that were in escrow, in the order of their ids.
     pub keys: Vec<KeyFacts>,
     /// Its exemption, as it is now.
@@ -114,39 +104,52 @@ pub struct Known {
 impl Known {
     /// All that a verdict at `at` rests on.
     pub fn evidence<'a>(&'a self, policy: &'a CompliancePolicy, at: Timestamp) -> Evidence<'a> {
-        let Self { machine, state, since: _, told_at, keys, exemption } = self;
-        let told = state.as_ref().zip(*told_at);
-        Evidence::new(at, policy, machine, told, keys, exemption.as_ref())
+        let Self { machine, stood, keys, exemption } = self;
+        Evidence::new(at, policy, machine, stood, keys, exemption.as_ref())
     }
 }
 
 impl<'a> Evidence<'a> {
-    /// What there is of `machine` at `at`: the state that it `told`, and when it last did, and its `keys`, both of that time.
-    /// A rotation that was owed then and has
-    /// been done since is not known any more.
+    /// What there is of `machine` at `at`: how it `stood`, and its `keys`, both of that time. A rotation that was owed then
+    /// and has been done since is not known any more.
     pub fn new(
         at: Timestamp,
         policy: &'a CompliancePolicy,
         machine: &MachineRecord,
-        told: Option<(&'a MachineState, Timestamp)>,
+        stood: &'a Stood,
         keys: &'a [KeyFacts],
         exemption: Option<&'a Exemption>,
     ) -> Self {
-        let (state, told_at) = told.unzip();
-        let MachineRecord { first_seen, last_contact, rotation_owed_since, .. } = *machine;
+        let MachineRecord { first_seen, rotation_owed_since, .. } = *machine;
         let rotation_owed_since = rotation_owed_since.filter(|since| *since <= at);
-        Self { at, policy, state, told_at, first_seen, last_contact, rotation_owed_since, keys, exemption }
+        Self { at, policy, stood, first_seen, rotation_owed_since, keys, exemption }
     }
 
-    /// Whether what the machine said is older than the policy's `stale_days`, whatever else was heard of it: an escrow says
+    /// How the machine was at that time, if that is known.
+    pub fn state(&self) -> Option<&'a MachineState> {
+        self.stood.state.as_ref()
+    }
+
+    /// Whether what the machine said by then is older than the policy's `stale_days`, whatever else was heard of it: an escrow says
     /// nothing of its volumes.
     pub fn is_stale(&self) -> bool {
-        self.told_at.is_some_and(|told| is_longer_than(self.policy.stale_days, told, self.at))
+        self.stood.told_at.is_some_and(|told| is_longer_than(self.policy.stale_days, told, self.at))
     }
 
-    /// Whether the machine has not been heard of for longer than the policy's `stale_days`.
-    pub fn is_silent(&self) -> bool {
-        is_longer_than(self.policy.stale_days, self.last_contact, self.at)
+    /// Since when the machine had not been heard of, if that is longer than the policy's `stale_days`.
+    pub fn silent_since(&self) -> Option<Timestamp> {
+        self.stood.heard_at.filter(|heard| is_longer_than(self.policy.stale_days, *heard, self.at))
+    }
+
+    /// When the time of grace of a new machine ends. Of a time before the cluster heard of it, by what was told late, it
+    /// counts from what was told.
+    fn grace_ends(&self) -> Timestamp {
+        let known_late = self.stood.since.filter(|_| self.at < self.first_seen);
+        let from = known_late.unwrap_or(self.first_seen);
+        match self.policy.grace_days {
+            0 => Timestamp(0),
+            days => Timestamp(from.0.saturating_add(u64::from(days) * DAY_MS)),
+        }
     }
 
     /// Whether a key is in escrow that opens `volume`: one of those that the device says are on it, or if it does not
@@ -198,7 +201,7 @@ fn status(evidence: &Evidence<'_>, reasons: &[Reason]) -> (Status, Option<Timest
         let status = if grant.until.is_some() { Status::TemporarilyExempt } else { Status::Exempt };
         return (status, grant.until);
     }
-    let Some(state) = evidence.state.filter(|_| !evidence.is_stale()) else {
+    let Some(state) = evidence.state().filter(|_| !evidence.is_stale()) else {
         return (Status::Unknown, None);
     };
     if state.enforcement != Enforcement::Enforced {
@@ -210,9 +213,9 @@ fn status(evidence: &Evidence<'_>, reasons: &[Reason]) -> (Status, Option<Timest
     if reasons.iter().all(|reason| reason.kind == ReasonKind::StateUnknown) {
         return (Status::Unknown, None);
     }
-    let grace_ends = evidence.first_seen.0.saturating_add(u64::from(evidence.policy.grace_days) * DAY_MS);
-    if evidence.at.0 < grace_ends {
-        return (Status::NotEnforced, Some(Timestamp(grace_ends)));
+    let grace_ends = evidence.grace_ends();
+    if evidence.at < grace_ends {
+        return (Status::NotEnforced, Some(grace_ends));
     }
     (Status::NonCompliant, None)
 }
@@ -221,8 +224,9 @@ fn status(evidence: &Evidence<'_>, reasons: &[Reason]) -> (Status, Option<Timest
 fn reasons(evidence: &Evidence<'_>) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let machine = |kind| Reason { volume: None, kind, code: None };
-    let Some(state) = evidence.state else {
-        return vec![machine(ReasonKind::NoReport)];
+    let Some(state) = evidence.state() else {
+        let why = if evidence.stood.is_dropped { ReasonKind::ReportDropped } else { ReasonKind::NoReport };
+        return vec![machine(why)];
     };
     if evidence.is_stale() {
         reasons.push(machine(ReasonKind::Stale));

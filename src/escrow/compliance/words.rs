@@ -251,7 +251,7 @@ words! {
 words! {
     /// What is amiss.
     ReasonKind, "reason":
-    /// The machine never reported.
+    /// The machine had not reported.
     NoReport = "no-report",
     /// What the machine said last is too old.
     Stale = "stale",
@@ -275,6 +275,8 @@ words! {
     RecoveryKeyMissing = "recovery-key-missing",
     /// The device itself reports a reason that counts.
     DeviceReason = "device-reason",
+    /// What the machine reported by that time is too long ago, or was too much, to be kept.
+    ReportDropped = "report-dropped",
 }
 
 words! {

@@ -13,8 +13,8 @@ use crate::escrow::compliance::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, VolumeKind,
 };
 use crate::escrow::compliance::{
-    DeviceError, DevicePolicy, ExemptionDecision, MachineReport, Merged, Percent, VolumeReport, findings,
-    verdict,
+    DeviceError, DevicePolicy, ExemptionDecision, MachineReport, Merged, Percent, Told, VolumeReport,
+    findings, verdict,
 };
 use crate::escrow::ids::{KeyId, RequestId, Timestamp};
 use crate::escrow::lookup;
@@ -175,8 +175,9 @@ pub(super) fn judge(state: &Memory, args: &mut ArgumentConsumer<'_>, now: Timest
     let policy = lookup::compliance_policy(state)?;
     let evidence = known.evidence(&policy, as_of.unwrap_or(now));
     let judged = verdict(&evidence);
-    let (until, since) = (or_none(judged.until), or_none(known.since));
-    let mut text = format!("{} until={until} since={since}\n", judged.status);
+    let (until, since) = (or_none(judged.until), or_none(known.stood.since));
+    let told_later = if known.stood.told_later { " told later" } else { "" };
+    let mut text = format!("{} until={until} since={since}{told_later}\n", judged.status);
     for reason in judged.reasons {
         writeln!(text, "reason {} {} code={}", reason.kind, or_none(reason.volume), or_none(reason.code))?;
     }
@@ -197,7 +198,14 @@ pub(super) fn history(state: &Memory, args: &mut ArgumentConsumer<'_>) -> Outcom
         for volume in &change.state.volumes {
             write!(text, " {}={},{}", volume.volume, volume.conversion, volume.protection)?;
         }
-        let again: Vec<String> = change.again.iter().map(ToString::to_string).collect();
+        let told = |told: &Told| match told.late {
+            Some(late) => format!("{}(came in {late})", told.at),
+            None => told.at.to_string(),
+        };
+        if let Some(late) = change.late {
+            write!(text, " (came in {late})")?;
+        }
+        let again: Vec<String> = change.again.iter().map(told).collect();
         writeln!(text, " again={}", if again.is_empty() { "none".to_owned() } else { again.join(",") })?;
     }
     Ok(if text.is_empty() { "nothing".to_owned() } else { text })

@@ -15,14 +15,16 @@ use crate::escrow::compliance::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, Protector, VolumeKind,
 };
 use crate::escrow::compliance::{
-    Code, CompliancePolicy, ComplianceRecord, DeviceError, DevicePolicy, Evidence, Exemption, ExemptionGrant,
-    ExemptionRequest, History, KeyFacts, MachineReport, Merged, Status, VolumeReport, findings, verdict,
+    Code, ComplianceChange, CompliancePolicy, ComplianceRecord, DeviceError, DevicePolicy, Evidence,
+    Exemption, ExemptionGrant, ExemptionRequest, History, HistoryIndex, Kept, KeyFacts, MachineReport,
+    Merged, Moment, Status, Stood, Told, VolumeReport, findings, verdict,
 };
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, KeyId, MachineId, RequestId, Role, Timestamp, UserName};
 use crate::escrow::lookup;
 use crate::escrow::memory::Memory;
 use crate::escrow::records::{LogPosition, Source};
+use crate::escrow::state::Table;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Nobody is so far ahead of it that the time is held.
@@ -76,29 +78,59 @@ pub(super) fn report(machine: u8, at: u64, state: u8, beside: u8) -> MachineRepo
     }
 }
 
-/// Few times, so that they meet; some are far ahead of the stamp, some a little.
+/// Few times, so that they meet, up to the most that a clock may be ahead; some come in late. So that there are runs that
+/// are longer than what is kept of their repeats, times lie apart as the days do.
 fn upload() -> impl Strategy<Value = Upload> {
-    let time = prop_oneof![
-        8 => 0..12_u64,
-        1 => Just(CLOCK_AHEAD_MAX_MS),
-        1 => (0..3_u64).prop_map(|more| CLOCK_AHEAD_MAX_MS + 10 + more),
-        1 => Just(u64::MAX),
-    ];
-    (0..2_u8, time, 0..4_u8, 0..3_u8, 0..12_u64).prop_map(|(machine, at, state, beside, stamp)| Upload {
-        report: report(machine, at, state, beside),
-        stamp: Timestamp(stamp),
+    let late = prop_oneof![3 => 0..12_u64, 1 => Just(DAY_MS), 1 => Just(9 * DAY_MS)];
+    let time = prop_oneof![4 => 0..12_u64, 1 => (0..12_u64).prop_map(|days| days * DAY_MS)];
+    let ahead = prop_oneof![4 => Just(0), 1 => Just(CLOCK_AHEAD_MAX_MS)];
+    (0..2_u8, (time, late, ahead), 0..4_u8, 0..3_u8).prop_map(
+        |(machine, (at, late, ahead), state, beside)| Upload {
+            report: report(machine, at + ahead, state, beside),
+            stamp: Timestamp(at + late),
+        },
+    )
+}
+
+/// Uploads, and the same in another order, with some of them twice: the second time through another node, and later.
+fn in_two_orders() -> impl Strategy<Value = (Vec<Upload>, Vec<Upload>)> {
+    vec(upload(), 1..AGAIN_MAX).prop_flat_map(|uploads| {
+        let later = vec(1..20 * DAY_MS, uploads.len());
+        let twice = proptest::sample::subsequence(uploads.clone(), 0..=uploads.len());
+        let again = (twice, later).prop_map({
+            let uploads = uploads.clone();
+            move |(twice, later)| {
+                let repeat = |(upload, later): (Upload, u64)| Upload {
+                    stamp: Timestamp(upload.stamp.0 + later),
+                    ..upload
+                };
+                [uploads.clone(), twice.into_iter().zip(later).map(repeat).collect()].concat()
+            }
+        });
+        (Just(uploads), again.prop_shuffle())
     })
 }
 
-/// Uploads, and the same in another order, with some of them twice.
-fn in_two_orders() -> impl Strategy<Value = (Vec<Upload>, Vec<Upload>)> {
-    vec(upload(), 1..AGAIN_MAX).prop_flat_map(|uploads| {
-        let twice = proptest::sample::subsequence(uploads.clone(), 0..=uploads.len());
-        let again = twice.prop_map({
-            let uploads = uploads.clone();
-            move |twice| [uploads.clone(), twice].concat()
-        });
-        (Just(uploads), again.prop_shuffle())
+/// What a device says whose clock is ahead, in its order, and what comes of others of its uploads between. Each comes in
+/// at its own time; some of those of the clock that is ahead come again, soon after.
+fn of_a_clock_that_is_ahead() -> impl Strategy<Value = Vec<Upload>> {
+    let ahead = (0..4_u8, 1..1_000_u64, any::<bool>());
+    vec((ahead, proptest::option::of(0..30_u64)), 1..12).prop_map(|steps| {
+        let mut uploads: Vec<Upload> = Vec::new();
+        for (step, ((state, by, repeat), other)) in (1_u64..).zip(steps) {
+            let stamp = Timestamp(step * 1_000);
+            let device = CLOCK_AHEAD_MAX_MS * 2 + step * 1_000 + by % 1_000;
+            uploads.push(Upload { report: report(0, device, state, 0), stamp });
+            if let Some(at) = other {
+                uploads.push(Upload { report: report(0, at * 500, state ^ 1, 1), stamp });
+            }
+            if repeat {
+                let place = by as usize % uploads.len();
+                let stamp = Timestamp(step * 1_000 + 500);
+                uploads.push(Upload { stamp, ..uploads[place].clone() });
+            }
+        }
+        uploads
     })
 }
 
@@ -144,21 +176,15 @@ impl Cluster {
         }
     }
 
-    /// All that is kept of compliance, and which users are known.
-    fn kept(&self) -> (String, Vec<Vec<String>>) {
-        let lines = self.state.dump();
-        let lines: Vec<&str> = lines.lines().filter(|line| line.starts_with("Compliance")).collect();
-        let users = |machine: u8| {
-            let machine = lookup::machine(&self.state, &machine_id(machine)).unwrap();
-            let mut users: Vec<String> = machine
-                .into_iter()
-                .flat_map(|machine| machine.users)
-                .map(|user: UserName| user.to_string())
-                .collect();
-            users.sort();
-            users
+    /// All that is known of compliance, and which users were seen, the last at the end.
+    fn known(&self) -> Vec<(Option<ComplianceRecord>, Vec<ComplianceChange>, Vec<UserName>)> {
+        let known = |machine: u8| {
+            let (state, id) = (&self.state, machine_id(machine));
+            let users = lookup::machine(state, &id).unwrap().map(|machine| machine.users);
+            let record = lookup::compliance(state, &id).unwrap();
+            (record, lookup::compliance_changes(state, &id).unwrap(), users.unwrap_or_default())
         };
-        (lines.join("\n"), (0..2).map(users).collect())
+        (0..2).map(known).collect()
     }
 }
 
@@ -175,14 +201,15 @@ fn merged(reply: Reply) -> Vec<Merged> {
     merged.collect()
 }
 
-/// What is kept after these uploads, without commands and rows.
-fn merge_all(uploads: &[Upload]) -> (Option<ComplianceRecord>, History) {
-    let (mut kept, mut history) = (None, History::default());
-    for upload in uploads {
-        let (record, _) = ComplianceRecord::merge(kept, &mut history, upload.report.clone(), upload.stamp);
-        kept = Some(record);
+/// What is kept of one machine after these uploads, without commands and rows: the record, the runs and the floor.
+fn merge_all(uploads: &[Upload]) -> (ComplianceRecord, Vec<ComplianceChange>, Option<Moment>) {
+    let nothing = Memory::new();
+    let mut history = History::read(&nothing, &machine_id(0)).unwrap();
+    let mut kept: Option<Kept> = None;
+    for Upload { report, stamp } in uploads {
+        kept = Some(Kept::merge(kept, &mut history, report.clone(), *stamp).unwrap().0);
     }
-    (kept, history)
+    (kept.unwrap().record, history.runs(), history.floor())
 }
 
 proptest! {
@@ -197,7 +224,13 @@ proptest! {
         for batch in other.chunk_by(|a, b| a.stamp == b.stamp).flat_map(|same| same.chunks(size)) {
             second.put(batch[0].stamp, batch.iter().map(|upload| upload.report.clone()).collect());
         }
-        prop_assert_eq!(first.kept(), second.kept());
+        prop_assert_eq!(first.known(), second.known());
+        for (table, count) in [(Table::Compliance, 1), (Table::LastContact, 1), (Table::HistoryIndex, 1)] {
+            prop_assert!(first.state.count(table) <= 2 * count);
+        }
+        // No row is left of runs that are no more.
+        let indexed: usize = second.state.all::<HistoryIndex>().unwrap().iter().map(|index| index.runs.len()).sum();
+        prop_assert_eq!(second.state.count(Table::ComplianceChange), indexed);
     }
 
     #[test]
@@ -212,33 +245,59 @@ proptest! {
         let mut other = uploads.clone();
         // Any fixed order that has nothing to do with the times.
         other.sort_by_key(|upload| upload.report.at.0.wrapping_mul(seed | 1).rotate_left(17));
-        let ((record, history), (again, other)) = (merge_all(&uploads), merge_all(&other));
-        prop_assert_eq!(&record, &again);
-        prop_assert_eq!(&history, &other);
-        let runs = history.runs();
+        let kept = merge_all(&uploads);
+        prop_assert_eq!(&kept, &merge_all(&other));
+        let (record, runs, floor) = kept;
         prop_assert!(runs.len() <= CHANGES_MAX);
-        let oldest = record.unwrap().at.0.saturating_sub(HISTORY_MAX_DAYS * DAY_MS);
+        let oldest = record.at.0.saturating_sub(HISTORY_MAX_DAYS * DAY_MS);
         prop_assert!(runs.iter().skip(1).all(|run| run.at.0 > oldest), "one reaches back to there at the most");
         if within_days > HISTORY_MAX_DAYS || drawn.len() > 300 {
-            prop_assert!(history.floor().is_some(), "this test does drop something");
+            prop_assert!(floor.is_some(), "this test does drop something");
         }
     }
 
     #[test]
     fn the_newest_counts_and_the_history_tells_what_was_reported(uploads in vec(upload(), 1..AGAIN_MAX)) {
-        let (record, history) = merge_all(&uploads);
-        let record = record.unwrap();
-        let told = |upload: &Upload| crate::escrow::compliance::record::held(upload.report.at, upload.stamp);
+        let (record, runs, _) = merge_all(&uploads);
+        let told = |upload: &Upload| upload.report.at;
         prop_assert_eq!(record.at, uploads.iter().map(told).max().unwrap());
-        prop_assert_eq!(Some(record.since), history.since());
-        prop_assert_eq!(&history.runs().last().unwrap().state, &record.report.state());
-        prop_assert!(history.runs().is_sorted_by_key(|run| (run.at, run.rank)));
-        prop_assert!(history.runs().windows(2).all(|pair| pair[0].state != pair[1].state));
-        for upload in &uploads {
-            let found = as_of(history.runs(), told(upload)).unwrap();
-            let told_then = uploads.iter().filter(|other| told(other) == told(upload));
-            prop_assert!(told_then.clone().any(|other| other.report.state() == found.state));
+        prop_assert_eq!(record.since, runs.last().unwrap().at);
+        prop_assert_eq!(&runs.last().unwrap().state, &record.report.state());
+        prop_assert!(runs.is_sorted_by_key(ComplianceChange::moment));
+        prop_assert!(runs.windows(2).all(|pair| pair[0].state != pair[1].state));
+        for at in uploads.iter().map(told) {
+            let found = as_of(&runs, at).unwrap();
+            let then: Vec<&Upload> = uploads.iter().filter(|upload| told(upload) == at).collect();
+            prop_assert!(then.iter().any(|upload| upload.report.state() == found.state));
+            // When it was told and when that came in is known as well, unless it came in of two things at once.
+            prop_assert_eq!(found.told_by(at), Some(at));
+            let known = Stood::then(&runs, None, at);
+            let in_time = |upload: &&&Upload| Told::new(at, upload.stamp).is_known_by(at);
+            if then.iter().all(|upload| upload.report.state() == found.state) {
+                let earlier = uploads.iter().any(|upload| {
+                    told(upload) >= found.at && upload.report.state() == found.state
+                        && Told::new(told(upload), upload.stamp).is_known_by(at)
+                });
+                prop_assert_eq!(known.told_later, !earlier && then.iter().find(in_time).is_none());
+            }
         }
+    }
+
+    #[test]
+    fn of_a_clock_that_is_ahead_its_own_order_counts(uploads in of_a_clock_that_is_ahead()) {
+        let (record, runs, floor) = merge_all(&uploads);
+        let is_ahead = |upload: &&Upload| upload.report.at > Timestamp(CLOCK_AHEAD_MAX_MS);
+        let newest = uploads.iter().filter(is_ahead).max_by_key(|upload| upload.report.at).unwrap();
+        // What it said by a clock that was right may be dated later than that came in.
+        if record.clock_ahead() {
+            prop_assert_eq!(&record.report, &newest.report);
+            prop_assert_eq!(&runs.last().unwrap().state, &newest.report.state());
+        }
+        // Repeated, it says nothing new, however late.
+        let mut again = uploads.clone();
+        let soon = Timestamp(uploads.last().unwrap().stamp.0 + 7_000);
+        again.extend(uploads.iter().filter(is_ahead).map(|one| Upload { stamp: soon, ..one.clone() }));
+        prop_assert_eq!(merge_all(&again), (record, runs, floor));
     }
 
     #[test]
@@ -251,15 +310,7 @@ proptest! {
         for upload in &other {
             thrifty.upload(upload);
         }
-        for machine in [0, 1].map(machine_id) {
-            let newest = |cluster: &Cluster| {
-                lookup::compliance(&cluster.state, &machine).unwrap().map(|record| (record.report, record.at))
-            };
-            prop_assert_eq!(newest(&whole), newest(&thrifty));
-            let Some((report, at)) = newest(&thrifty) else { continue };
-            let changes = lookup::compliance_changes(&thrifty.state, &machine).unwrap();
-            prop_assert_eq!(&as_of(&changes, at).unwrap().state, &report.state());
-        }
+        prop_assert_eq!(whole.known(), thrifty.known());
     }
 }
 
@@ -356,9 +407,12 @@ proptest! {
     ) {
         let [at, first_seen, last_contact, told_at] = times.map(|time| Timestamp(u64::from(time % 8) * DAY_MS));
         let state = told.as_ref().map(MachineReport::state);
+        let stood = Stood {
+            state: state.clone(), told_at: state.as_ref().map(|_| told_at), heard_at: Some(last_contact),
+            ..Stood::default()
+        };
         let evidence = Evidence {
-            at, policy: &policy, state: state.as_ref(), told_at: state.as_ref().map(|_| told_at),
-            first_seen, last_contact, rotation_owed_since: None,
+            at, policy: &policy, stood: &stood, first_seen, rotation_owed_since: None,
             keys: &keys, exemption: exemption.as_ref(),
         };
         let judged = verdict(&evidence);
@@ -371,7 +425,8 @@ proptest! {
             other.volumes.iter_mut().for_each(|volume| volume.label = "other".to_owned());
             other.state()
         });
-        let other = Evidence { keys: &reversed, state: otherwise.as_ref(), ..evidence };
+        let otherwise = Stood { state: otherwise, ..stood.clone() };
+        let other = Evidence { keys: &reversed, stood: &otherwise, ..evidence };
         prop_assert_eq!(&verdict(&other), &judged);
         prop_assert_eq!(findings(&other), findings(&evidence));
 
@@ -399,9 +454,10 @@ proptest! {
         let key = KeyFacts {
             id, volume: "C:".parse().unwrap(), escrowed_at: Timestamp(0), in_use: true, may_open: true,
         };
+        let now = Some(Timestamp(0));
+        let stood = Stood { state: Some(state), told_at: now, heard_at: now, ..Stood::default() };
         let evidence = Evidence {
-            at: Timestamp(0), policy: &policy, state: Some(&state), told_at: Some(Timestamp(0)), first_seen: Timestamp(0),
-            last_contact: Timestamp(0),
+            at: Timestamp(0), policy: &policy, stood: &stood, first_seen: Timestamp(0),
             rotation_owed_since: None, keys: &[key], exemption: None,
         };
         prop_assert_eq!(verdict(&evidence).status, Status::Compliant);

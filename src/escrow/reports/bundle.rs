@@ -1,7 +1,7 @@
 //! All that is known of one machine, as reports are handed it: one machine after the other, so that a report over a
 //! million of them holds one at a time.
 
-use crate::escrow::compliance::{ComplianceChange, ComplianceRecord, Exemption};
+use crate::escrow::compliance::{ComplianceChange, ComplianceRecord, Exemption, LastContact};
 use crate::escrow::lookup;
 use crate::escrow::records::{Fingerprint, KeyRecord, MachineRecord, Sealed};
 use crate::escrow::rotation::{MachineKeyState, keys_of};
@@ -12,13 +12,16 @@ use crate::escrow::state::{Rows, StateError};
 pub struct Bundle {
     /// The machine.
     pub machine: MachineRecord,
+    /// When it was last heard of.
+    pub contact: Option<LastContact>,
     /// What it said last, if it ever said anything.
     pub compliance: Option<ComplianceRecord>,
-    /// Its exemption, if one was ever asked for and not ended.
+    /// Its exemption, if one was ever asked for.
     pub exemption: Option<Exemption>,
     /// Its keys, in the order of their ids, [without what is sealed](without_secrets).
     pub keys: Vec<MachineKeyState>,
-    /// Its changes of state, the oldest first; none if the report is not about the past.
+    /// Its changes of state, the oldest first: at least the one that counts at the time that is asked about, if it is in
+    /// the past.
     pub changes: Vec<ComplianceChange>,
 }
 
@@ -32,6 +35,7 @@ impl Bundle {
         let keys = keys
             .map(|MachineKeyState { key, history }| MachineKeyState { key: without_secrets(key), history });
         Ok(Self {
+            contact: lookup::last_contact(rows, &machine.id)?,
             compliance: lookup::compliance(rows, &machine.id)?,
             exemption: lookup::exemption(rows, &machine.id)?,
             keys: keys.collect(),

@@ -39,6 +39,7 @@ pub const COLUMNS: &[Column] = &[
     machine_column("reported_at", Time),
     machine_column("clock_ahead", Text),
     machine_column("state_since", Time),
+    machine_column("told_later", Text),
     machine_column("rotation_owed_since", Time),
     machine_column("findings", List),
     column("drive", Text),
@@ -60,7 +61,7 @@ pub const COLUMNS: &[Column] = &[
 /// The rows of a machine; one without a drive if it told of none.
 pub(super) fn rows(judged: &Judged<'_>) -> Vec<Row> {
     let machine = machine(judged);
-    let volumes = judged.state.as_ref().map_or(&[][..], |state| &state.volumes);
+    let volumes = judged.state().map_or(&[][..], |state| &state.volumes);
     if volumes.is_empty() {
         let rest = COLUMNS.len() - machine.len();
         return vec![[machine, vec![Cell::Absent; rest]].concat()];
@@ -71,9 +72,12 @@ pub(super) fn rows(judged: &Judged<'_>) -> Vec<Row> {
 fn machine(judged: &Judged<'_>) -> Row {
     let (exemption, exempt_until) = judged.exemption();
     let grant = judged.bundle.exemption.as_ref().and_then(|exemption| exemption.in_force(judged.at));
-    let (record, report) = (judged.record(), judged.report());
-    let policy = report.map(|report| &report.policy);
-    let error = report.and_then(|report| report.error.as_ref());
+    let policy = judged.report().map(|report| &report.policy);
+    let error = judged.state().and_then(|state| state.error);
+    let error = error.map(|code| match judged.error_text() {
+        Some(text) => format!("{code}: {text}"),
+        None => code.to_string(),
+    });
     let drives = |kind| Cell::Text(judged.drives(kind).to_owned());
     let of_machine = judged.verdict.reasons.iter().filter(|reason| reason.volume.is_none());
     vec![
@@ -95,17 +99,18 @@ fn machine(judged: &Judged<'_>) -> Row {
         Cell::time(exempt_until),
         Cell::text(grant.map(|grant| &grant.by)),
         Cell::text(grant.map(|grant| &grant.request.reason)),
-        Cell::text(judged.state.as_ref().map(|state| state.enforcement)),
+        Cell::text(judged.state().map(|state| state.enforcement)),
         Cell::text(policy.and_then(|policy| policy.cipher)),
         Cell::text(policy.map(|policy| policy.os)),
         Cell::text(policy.and_then(|policy| policy.os_protector)),
         Cell::text(policy.map(|policy| policy.fixed)),
         Cell::text(policy.map(|policy| policy.removable)),
-        Cell::text(error.map(|error| format!("{}: {}", error.code, error.text))),
-        Cell::time(judged.last_contact),
-        Cell::time(judged.reported_at),
-        record.map_or(Cell::Absent, |record| Cell::flag(record.clock_ahead())),
-        Cell::time(judged.state_since),
+        Cell::text(error),
+        Cell::time(judged.stood.heard_at),
+        Cell::time(judged.stood.told_at),
+        judged.clock_ahead_cell(),
+        Cell::time(judged.stood.since),
+        judged.told_later_cell(),
         Cell::time(judged.rotation_owed_since()),
         judged.findings_cell(),
     ]
@@ -115,8 +120,9 @@ fn volume(judged: &Judged<'_>, state: &VolumeState) -> Row {
     let id = &state.volume;
     let said = judged.reported(id);
     let percent = said.and_then(|said| said.percent);
-    let keys = judged.bundle.keys.iter().filter(|known| {
-        known.key.volume == *id && known.key.state != KeyState::Retired && known.key.escrowed_at <= judged.at
+    let keys = judged.bundle.keys.iter().filter(|known| known.key.volume == *id).filter_map(|known| {
+        let state = judged.key_state(known).filter(|state| *state != KeyState::Retired)?;
+        Some(format!("{} {state}", known.key.id))
     });
     vec![
         Cell::Text(id.to_string()),
@@ -131,7 +137,7 @@ fn volume(judged: &Judged<'_>, state: &VolumeState) -> Row {
         percent.map_or(Cell::Absent, |percent| Cell::Number(percent.number().into())),
         Cell::flag(state.auto_unlock),
         Cell::list(state.recovery_keys.iter().flatten()),
-        Cell::list(keys.map(|known| format!("{} {}", known.key.id, known.key.state))),
+        Cell::list(keys),
         Cell::time(said.and_then(|said| said.seen_at)),
     ]
 }

@@ -41,6 +41,7 @@ pub const DETAILS: &[Column] = &[
     column("reported_at", Time),
     column("clock_ahead", Text),
     column("state_since", Time),
+    column("told_later", Text),
     column("keys_in_escrow", Number),
     column("rotation_owed_since", Time),
     column("findings", List),
@@ -81,9 +82,8 @@ fn tenths(part: u64, whole: u64) -> u64 {
 /// How one machine stands, as its row in the details.
 pub(super) fn detail(judged: &Judged<'_>) -> Row {
     let (exemption, exempt_until) = judged.exemption();
-    let (record, report) = (judged.record(), judged.report());
-    let policy = report.map(|report| &report.policy);
-    let error = report.and_then(|report| report.error.as_ref());
+    let policy = judged.report().map(|report| &report.policy);
+    let error = judged.state().and_then(|state| state.error);
     let drives = |kind| Cell::Text(judged.drives(kind).to_owned());
     vec![
         judged.machine_cell(),
@@ -98,7 +98,7 @@ pub(super) fn detail(judged: &Judged<'_>) -> Row {
         drives(VolumeKind::Os),
         drives(VolumeKind::Fixed),
         drives(VolumeKind::Removable),
-        Cell::text(judged.state.as_ref().map(|state| state.enforcement)),
+        Cell::text(judged.state().map(|state| state.enforcement)),
         Cell::text(policy.and_then(|policy| policy.cipher)),
         Cell::text(policy.map(|policy| policy.os)),
         Cell::text(policy.and_then(|policy| policy.os_protector)),
@@ -108,16 +108,13 @@ pub(super) fn detail(judged: &Judged<'_>) -> Row {
         judged.said(|report| &report.model),
         judged.said(|report| report.machine_type.as_str()),
         judged.said(|report| &report.os),
-        judged
-            .state
-            .as_ref()
-            .and_then(|state| state.error)
-            .map_or(Cell::Absent, |code| Cell::Number(code.into())),
-        Cell::text(error.map(|error| &error.text)),
-        Cell::time(judged.last_contact),
-        Cell::time(judged.reported_at),
-        record.map_or(Cell::Absent, |record| Cell::flag(record.clock_ahead())),
-        Cell::time(judged.state_since),
+        error.map_or(Cell::Absent, |code| Cell::Number(code.into())),
+        Cell::text(judged.error_text()),
+        Cell::time(judged.stood.heard_at),
+        Cell::time(judged.stood.told_at),
+        judged.clock_ahead_cell(),
+        Cell::time(judged.stood.since),
+        judged.told_later_cell(),
         Cell::Number(judged.keys.iter().filter(|key| key.may_open).count() as u64),
         Cell::time(judged.rotation_owed_since()),
         judged.findings_cell(),

@@ -36,7 +36,7 @@ pub(super) fn rows(judged: &Judged<'_>, filter: &MachineFilter) -> Vec<Row> {
             Cell::time(found.since),
             judged.status_cell(),
             judged.users_cell(),
-            Cell::time(judged.last_contact),
+            Cell::time(judged.stood.heard_at),
         ]
     };
     asked.map(row).collect()

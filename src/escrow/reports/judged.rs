@@ -3,39 +3,38 @@
 use super::bundle::Bundle;
 use super::query::{MachineFilter, MachineQuery};
 use super::row::Cell;
-use crate::escrow::compliance::history::as_of;
 use crate::escrow::compliance::words::{ReasonKind, VolumeKind};
 use crate::escrow::compliance::{
     CompliancePolicy, ComplianceRecord, Evidence, Exemption, Finding, KeyFacts, MachineReport, MachineState,
-    Reason, Verdict, VolumeReport, findings, verdict,
+    Reason, Stood, Verdict, VolumeReport, findings, verdict,
 };
 use crate::escrow::ids::{Timestamp, UserName, VolumeId};
+use crate::escrow::records::KeyState;
+use crate::escrow::rotation::MachineKeyState;
 
 /// A machine, judged.
 pub(super) struct Judged<'a> {
     pub bundle: &'a Bundle,
     query: &'a MachineQuery,
     pub at: Timestamp,
-    /// Its state at that time, if it is known.
-    pub state: Option<MachineState>,
-    /// Since when it was in that state.
-    pub state_since: Option<Timestamp>,
+    /// How it stood at that time.
+    pub stood: Stood,
     pub keys: Vec<KeyFacts>,
     pub verdict: Verdict,
     pub findings: Vec<Finding>,
-    /// When it was last heard of by that time, as far as that is known.
-    pub last_contact: Option<Timestamp>,
-    /// When it last told how it was by that time, as far as that is known.
-    pub reported_at: Option<Timestamp>,
 }
 
 impl<'a> Judged<'a> {
     /// Judges a machine; `None` if it was not known yet at that time.
     pub fn of(bundle: &'a Bundle, query: &'a MachineQuery, policy: &CompliancePolicy) -> Option<Self> {
         let at = query.at;
-        let (state, state_since, told) = state_of(bundle, query);
+        let contact = bundle.contact.as_ref();
+        let stood = match query.as_of {
+            true => Stood::then(&bundle.changes, contact, at),
+            false => Stood::now(bundle.compliance.as_ref(), contact),
+        };
         // What a device told late, of a time before it was first heard of, is known all the same.
-        if query.as_of && bundle.machine.first_seen > at && state.is_none() {
+        if query.as_of && bundle.machine.first_seen > at && stood.state.is_none() {
             return None;
         }
         let keys = bundle.keys.iter();
@@ -43,31 +42,9 @@ impl<'a> Judged<'a> {
             true => keys.filter_map(|known| KeyFacts::as_of(known, at)).collect(),
             false => keys.filter_map(|known| KeyFacts::of(&known.key)).collect(),
         };
-        let told_at = bundle.compliance.as_ref().map(|record| record.at);
-        let evidence = Evidence::new(
-            at,
-            policy,
-            &bundle.machine,
-            state.as_ref().zip(told_at),
-            &keys,
-            bundle.exemption.as_ref(),
-        );
+        let evidence = Evidence::new(at, policy, &bundle.machine, &stood, &keys, bundle.exemption.as_ref());
         let (verdict, findings) = (verdict(&evidence), findings(&evidence));
-        let last_contact = Some(bundle.machine.last_contact).filter(|last| !query.as_of || *last <= at);
-        let last_contact = last_contact.or(told);
-        let reported_at = if query.as_of { told } else { told_at };
-        Some(Self {
-            bundle,
-            query,
-            at,
-            state,
-            state_since,
-            keys,
-            verdict,
-            findings,
-            last_contact,
-            reported_at,
-        })
+        Some(Self { bundle, query, at, stood, keys, verdict, findings })
     }
 
     /// Whether it is one of those that are asked for.
@@ -87,12 +64,40 @@ impl<'a> Judged<'a> {
             && user.as_ref().is_none_or(|user| self.users().contains(user))
     }
 
-    pub fn record(&self) -> Option<&'a ComplianceRecord> {
+    fn record(&self) -> Option<&'a ComplianceRecord> {
         self.bundle.compliance.as_ref()
     }
 
     pub fn report(&self) -> Option<&'a MachineReport> {
         self.record().map(|record| &record.report)
+    }
+
+    pub fn state(&self) -> Option<&MachineState> {
+        self.stood.state.as_ref()
+    }
+
+    /// The newest report, if it is of the time that is asked about: what is not part of a state is not kept.
+    fn record_of_then(&self) -> Option<&'a ComplianceRecord> {
+        self.record().filter(|record| !self.query.as_of || record.at <= self.at)
+    }
+
+    /// Whether the device's clock was ahead.
+    pub fn clock_ahead_cell(&self) -> Cell {
+        self.record_of_then().map_or(Cell::Absent, |record| Cell::flag(record.clock_ahead()))
+    }
+
+    /// Whether what is said of the past came in later.
+    pub fn told_later_cell(&self) -> Cell {
+        match self.query.as_of && self.state().is_some() {
+            true => Cell::flag(self.stood.told_later),
+            false => Cell::Absent,
+        }
+    }
+
+    /// The text of the device's error, if it is the error of that time.
+    pub fn error_text(&self) -> Option<&'a str> {
+        let error = self.report().filter(|_| self.stood.is_newest)?.error.as_ref()?;
+        Some(&error.text)
     }
 
     pub fn users(&self) -> &'a [UserName] {
@@ -129,7 +134,7 @@ impl<'a> Judged<'a> {
 
     /// How the drives of a kind stand together.
     pub fn drives(&self, kind: VolumeKind) -> &'static str {
-        let Some(state) = &self.state else { return "unknown" };
+        let Some(state) = self.state() else { return "unknown" };
         let mut drives = state.volumes.iter().filter(|volume| volume.kind == kind).peekable();
         if drives.peek().is_none() {
             return "none";
@@ -154,26 +159,39 @@ impl<'a> Judged<'a> {
         self.verdict.reasons.iter().filter(move |reason| reason.volume.as_ref() == Some(volume))
     }
 
-    /// What the report says of a volume, if it has it.
+    /// What the report says of a volume, if it has it and is of that time.
     pub fn reported(&self, volume: &VolumeId) -> Option<&'a VolumeReport> {
-        self.report().and_then(|report| report.volumes.iter().find(|said| said.volume == *volume))
+        let report = &self.record_of_then()?.report;
+        report.volumes.iter().find(|said| said.volume == *volume)
     }
 
     /// Where the exemption of the machine stands, and until when what was granted holds.
     pub fn exemption(&self) -> (&'static str, Option<Timestamp>) {
-        let Some(Exemption { request, grant, rejection, .. }) = &self.bundle.exemption else {
-            return ("none", None);
-        };
+        let Some(exemption) = &self.bundle.exemption else { return ("none", None) };
+        if let Some(grant) = exemption.in_force(self.at) {
+            return ("granted", grant.until);
+        }
+        let Exemption { request, grant, rejection, ended, .. } = exemption;
         let by_then = |at: Timestamp| at <= self.at;
         if let Some(grant) = grant.as_ref().filter(|grant| by_then(grant.at)) {
-            let ended = grant.until.is_some_and(|until| until <= self.at);
-            return (if ended { "ended" } else { "granted" }, grant.until);
+            return ("ended", grant.until);
         }
         if request.as_ref().is_some_and(|request| by_then(request.at)) {
             return ("requested", None);
         }
-        let rejected = rejection.as_ref().is_some_and(|rejection| by_then(rejection.at));
-        (if rejected { "rejected" } else { "none" }, None)
+        if rejection.as_ref().is_some_and(|rejection| by_then(rejection.at)) {
+            return ("rejected", None);
+        }
+        let ended = ended.as_ref().map(|ended| ended.at).filter(|ended| by_then(*ended));
+        ended.map_or(("none", None), |ended| ("ended", Some(ended)))
+    }
+
+    /// In which state a key is, or was; `None` if it was not in escrow yet.
+    pub fn key_state(&self, known: &MachineKeyState) -> Option<KeyState> {
+        match self.query.as_of {
+            true => known.state_as_of(self.at),
+            false => Some(known.key.state).filter(|_| known.key.escrowed_at <= self.at),
+        }
     }
 
     /// Since when a rotation is owed, if that was before the time that is asked about.
@@ -184,20 +202,6 @@ impl<'a> Judged<'a> {
 
 /// How volumes stand, the worst last.
 const STATUSES: [&str; 3] = ["compliant", "unknown", "non-compliant"];
-
-/// The state that counts, since when, and when it was last told by the time that is asked about.
-fn state_of(
-    bundle: &Bundle,
-    query: &MachineQuery,
-) -> (Option<MachineState>, Option<Timestamp>, Option<Timestamp>) {
-    if query.as_of {
-        let Some(change) = as_of(&bundle.changes, query.at) else { return (None, None, None) };
-        let told = change.again.iter().rfind(|at| **at <= query.at).copied().unwrap_or(change.at);
-        return (Some(change.state.clone()), Some(change.at), Some(told));
-    }
-    let record = bundle.compliance.as_ref();
-    (record.map(|record| record.report.state()), record.map(|record| record.since), None)
-}
 
 /// `C: not-encrypted (code 1)`.
 pub(super) fn reason_in_short(reason: &Reason) -> String {

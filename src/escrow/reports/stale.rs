@@ -24,7 +24,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// The row of a machine, if it was not heard of for more than `days`.
 pub(super) fn row(judged: &Judged<'_>, days: u32) -> Option<Row> {
-    let last = judged.bundle.machine.last_contact;
+    let last = judged.stood.heard_at?;
     let silent_ms = judged.at.0.saturating_sub(last.0);
     if silent_ms <= u64::from(days) * DAY_MS {
         return None;
@@ -39,7 +39,7 @@ pub(super) fn row(judged: &Judged<'_>, days: u32) -> Option<Row> {
         Cell::Text(judged.exemption().0.to_owned()),
         judged.users_cell(),
         judged.said(|report| report.machine_type.as_str()),
-        Cell::time(judged.reported_at),
+        Cell::time(judged.stood.told_at),
         Cell::Number(judged.keys.iter().filter(|key| key.may_open).count() as u64),
         Cell::time(judged.rotation_owed_since()),
     ])

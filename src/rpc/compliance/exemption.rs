@@ -129,7 +129,7 @@ fn list<S: Rows>(
 
 /// What there is of an exemption: what waits for a decision, what was granted, and what was rejected last.
 fn shown(exemption: &Exemption, waiting: bool, at: Timestamp) -> Vec<proto::Exemption> {
-    let Exemption { machine, request, grant, rejection } = exemption;
+    let Exemption { machine, request, grant, rejection, .. } = exemption;
     let of = |request: &ExemptionRequest, state: &str, until: Option<Timestamp>| proto::Exemption {
         machine: machine.to_string(),
         state: state.to_owned(),

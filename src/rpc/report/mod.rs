@@ -134,7 +134,8 @@ impl Context {
             }
             (_, Some(machine)) => self.one_machine(machine.clone()).await,
             (_, None) => {
-                let (sink, position) = self.node.take_machines(spool.clone(), asked.machines.as_of).await?;
+                let as_of = asked.machines.as_of.then_some(asked.machines.at);
+                let (sink, position) = self.node.take_machines(spool.clone(), as_of).await?;
                 let policy = sink.policy().cloned();
                 Ok(Source::new(SourceKind::Machines(Box::new(sink)), policy.as_ref(), position)?)
             }

@@ -126,7 +126,9 @@ impl Sender {
         let mut sorter =
             self.order.column.map(|column| ToSort { column, sorter: Sorter::new(spool), count: 0 });
         match source.of {
-            SourceKind::Trail(window) => self.make_of_trail(window, &asked.recovery, &mut sorter)?,
+            SourceKind::Trail(window) => {
+                self.make_of_trail(window, source.position.index, &asked.recovery, &mut sorter)?;
+            }
             of => {
                 let mut report = MachineReport::new(asked.machines.clone(), source.policy);
                 self.make_of_machines(of, &mut report, &mut sorter)?;
@@ -177,6 +179,7 @@ impl Sender {
     fn make_of_trail(
         &mut self,
         mut window: Window,
+        index: u64,
         filter: &RecoveryFilter,
         sorter: &mut Option<ToSort>,
     ) -> Result<(), End> {
@@ -187,6 +190,8 @@ impl Sender {
             let mut rows = Vec::new();
             for request in page.iter().filter_map(KeyRequest::of).filter(|request| request.matches(filter)) {
                 let key = lookup::key(&view, request.key_id).map_err(NodeError::State)?;
+                // By the state that the report is made from: this view may be a later one.
+                let key = key.filter(|key| key.position.index <= index);
                 rows.push(request.row(key.map(|key| key.kind)));
             }
             // Not across the sending: the base stands still behind a view.

@@ -2,7 +2,8 @@
 //! there machine by machine.
 //!
 //! Machines, what they say, exemptions and changes are kept in the order of machine ids, and are read side by side. Keys
-//! are kept in the order of key ids, as what became of them is: the two are joined, and sorted by machine.
+//! are kept in the order of key ids, as what became of them is: the two are joined, and sorted by machine. Of the changes
+//! the one that counts at the time that is asked about is taken, and no other.
 
 use std::iter::Peekable;
 
@@ -12,7 +13,8 @@ use serde::de::DeserializeOwned;
 use super::file::Record;
 use super::sort::{Sorted, Sorter};
 use super::{Spool, SpoolFile, SpoolReader, SpoolWriter};
-use crate::escrow::compliance::CompliancePolicyRecord;
+use crate::escrow::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, LastContact};
+use crate::escrow::ids::Timestamp;
 use crate::escrow::records::{KeyHistory, KeyRecord};
 use crate::escrow::reports::{Bundle, without_secrets};
 use crate::escrow::rotation::MachineKeyState;
@@ -28,6 +30,7 @@ pub const TABLES: &[Table] = &[
     Table::Machine,
     Table::Key,
     Table::KeyHistory,
+    Table::LastContact,
     Table::Compliance,
     Table::Exemption,
 ];
@@ -37,6 +40,7 @@ pub const TABLES_WITH_CHANGES: &[Table] = &[
     Table::Machine,
     Table::Key,
     Table::KeyHistory,
+    Table::LastContact,
     Table::Compliance,
     Table::Exemption,
     Table::ComplianceChange,
@@ -47,9 +51,10 @@ pub struct MachineSink {
     spool: Spool,
     policy: Option<CompliancePolicyRecord>,
     machines: SpoolWriter,
+    contacts: SpoolWriter,
     compliance: SpoolWriter,
     exemptions: SpoolWriter,
-    changes: SpoolWriter,
+    changes: Changes,
     keys: SpoolWriter,
     histories: SpoolWriter,
 }
@@ -59,9 +64,10 @@ impl RowSink for MachineSink {
         match table {
             Table::CompliancePolicy => self.policy = Some(decoded(table, value)?),
             Table::Machine => self.machines.write(key, value)?,
+            Table::LastContact => self.contacts.write(key, value)?,
             Table::Compliance => self.compliance.write(key, value)?,
             Table::Exemption => self.exemptions.write(key, value)?,
-            Table::ComplianceChange => self.changes.write(key, value)?,
+            Table::ComplianceChange => self.changes.take(key, value)?,
             Table::Key => {
                 let record: KeyRecord = decoded(table, value)?;
                 self.keys.write(key, &format::encode(&without_secrets(record)))?;
@@ -74,17 +80,18 @@ impl RowSink for MachineSink {
 }
 
 impl MachineSink {
-    /// An empty one.
+    /// An empty one. Of changes it takes those that counted at `as_of`.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn new(spool: Spool) -> Result<Self, StoreError> {
+    pub fn new(spool: Spool, as_of: Option<Timestamp>) -> Result<Self, StoreError> {
         Ok(Self {
             policy: None,
             machines: spool.file()?,
+            contacts: spool.file()?,
             compliance: spool.file()?,
             exemptions: spool.file()?,
-            changes: spool.file()?,
+            changes: Changes { as_of, last: None, taken: spool.file()? },
             keys: spool.file()?,
             histories: spool.file()?,
             spool,
@@ -105,11 +112,46 @@ impl MachineSink {
         let peekable = |writer: SpoolWriter| Ok::<_, StoreError>(writer.finish()?.reader().peekable());
         Ok(Bundles {
             machines: self.machines.finish()?.reader(),
+            contacts: peekable(self.contacts)?,
             compliance: peekable(self.compliance)?,
             exemptions: peekable(self.exemptions)?,
-            changes: peekable(self.changes)?,
+            changes: peekable(self.changes.finish()?)?,
             keys: keys.peekable(),
         })
+    }
+}
+
+/// The change of each machine that counted at a time: a history may be of a hundred times as many bytes.
+struct Changes {
+    as_of: Option<Timestamp>,
+    /// The last one by then of the machine whose changes come now.
+    last: Option<(Vec<u8>, Vec<u8>)>,
+    taken: SpoolWriter,
+}
+
+impl Changes {
+    /// Takes the next change, in the order of machines and times.
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let Some((machine, at)) = ComplianceChange::parts(key) else {
+            return Err(unreadable("a change under a key that is too short".to_owned()));
+        };
+        if self.as_of.is_none_or(|as_of| at > as_of) {
+            return Ok(());
+        }
+        let is_of_another =
+            |key: &[u8]| ComplianceChange::parts(key).is_none_or(|(other, _)| other != machine);
+        if let Some((key, value)) = self.last.take().filter(|(key, _)| is_of_another(key)) {
+            self.taken.write(&key, &value)?;
+        }
+        self.last = Some((key.to_vec(), value.to_vec()));
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<SpoolWriter, StoreError> {
+        if let Some((key, value)) = self.last {
+            self.taken.write(&key, &value)?;
+        }
+        Ok(self.taken)
     }
 }
 
@@ -133,6 +175,7 @@ fn by_machine(spool: Spool, keys: &SpoolFile, histories: &SpoolFile) -> Result<S
 /// Everything of every machine, in the order of machine ids.
 pub struct Bundles {
     machines: SpoolReader,
+    contacts: Peekable<SpoolReader>,
     compliance: Peekable<SpoolReader>,
     exemptions: Peekable<SpoolReader>,
     changes: Peekable<SpoolReader>,
@@ -143,8 +186,9 @@ impl Bundles {
     fn bundle(&mut self, id: &[u8], machine: &[u8]) -> Result<Bundle, StoreError> {
         // What the keys of a machine's rows in other tables begin with.
         let prefix = [id, &[0]].concat();
-        let compliance = taken(&mut self.compliance, id)?;
-        let exemption = taken(&mut self.exemptions, id)?;
+        let contact: Option<LastContact> = one(&mut self.contacts, Table::LastContact, id)?;
+        let record: Option<ComplianceRecord> = one(&mut self.compliance, Table::Compliance, id)?;
+        let exemption = one(&mut self.exemptions, Table::Exemption, id)?;
         let mut keys = Vec::new();
         while let Some(value) = taken_under(&mut self.keys, &prefix)? {
             let (key, history) = decoded(Table::Key, &value)?;
@@ -154,13 +198,17 @@ impl Bundles {
         while let Some(value) = taken_under(&mut self.changes, &prefix)? {
             changes.push(decoded(Table::ComplianceChange, &value)?);
         }
-        Ok(Bundle {
-            machine: decoded(Table::Machine, machine)?,
-            compliance: compliance.map(|value| decoded(Table::Compliance, &value)).transpose()?,
-            exemption: exemption.map(|value| decoded(Table::Exemption, &value)).transpose()?,
-            keys,
-            changes,
-        })
+        // The times of the record and of the newest change are those of when they were written.
+        let said = contact.as_ref().and_then(|contact| contact.said.as_ref());
+        if let Some(said) = said {
+            said.tell_again_in(&mut changes);
+        }
+        let compliance = match said {
+            Some(said) => record.map(|record| record.with_times_of(said)),
+            None => record,
+        };
+        let machine = decoded(Table::Machine, machine)?;
+        Ok(Bundle { machine, contact, compliance, exemption, keys, changes })
     }
 }
 
@@ -171,6 +219,15 @@ impl Iterator for Bundles {
         let machine = self.machines.next()?;
         Some(machine.and_then(|(id, machine)| self.bundle(&id, &machine)))
     }
+}
+
+/// The row under `key`, as [`taken`].
+fn one<T, I>(records: &mut Peekable<I>, table: Table, key: &[u8]) -> Result<Option<T>, StoreError>
+where
+    T: DeserializeOwned,
+    I: Iterator<Item = Result<Record, StoreError>>,
+{
+    taken(records, key)?.map(|value| decoded(table, &value)).transpose()
 }
 
 /// The value under `key`, if it comes next; what comes before it is of nobody and is left out.
