@@ -11,6 +11,7 @@ use super::compliance::{
 };
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
+use super::inventory::InventoryRecord;
 use super::journal::{JournalEntry, JournalPlace};
 use super::policy::document::Policy;
 use super::records::{
@@ -406,6 +407,11 @@ pub fn compliance_changes<S: Rows>(
     machine: &MachineId,
 ) -> Result<Vec<ComplianceChange>, StateError> {
     rows.rows(&ComplianceChange::prefix(machine), None, CHANGES_MAX)
+}
+
+/// What imports say of a machine, if one did.
+pub fn inventory<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<InventoryRecord>, StateError> {
+    rows.row(&machine.row_key())
 }
 
 /// The exemption of a machine, if one was ever asked for and not ended.

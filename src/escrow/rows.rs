@@ -9,6 +9,7 @@ use super::audit::ChainHead;
 use super::command::Reply;
 use super::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption};
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
+use super::inventory::InventoryRecord;
 use super::journal::JournalPlace;
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord, Fingerprint,
@@ -209,6 +210,7 @@ row!(ComplianceChange, ComplianceChange, |change| {
 });
 row!(Exemption, Exemption, |exemption| exemption.machine.row_key());
 row!(CompliancePolicyRecord, CompliancePolicy, |_| ONLY_ROW.to_vec());
+row!(InventoryRecord, Inventory, |record| record.machine.row_key());
 
 impl ComplianceChange {
     /// What the row keys of all changes of `machine` begin with; behind it they stand in the order of time.

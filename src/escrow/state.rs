@@ -66,6 +66,8 @@ pub enum Table {
     Exemption = 23,
     /// One row: the policy of compliance.
     CompliancePolicy = 24,
+    /// Machine id: what imports say it is.
+    Inventory = 26,
 }
 
 /// A type of row.

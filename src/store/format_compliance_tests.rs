@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::escrow::command::{
-    Action, Command, Contact, DecideExemption, NoteContact, Reply, ReportCompliance, RequestExemption,
-    SetCompliancePolicy,
+    Action, Command, Contact, DecideExemption, ImportOutcome, NoteContact, Refusal, Reply, ReportCompliance,
+    RequestExemption, SetCompliancePolicy,
 };
 use crate::escrow::compliance::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, Protector, VolumeKind,
@@ -17,7 +17,8 @@ use crate::escrow::compliance::{
     ExemptionDecision, ExemptionGrant, ExemptionRejection, ExemptionRequest, MachineReport, Moment,
     VolumeReport,
 };
-use crate::escrow::ids::{Identity, KeyId, RequestId, Timestamp};
+use crate::escrow::ids::{Identity, Invalid, KeyId, RequestId, Timestamp};
+use crate::escrow::inventory::{Description, ImportedMachine, InventoryRecord};
 use crate::escrow::records::{AuditEvent, AuditRecord, LogPosition, Source};
 use crate::escrow::rows::RequestRow;
 
@@ -25,7 +26,7 @@ use crate::escrow::rows::RequestRow;
 const GOLDEN: &str = include_str!("testdata/golden-compliance.txt");
 
 /// The variants and tables that have their vectors here.
-pub(super) const PINNED: [&str; 12] = [
+pub(super) const PINNED: [&str; 15] = [
     "Compliance",
     "ComplianceChange",
     "CompliancePolicy",
@@ -34,6 +35,9 @@ pub(super) const PINNED: [&str; 12] = [
     "Exemption",
     "ExemptionDecided",
     "ExemptionRequested",
+    "ImportMachines",
+    "Inventory",
+    "MachinesImported",
     "NoteContact",
     "ReportCompliance",
     "RequestExemption",
@@ -105,6 +109,11 @@ fn report() -> MachineReport {
     }
 }
 
+fn imported() -> ImportedMachine {
+    let MachineReport { machine, users, .. } = report();
+    ImportedMachine { machine, description: Description::of(&report()), users }
+}
+
 fn request() -> ExemptionRequest {
     ExemptionRequest {
         id: RequestId(Uuid::from_u128(0x12)),
@@ -132,6 +141,7 @@ fn commands_of_compliance_keep_decoding() {
         let name = format!("command decide-exemption {}", decision.as_str());
         check(&name, &command(Action::DecideExemption(decide)));
     }
+    check("command import-machines", &command(Action::ImportMachines(vec![imported()])));
     let set = SetCompliancePolicy { policy: "{}".to_owned(), replaces: 3 };
     check("command set-compliance-policy", &command(Action::SetCompliancePolicy(set)));
 }
@@ -145,6 +155,8 @@ fn rows_of_compliance_keep_decoding() {
         floor: Some(Moment { at: Timestamp(1), rank: u64::MAX }),
     };
     check("row compliance", &record);
+    let ImportedMachine { machine, description, .. } = imported();
+    check("row inventory", &InventoryRecord { machine, description });
     let state = report().state();
     let change = ComplianceChange {
         machine: report().machine,
@@ -195,6 +207,13 @@ fn records_and_replies_of_compliance_keep_decoding() {
     check("row audit exemption-decided", &audit(decided));
     let set = AuditEvent::CompliancePolicySet { version: 2, policy: "{}".to_owned() };
     check("row audit compliance-policy-set", &audit(set));
+
+    let outcomes = vec![
+        ImportOutcome::Noted,
+        ImportOutcome::KnownBefore,
+        ImportOutcome::Refused(Refusal::Invalid(Invalid::new("model", "no"))),
+    ];
+    check("reply machines-imported", &Reply::MachinesImported(outcomes));
 
     let remembered = |reply| RequestRow { request: exemption, digest: [6; 32], reply };
     check("row request exemption-requested", &remembered(Reply::ExemptionRequested { exemption }));

@@ -328,14 +328,14 @@ fn sort<T: Ord>(list: &mut Vec<T>) {
     list.dedup();
 }
 
-fn check_text(field: &str, text: &str, max: usize) -> Result<(), Invalid> {
+pub(in crate::escrow) fn check_text(field: &str, text: &str, max: usize) -> Result<(), Invalid> {
     if text.len() <= max && !text.chars().any(char::is_control) {
         return Ok(());
     }
     Err(Invalid::new(field, format!("at most {max} bytes without control characters")))
 }
 
-fn check_length<T>(field: &str, list: &[T], max: usize) -> Result<(), Invalid> {
+pub(in crate::escrow) fn check_length<T>(field: &str, list: &[T], max: usize) -> Result<(), Invalid> {
     if list.len() <= max {
         return Ok(());
     }

@@ -2,6 +2,7 @@
 //! million of them holds one at a time.
 
 use crate::escrow::compliance::{ComplianceChange, ComplianceRecord, Exemption};
+use crate::escrow::inventory::InventoryRecord;
 use crate::escrow::lookup;
 use crate::escrow::records::{Fingerprint, KeyRecord, MachineRecord, Sealed};
 use crate::escrow::rotation::{MachineKeyState, keys_of};
@@ -12,6 +13,8 @@ use crate::escrow::state::{Rows, StateError};
 pub struct Bundle {
     /// The machine.
     pub machine: MachineRecord,
+    /// What imports say of it, if one did.
+    pub inventory: Option<InventoryRecord>,
     /// What it said last, if it ever said anything.
     pub compliance: Option<ComplianceRecord>,
     /// Its exemption, if one was ever asked for and not ended.
@@ -32,6 +35,7 @@ impl Bundle {
         let keys = keys
             .map(|MachineKeyState { key, history }| MachineKeyState { key: without_secrets(key), history });
         Ok(Self {
+            inventory: lookup::inventory(rows, &machine.id)?,
             compliance: lookup::compliance(rows, &machine.id)?,
             exemption: lookup::exemption(rows, &machine.id)?,
             keys: keys.collect(),

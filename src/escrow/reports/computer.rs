@@ -84,7 +84,7 @@ fn machine(judged: &Judged<'_>) -> Row {
         judged.said(|report| &report.os),
         judged.said(|report| &report.make),
         judged.said(|report| &report.model),
-        judged.said(|report| &report.agent),
+        Cell::text(report.map(|report| &report.agent)),
         judged.users_cell(),
         judged.status_cell(),
         Cell::time(judged.verdict.until),

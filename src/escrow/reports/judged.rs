@@ -9,12 +9,15 @@ use crate::escrow::compliance::{
     CompliancePolicy, ComplianceRecord, Evidence, Exemption, Finding, KeyFacts, MachineReport, MachineState,
     Reason, Verdict, VolumeReport, findings, verdict,
 };
+use crate::escrow::inventory::Description;
 use crate::escrow::ids::{Timestamp, UserName, VolumeId};
 
 /// A machine, judged.
 pub(super) struct Judged<'a> {
     pub bundle: &'a Bundle,
     query: &'a MachineQuery,
+    /// What the machine said last that it is, and where it said nothing, what imports say; `None` if neither said any.
+    description: Option<Description>,
     pub at: Timestamp,
     /// Its state at that time, if it is known.
     pub state: Option<MachineState>,
@@ -59,6 +62,7 @@ impl<'a> Judged<'a> {
         Some(Self {
             bundle,
             query,
+            description: description_of(bundle),
             at,
             state,
             state_since,
@@ -74,10 +78,10 @@ impl<'a> Judged<'a> {
     pub fn matches(&self, filter: &MachineFilter) -> bool {
         let MachineFilter { statuses, findings, machine, domain, user, after } = filter;
         let id = &self.bundle.machine.id;
-        let report = self.report();
-        let name = report.map_or("", |report| &report.name);
+        let described = self.description.as_ref();
+        let name = described.map_or("", |known| &known.name);
         let in_domain = |asked: &String| {
-            report.is_some_and(|report| report.domain.to_lowercase() == asked.to_lowercase())
+            described.is_some_and(|known| known.domain.to_lowercase() == asked.to_lowercase())
         };
         after.as_ref().is_none_or(|after| id > after)
             && (statuses.is_empty() || statuses.contains(&self.verdict.status))
@@ -99,9 +103,9 @@ impl<'a> Judged<'a> {
         &self.bundle.machine.users
     }
 
-    /// A text of the report, if there is one.
-    pub fn said(&self, text: impl Fn(&'a MachineReport) -> &'a str) -> Cell {
-        Cell::Text(self.report().map(text).unwrap_or_default().to_owned())
+    /// A text of what the machine is, if one is known.
+    pub fn said(&self, text: impl Fn(&Description) -> &str) -> Cell {
+        Cell::Text(self.description.as_ref().map(text).unwrap_or_default().to_owned())
     }
 
     pub fn machine_cell(&self) -> Cell {
@@ -179,6 +183,15 @@ impl<'a> Judged<'a> {
     /// Since when a rotation is owed, if that was before the time that is asked about.
     pub fn rotation_owed_since(&self) -> Option<Timestamp> {
         self.bundle.machine.rotation_owed_since.filter(|since| *since <= self.at)
+    }
+}
+
+/// What is known of a machine but for its volumes: its own word first.
+fn description_of(bundle: &Bundle) -> Option<Description> {
+    let imported = bundle.inventory.as_ref().map(|kept| &kept.description);
+    match bundle.compliance.as_ref().map(|record| Description::of(&record.report)) {
+        Some(said) => Some(said.or(imported.unwrap_or(&Description::default()))),
+        None => imported.cloned(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is known of every machine, from one pass over the base: written to temporary files as it comes, and joined from
 //! there machine by machine.
 //!
-//! Machines, what they say, exemptions and changes are kept in the order of machine ids, and are read side by side. Keys
+//! Machines, what imports and they themselves say of them, exemptions and changes are kept in the order of machine ids, and are read side by side. Keys
 //! are kept in the order of key ids, as what became of them is: the two are joined, and sorted by machine.
 
 use std::iter::Peekable;
@@ -26,6 +26,7 @@ use crate::store::format;
 pub const TABLES: &[Table] = &[
     Table::CompliancePolicy,
     Table::Machine,
+    Table::Inventory,
     Table::Key,
     Table::KeyHistory,
     Table::Compliance,
@@ -35,6 +36,7 @@ pub const TABLES: &[Table] = &[
 pub const TABLES_WITH_CHANGES: &[Table] = &[
     Table::CompliancePolicy,
     Table::Machine,
+    Table::Inventory,
     Table::Key,
     Table::KeyHistory,
     Table::Compliance,
@@ -47,6 +49,7 @@ pub struct MachineSink {
     spool: Spool,
     policy: Option<CompliancePolicyRecord>,
     machines: SpoolWriter,
+    inventory: SpoolWriter,
     compliance: SpoolWriter,
     exemptions: SpoolWriter,
     changes: SpoolWriter,
@@ -59,6 +62,7 @@ impl RowSink for MachineSink {
         match table {
             Table::CompliancePolicy => self.policy = Some(decoded(table, value)?),
             Table::Machine => self.machines.write(key, value)?,
+            Table::Inventory => self.inventory.write(key, value)?,
             Table::Compliance => self.compliance.write(key, value)?,
             Table::Exemption => self.exemptions.write(key, value)?,
             Table::ComplianceChange => self.changes.write(key, value)?,
@@ -82,6 +86,7 @@ impl MachineSink {
         Ok(Self {
             policy: None,
             machines: spool.file()?,
+            inventory: spool.file()?,
             compliance: spool.file()?,
             exemptions: spool.file()?,
             changes: spool.file()?,
@@ -105,6 +110,7 @@ impl MachineSink {
         let peekable = |writer: SpoolWriter| Ok::<_, StoreError>(writer.finish()?.reader().peekable());
         Ok(Bundles {
             machines: self.machines.finish()?.reader(),
+            inventory: peekable(self.inventory)?,
             compliance: peekable(self.compliance)?,
             exemptions: peekable(self.exemptions)?,
             changes: peekable(self.changes)?,
@@ -133,6 +139,7 @@ fn by_machine(spool: Spool, keys: &SpoolFile, histories: &SpoolFile) -> Result<S
 /// Everything of every machine, in the order of machine ids.
 pub struct Bundles {
     machines: SpoolReader,
+    inventory: Peekable<SpoolReader>,
     compliance: Peekable<SpoolReader>,
     exemptions: Peekable<SpoolReader>,
     changes: Peekable<SpoolReader>,
@@ -143,6 +150,7 @@ impl Bundles {
     fn bundle(&mut self, id: &[u8], machine: &[u8]) -> Result<Bundle, StoreError> {
         // What the keys of a machine's rows in other tables begin with.
         let prefix = [id, &[0]].concat();
+        let inventory = taken(&mut self.inventory, id)?;
         let compliance = taken(&mut self.compliance, id)?;
         let exemption = taken(&mut self.exemptions, id)?;
         let mut keys = Vec::new();
@@ -156,6 +164,7 @@ impl Bundles {
         }
         Ok(Bundle {
             machine: decoded(Table::Machine, machine)?,
+            inventory: inventory.map(|value| decoded(Table::Inventory, &value)).transpose()?,
             compliance: compliance.map(|value| decoded(Table::Compliance, &value)).transpose()?,
             exemption: exemption.map(|value| decoded(Table::Exemption, &value)).transpose()?,
             keys,
