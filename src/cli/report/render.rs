@@ -100,11 +100,13 @@ impl Render {
 
     /// Prints what stands at the end.
     pub fn finish(mut self, totals: &ReportTotals) -> Result<(), Failure> {
-        let ReportTotals { rows, machines, truncated } = totals;
+        let ReportTotals { rows, machines, truncated, next } = totals;
         let written = match &mut self.to {
             To::Csv(csv) => csv.flush(),
             To::Json(out) => {
-                let totals = json!({ "rows": rows, "machines": machines, "truncated": truncated });
+                let next = (!next.is_empty()).then_some(next);
+                let totals =
+                    json!({ "rows": rows, "machines": machines, "truncated": truncated, "next": next });
                 writeln!(out, "{}", json!({ "totals": totals })).and_then(|()| out.flush())
             }
             To::Table(out) => {
@@ -162,13 +164,28 @@ fn header_text(header: &ReportHeader) -> String {
 }
 
 fn totals_text(kind: ReportKind, totals: &ReportTotals) -> String {
-    let ReportTotals { rows, machines, truncated } = totals;
-    let more = if *truncated { "\nthere are more rows: raise --limit, or go on with --after" } else { "" };
+    let ReportTotals { rows, machines, .. } = totals;
+    let more = more_text(kind, totals).map(|more| format!("\n{more}")).unwrap_or_default();
     match kind {
         ReportKind::RecoveryAudit => format!("\n{rows} requests{more}"),
         ReportKind::Enterprise => format!("\n{machines} machines"),
         _ => format!("\n{rows} rows{more}"),
     }
+}
+
+/// Where there is more than was shown, how to see it.
+fn more_text(kind: ReportKind, totals: &ReportTotals) -> Option<String> {
+    if !totals.truncated {
+        return None;
+    }
+    let narrow = match kind {
+        ReportKind::RecoveryAudit => "narrow it with --since and --until",
+        _ => "narrow it to some machines",
+    };
+    Some(match totals.next.as_str() {
+        "" => format!("there are more rows: raise --limit, or {narrow}"),
+        next => format!("there are more rows: go on with --after {next}"),
+    })
 }
 
 /// A cell as CSV has it. A text that a spreadsheet would take for a formula is put in quotes of its own: names and models
@@ -335,6 +352,20 @@ mod tests {
             let line = line(&columns(kind), widths, &long_row(kind));
             assert!(heading.chars().count() <= 80 && line.chars().count() <= 80, "{heading}\n{line}");
         }
+    }
+
+    #[test]
+    fn where_there_is_more_it_is_said_how_to_see_it() {
+        let more = |kind, truncated, next: &str| {
+            more_text(kind, &ReportTotals { rows: 1, machines: 1, truncated, next: next.to_owned() })
+        };
+        assert_eq!(more(ReportKind::Findings, false, ""), None);
+        let text = more(ReportKind::Findings, true, "M-1").unwrap();
+        assert!(text.ends_with("--after M-1"), "{text}");
+        let text = more(ReportKind::Findings, true, "").unwrap();
+        assert!(!text.contains("--after"), "{text}");
+        let text = more(ReportKind::RecoveryAudit, true, "").unwrap();
+        assert!(text.contains("--since") && !text.contains("--after"), "{text}");
     }
 
     #[test]
