@@ -253,7 +253,10 @@ async fn a_dry_run_asks_nobody_and_whoever_may_not_import_changes_nothing() {
         let output = test.strongroom(profile, &ALL, &["import", "ldif", &ldif]);
         let (code, error) = failure(&written.note("a denied run", output));
         assert_eq!(code, 4, "{error}");
-        assert!(error["message"].as_str().expect("words").contains("may not import keys and machines"), "{error}");
+        assert!(
+            error["message"].as_str().expect("words").contains("may not import keys and machines"),
+            "{error}"
+        );
     }
     let after = test.client("operator", &ALL).status().await.expect("status");
     let states = |status: &StatusResponse| -> Vec<_> {
@@ -496,7 +499,11 @@ async fn machines_of_a_table_are_known_before_they_report_and_change_nothing_tha
     let arguments = ["import", "csv", file, "--zone", "zone-1"];
     let output = test.strongroom("importer", &ALL, &arguments);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!((machines(&output), output.status.code()), ([MACHINES + 1, MACHINES, 0, 1], Some(1)), "{said}");
+    assert_eq!(
+        (machines(&output), output.status.code()),
+        ([MACHINES + 1, MACHINES, 0, 1], Some(1)),
+        "{said}"
+    );
     assert!(said.contains("line 1002: type: one of portable,"), "{said}");
     assert_eq!(machines(&test.strongroom("importer", &ALL, &arguments)), [MACHINES + 1, 0, MACHINES, 1]);
     let rest = test.strongroom("importer", &ALL, &["import", "csv", file, "--from-line", "993"]);

@@ -186,9 +186,8 @@ fn columns(header: &Values) -> Result<(Of, Vec<&'static str>), Invalid> {
         columns.iter().map(|(known, _)| *known).find(|known| name.eq_ignore_ascii_case(known.as_bytes()))
     };
     let names: Vec<&[u8]> = (0..header.ends.len()).map(|place| header.at(place).trim_ascii()).collect();
-    let is_of_a_key = |name: &&[u8]| {
-        known(&KEY_COLUMNS, name).is_some() && known(&MACHINE_COLUMNS, name).is_none()
-    };
+    let is_of_a_key =
+        |name: &&[u8]| known(&KEY_COLUMNS, name).is_some() && known(&MACHINE_COLUMNS, name).is_none();
     let (of, of_it): (_, &'static [_]) = match names.iter().any(is_of_a_key) {
         true => (Of::Keys, &KEY_COLUMNS),
         false => (Of::Machines, &MACHINE_COLUMNS),

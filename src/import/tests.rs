@@ -153,7 +153,8 @@ mod csv {
             PC-1,corp.example,ada-laptop,Contoso,\"X13, 2nd\",portable,Windows 11,CORP\\ada; CORP\\bob ;\n\
             PC-2,,,,,,,\n";
         let rows = read(text).unwrap();
-        let first = r"2 PC-1 is corp.example|ada-laptop|Contoso|X13, 2nd|portable|Windows 11|CORP\ada+CORP\bob";
+        let first =
+            r"2 PC-1 is corp.example|ada-laptop|Contoso|X13, 2nd|portable|Windows 11|CORP\ada+CORP\bob";
         assert_eq!(told(&rows), [first, "3 PC-2 is ||||unknown||"]);
         let text = "Type;Machine;USERS\r\n Server ;SRV-1;\"CORP\\ada;CORP\\bob\"\r\n";
         assert_eq!(told(&read(text).unwrap()), [r"2 SRV-1 is ||||server||CORP\ada+CORP\bob"]);

@@ -152,10 +152,7 @@ impl Forwarded {
         let command: Command = format::decode(&body)?;
         let is_routine = matches!(
             command.action,
-            Action::Escrow(_)
-                | Action::EscrowMany(_)
-                | Action::EscrowPending(_)
-                | Action::ImportMachines(_)
+            Action::Escrow(_) | Action::EscrowMany(_) | Action::EscrowPending(_) | Action::ImportMachines(_)
         );
         let kind = command.action.kind();
         let requires = FeatureLevel::required_by(&command);

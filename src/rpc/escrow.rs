@@ -12,8 +12,8 @@ use crate::escrow::records::KEYS_LEFT_WARNING;
 use crate::metrics::EscrowOutcome;
 use crate::proto::escrow_service_server::EscrowService;
 use crate::proto::{
-    ConfirmKeyRequest, ConfirmKeyResponse, EscrowManyRequest, EscrowRequest, EscrowResponse, ImportMachinesRequest, ImportMachinesResponse, RotationRequest,
-    RotationResponse,
+    ConfirmKeyRequest, ConfirmKeyResponse, EscrowManyRequest, EscrowRequest, EscrowResponse,
+    ImportMachinesRequest, ImportMachinesResponse, RotationRequest, RotationResponse,
 };
 use crate::raft::leader::PROPOSE_TIMEOUT;
 use crate::raft::{Committed, NodeError};

@@ -176,8 +176,7 @@ impl Import {
                 Found::Machine(sent, machine) => machine_sender.blocking_send((sent, machine)).is_ok(),
             });
         });
-        let keys =
-            client.escrow_many(ReceiverStream::new(keys), |sent, answer| self.answered(&sent, answer));
+        let keys = client.escrow_many(ReceiverStream::new(keys), |sent, answer| self.answered(&sent, answer));
         let machines =
             client.import_machines(ReceiverStream::new(machines), |sent, noted| self.noted(&sent, noted));
         // Whoever stops it wants to know where to go on.

@@ -31,10 +31,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, machines: &[ImportedMachin
     Ok(Reply::MachinesImported(outcomes?))
 }
 
-fn note<S: State>(
-    turn: &mut Turn<'_, S>,
-    imported: &ImportedMachine,
-) -> Result<ImportOutcome, StateError> {
+fn note<S: State>(turn: &mut Turn<'_, S>, imported: &ImportedMachine) -> Result<ImportOutcome, StateError> {
     if let Err(invalid) = imported.check() {
         return Ok(ImportOutcome::Refused(invalid.into()));
     }

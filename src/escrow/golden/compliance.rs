@@ -6,8 +6,8 @@ use goldenscript::ArgumentConsumer;
 
 use super::{Outcome, at, id, ids, optional, or_none, required};
 use crate::escrow::command::{
-    Action, Contact, DecideExemption, ImportOutcome, NoteContact, ReportCompliance, RequestExemption, SetCompliancePolicy,
-    UploadOutcome,
+    Action, Contact, DecideExemption, ImportOutcome, NoteContact, ReportCompliance, RequestExemption,
+    SetCompliancePolicy, UploadOutcome,
 };
 use crate::escrow::compliance::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, VolumeKind,
@@ -35,7 +35,8 @@ pub(super) fn put(args: &mut ArgumentConsumer<'_>, told: Timestamp) -> Outcome<A
 pub(super) fn import(args: &mut ArgumentConsumer<'_>) -> Outcome<Action> {
     let machines: String = required(args, "machine")?;
     let mut text = |name: &str| args.take_key(name).unwrap_or_default().to_owned();
-    let (domain, name, model, os, users) = (text("domain"), text("name"), text("model"), text("os"), text("users"));
+    let (domain, name, model, os, users) =
+        (text("domain"), text("name"), text("model"), text("os"), text("users"));
     let machine_type = optional(args, "type")?.unwrap_or(MachineType::Unknown);
     let description = Description { domain, name, make: String::new(), model, machine_type, os };
     let users = users.split('/').filter(|user| !user.is_empty());

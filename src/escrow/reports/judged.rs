@@ -9,8 +9,8 @@ use crate::escrow::compliance::{
     CompliancePolicy, ComplianceRecord, Evidence, Exemption, Finding, KeyFacts, MachineReport, MachineState,
     Reason, Verdict, VolumeReport, findings, verdict,
 };
-use crate::escrow::inventory::Description;
 use crate::escrow::ids::{Timestamp, UserName, VolumeId};
+use crate::escrow::inventory::Description;
 
 /// A machine, judged.
 pub(super) struct Judged<'a> {
