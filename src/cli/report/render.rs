@@ -3,9 +3,10 @@
 use std::io::{self, BufWriter, Stdout, Write};
 
 use serde_json::{Map, Value, json};
+use unicode_width::UnicodeWidthStr as _;
 
 use super::ReportFormat;
-use crate::cli::output::{facts, table};
+use crate::cli::output::facts;
 use crate::cli::recover::{freshness_json, freshness_text};
 use crate::cli::{Exit, Failure, Printer};
 use crate::escrow::ids::Timestamp;
@@ -14,6 +15,16 @@ use crate::proto::{ReportColumn, ReportHeader, ReportRow, ReportTotals};
 
 /// What stands between the parts of a list in one line.
 const LIST_JOIN: &str = "; ";
+/// Columns of a terminal that a table takes.
+const TABLE_WIDTH: usize = 80;
+/// Of each drive of a machine: the column, what stands above it, and how wide it is.
+const DRIVES: [(&str, &str, usize); 5] = [
+    ("drive", "DRIVE", 20),
+    ("volume_status", "STATUS", 13),
+    ("encryption_state", "ENCRYPTION", 13),
+    ("protector_state", "PROTECTION", 10),
+    ("cipher", "CIPHER", 16),
+];
 /// Letters of a date, and of a date with hours and minutes.
 const DATE: usize = 10;
 const MINUTE: usize = 16;
@@ -45,7 +56,7 @@ impl Render {
         printer: Printer,
     ) -> Result<Self, Failure> {
         let to = match format {
-            ReportFormat::Csv => To::Csv(Box::new(csv::Writer::from_writer(io::stdout()))),
+            ReportFormat::Csv => To::Csv(Box::new(csv_writer(io::stdout()))),
             ReportFormat::Json => To::Json(BufWriter::new(io::stdout())),
             ReportFormat::Table => To::Table(BufWriter::new(io::stdout())),
         };
@@ -101,8 +112,14 @@ impl Render {
     /// Prints what stands at the end.
     pub fn finish(mut self, totals: &ReportTotals) -> Result<(), Failure> {
         let ReportTotals { rows, machines, truncated, next } = totals;
+        let more = more_text(self.kind, totals);
         let written = match &mut self.to {
-            To::Csv(csv) => csv.flush(),
+            To::Csv(csv) => {
+                if let Some(more) = more {
+                    self.printer.note(&more);
+                }
+                csv.flush()
+            }
             To::Json(out) => {
                 let next = (!next.is_empty()).then_some(next);
                 let totals =
@@ -131,6 +148,11 @@ impl Render {
         }
         Ok(!self.is_over)
     }
+}
+
+/// Every text is quoted, so that where another mark than the comma separates, a cell does not end in the middle of one.
+fn csv_writer<W: Write>(out: W) -> csv::Writer<W> {
+    csv::WriterBuilder::new().quote_style(csv::QuoteStyle::NonNumeric).from_writer(out)
 }
 
 fn is_broken_pipe(error: &io::Error) -> bool {
@@ -188,12 +210,26 @@ fn more_text(kind: ReportKind, totals: &ReportTotals) -> Option<String> {
     })
 }
 
-/// A cell as CSV has it. A text that a spreadsheet would take for a formula is put in quotes of its own: names and models
-/// are what a device says they are.
+/// With what a spreadsheet takes a cell for a formula, also as wide letters.
+const FORMULAS: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
+
+/// A cell as CSV has it. What a spreadsheet would take for a formula gets a quotation mark before it, behind a semicolon as
+/// well, which ends a cell in most of Europe: names and models are what a device says they are.
 fn csv_cell(column: &ReportColumn, cell: &str) -> String {
     let text = cell.replace(LIST_SEPARATOR, LIST_JOIN);
-    let is_text = matches!(column.kind.as_str(), "text" | "list");
-    if is_text && text.starts_with(['=', '+', '-', '@']) { format!("'{text}") } else { text }
+    if !matches!(column.kind.as_str(), "text" | "list") {
+        return text;
+    }
+    let mut harmless = String::with_capacity(text.len());
+    let mut begins = true;
+    for letter in text.chars() {
+        if begins && FORMULAS.contains(&letter) {
+            harmless.push('\'');
+        }
+        begins = letter == ';' || (begins && letter.is_whitespace());
+        harmless.push(letter);
+    }
+    harmless
 }
 
 /// A row as JSON: of all columns, or of those that are about the machine, or that are not.
@@ -263,14 +299,42 @@ fn moment(text: &str, width: usize) -> String {
     text.chars().take(letters).map(|letter| if letter == 'T' { ' ' } else { letter }).collect()
 }
 
-/// A text in exactly as many letters; what does not fit is cut off, and seen to be.
+/// A text in exactly as many columns of a terminal; what does not fit is cut off, and seen to be.
 fn fit(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return format!("{text:width$}");
+    let found = text.width();
+    if found <= width {
+        return format!("{text}{}", " ".repeat(width - found));
     }
-    let mut cut: String = text.chars().take(width - 1).collect();
-    cut.push('…');
-    cut
+    // One is left for the mark.
+    let cut = &text[..end_within(text, width - 1)];
+    format!("{cut}…{}", " ".repeat(width - 1 - cut.width()))
+}
+
+/// How many bytes of a text fit in so many columns.
+fn end_within(text: &str, width: usize) -> usize {
+    let ends = text.char_indices().map(|(start, letter)| start + letter.len_utf8());
+    ends.take_while(|end| text[..*end].width() <= width).last().unwrap_or(0)
+}
+
+/// A text on lines of so many columns at most, between words where that can be.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in text.split('\n') {
+        let mut rest = line;
+        while rest.width() > width {
+            // A letter that is wider than the line would never end.
+            let first = rest.chars().next().map_or(0, char::len_utf8);
+            let end = end_within(rest, width).max(first);
+            let space = rest[..end].rfind(' ').filter(|space| *space > 0);
+            let at = if rest[end..].starts_with(' ') { end } else { space.unwrap_or(end) };
+            lines.push(rest[..at].trim_end().to_owned());
+            rest = rest[at..].trim_start();
+        }
+        if !rest.is_empty() || line.is_empty() {
+            lines.push(rest.to_owned());
+        }
+    }
+    lines
 }
 
 /// The report of one machine: what there is to say of it, its drives in a table, and what is amiss with each.
@@ -281,11 +345,9 @@ pub(in crate::cli) fn computer_text(columns: &[ReportColumn], rows: &[ReportRow]
     let names: Vec<(String, String)> = said
         .map(|(column, cell)| (column.name.replace('_', " "), cell.replace(LIST_SEPARATOR, "\n")))
         .collect();
-    let width = names.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 2;
-    let pairs: Vec<(&str, String)> = names
-        .iter()
-        .map(|(name, text)| (name.as_str(), text.replace('\n', &format!("\n{:width$}", ""))))
-        .collect();
+    let indent = names.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 2;
+    let beside = |text: &str| wrapped(text, TABLE_WIDTH - indent).join(&format!("\n{:indent$}", ""));
+    let pairs: Vec<(&str, String)> = names.iter().map(|(name, text)| (name.as_str(), beside(text))).collect();
     let mut parts = vec![facts(&pairs)];
     let cell = |row: &ReportRow, name: &str| {
         let found = columns.iter().zip(&row.cells).find(|(column, _)| column.name == name);
@@ -296,25 +358,34 @@ pub(in crate::cli) fn computer_text(columns: &[ReportColumn], rows: &[ReportRow]
         parts.push("it told of no drives".to_owned());
         return parts.join("\n\n");
     }
-    const SHOWN: [&str; 6] =
-        ["drive", "volume_status", "encryption_state", "protector_state", "cipher", "protectors"];
-    let shown = drives.iter().map(|row| SHOWN.map(|name| cell(row, name)).to_vec()).collect();
-    parts.push(table(&["DRIVE", "STATUS", "ENCRYPTION", "PROTECTION", "CIPHER", "PROTECTORS"], &[], shown));
-    let mut more = Vec::new();
+    let heading = DRIVES.map(|(_, title, width)| fit(title, width));
+    let mut lines = vec![heading.join("  ").trim_end().to_owned()];
+    for row in &drives {
+        let cells = DRIVES.map(|(name, _, width)| fit(&cell(row, name), width));
+        lines.push(cells.join("  ").trim_end().to_owned());
+    }
+    parts.push(lines.join("\n"));
     for row in drives {
-        for name in ["volume_details", "keys_in_escrow"] {
-            let cells = columns.iter().zip(&row.cells);
-            let list = cells.filter(|(column, cell)| column.name == name && !cell.is_empty());
-            for part in list.flat_map(|(_, cell)| cell.split(LIST_SEPARATOR)) {
-                let what = if name == "volume_details" { part.to_owned() } else { format!("key {part}") };
-                more.push(format!("{}  {what}", cell(row, "drive")));
-            }
+        let more = drive_text(columns, row);
+        if !more.is_empty() {
+            parts.push(format!("{}\n{more}", cell(row, "drive")));
         }
     }
-    if !more.is_empty() {
-        parts.push(more.join("\n"));
-    }
     parts.join("\n\n")
+}
+
+/// What there is to say of a drive that has no room in the table.
+fn drive_text(columns: &[ReportColumn], row: &ReportRow) -> String {
+    let mut lines = Vec::new();
+    for (name, before) in [("protectors", "protector "), ("volume_details", ""), ("keys_in_escrow", "key ")] {
+        let cells = columns.iter().zip(&row.cells);
+        let list = cells.filter(|(column, cell)| column.name == name && !cell.is_empty());
+        for part in list.flat_map(|(_, cell)| cell.split(LIST_SEPARATOR)) {
+            let text = wrapped(&format!("{before}{part}"), TABLE_WIDTH - 4).join("\n    ");
+            lines.push(format!("  {text}"));
+        }
+    }
+    lines.join("\n")
 }
 
 #[cfg(test)]
@@ -350,8 +421,50 @@ mod tests {
             }
             let heading = heading(widths);
             let line = line(&columns(kind), widths, &long_row(kind));
-            assert!(heading.chars().count() <= 80 && line.chars().count() <= 80, "{heading}\n{line}");
+            assert!(heading.width() <= TABLE_WIDTH && line.width() <= TABLE_WIDTH, "{heading}\n{line}");
         }
+    }
+
+    #[test]
+    fn the_report_of_one_machine_fits_in_80_columns_and_cuts_nothing_off_but_names_in_its_table() {
+        let columns = columns(ReportKind::Computer);
+        let mut row = long_row(ReportKind::Computer);
+        let place = |name: &str| columns.iter().position(|column| column.name == name).unwrap();
+        let details =
+            "not-encrypted: the volume must be encrypted, and it is not, which is a long story (code 1)";
+        for (name, cell) in [
+            ("drive", r"\\?\Volume{0f0e0d0c-0b0a-4908-8706-050403020100}\"),
+            ("protectors", "tpm-pin-startup-key\nrecovery-password"),
+            ("volume_details", details),
+            ("keys_in_escrow", "655fc934-6a1a-4a86-819f-b086ade9f278 disclosed"),
+            ("model", &"漢".repeat(40)),
+        ] {
+            row.cells[place(name)] = cell.to_owned();
+        }
+        let text = computer_text(&columns, &[row.clone(), row]);
+        assert!(text.lines().all(|line| line.width() <= TABLE_WIDTH), "{text}");
+        let whole: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in [details, "protector tpm-pin-startup-key", "key 655fc934", r"100}\ protector"] {
+            assert!(whole.contains(part), "{part} in {text}");
+        }
+        assert_eq!(text.matches('漢').count(), 40);
+    }
+
+    #[test]
+    fn a_width_is_that_on_a_terminal() {
+        for (text, width, expected) in [
+            ("漢字漢字", 8, "漢字漢字"),
+            ("漢字漢字", 7, "漢字漢…"),
+            ("漢字漢字", 6, "漢字… "),
+            ("é", 3, "é  "),
+        ] {
+            assert_eq!(fit(text, width), expected);
+        }
+        assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("one two three", 6), ["one", "two", "three"]);
+        assert_eq!(wrapped("abcdefgh ij", 3), ["abc", "def", "gh", "ij"]);
+        assert_eq!(wrapped("漢字", 1), ["漢", "字"]);
+        assert_eq!(wrapped("a\n\nb", 5), ["a", "", "b"]);
     }
 
     #[test]
@@ -378,9 +491,21 @@ mod tests {
     #[test]
     fn no_text_of_a_device_is_a_formula_to_a_spreadsheet() {
         let column = |kind: &str| ReportColumn { kind: kind.to_owned(), ..Default::default() };
-        for text in ["=1+1", "+1", "-1", "@sum"] {
+        for text in ["=1+1", "+1", "-1", "@sum", "＝1"] {
             assert_eq!(csv_cell(&column("text"), text), format!("'{text}"));
         }
+        for (text, harmless) in [
+            ("  =1", "  '=1"),
+            ("x;=1", "x;'=1"),
+            ("x; \u{a0}+1;-2", "x; \u{a0}'+1;'-2"),
+            ("a=b; c-d", "a=b; c-d"),
+        ] {
+            assert_eq!(csv_cell(&column("text"), text), harmless);
+        }
+        assert_eq!(csv_cell(&column("list"), "a\n=1"), "a; '=1");
+        let mut csv = csv_writer(Vec::new());
+        csv.write_record(["x;y", "3", "2026-01-31", ""]).unwrap();
+        assert_eq!(csv.into_inner().unwrap(), b"\"x;y\",3,\"2026-01-31\",\"\"\n");
         assert_eq!(csv_cell(&column("list"), "a\nb"), "a; b");
         assert_eq!(csv_cell(&column("number"), "-1"), "-1");
     }
