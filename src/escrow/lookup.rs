@@ -15,7 +15,7 @@ use super::inventory::InventoryRecord;
 use super::journal::{JournalEntry, JournalPlace};
 use super::policy::document::Policy;
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord,
+    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, ExemptionTally, FeatureLevelRecord,
     KEYS_PER_MACHINE_MAX, KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord,
     ReconciledEntry, ResealRecord,
 };
@@ -374,6 +374,12 @@ pub fn denials<S: Rows>(rows: &S, person: &str) -> Result<DenialTally, StateErro
     let row = rows.row(&DenialTally::row_key(person))?;
     let none = || DenialTally { person: person.to_owned(), slots: Slots::default(), unrecorded: 0 };
     Ok(row.unwrap_or_else(none))
+}
+
+/// How often `person` asked for an exemption of late.
+pub fn exemption_requests<S: Rows>(rows: &S, person: &str) -> Result<ExemptionTally, StateError> {
+    let row = rows.row(&DenialTally::row_key(person))?;
+    Ok(row.unwrap_or_else(|| ExemptionTally { person: person.to_owned(), slots: Slots::default() }))
 }
 
 /// What became of the entry of a journal, once it is on record. Another one in its place says nothing of it.

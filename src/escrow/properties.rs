@@ -26,7 +26,7 @@ use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 26] = [
+const TABLES: [Table; 27] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -53,6 +53,7 @@ const TABLES: [Table; 26] = [
     Table::Exemption,
     Table::CompliancePolicy,
     Table::Inventory,
+    Table::ExemptionTally,
 ];
 
 /// Applies `commands` as the entries from `index` on.

@@ -12,9 +12,9 @@ use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
 use super::inventory::InventoryRecord;
 use super::journal::JournalPlace;
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord, Fingerprint,
-    KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry,
-    ResealRecord, RevealTally, UsedApproval,
+    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, ExemptionTally, FeatureLevelRecord,
+    Fingerprint, KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord,
+    ReconciledEntry, ResealRecord, RevealTally, UsedApproval,
 };
 use super::state::{Row, Table};
 
@@ -210,6 +210,7 @@ row!(ComplianceChange, ComplianceChange, |change| {
 });
 row!(Exemption, Exemption, |exemption| exemption.machine.row_key());
 row!(CompliancePolicyRecord, CompliancePolicy, |_| ONLY_ROW.to_vec());
+row!(ExemptionTally, ExemptionTally, |tally| DenialTally::row_key(&tally.person));
 row!(InventoryRecord, Inventory, |record| record.machine.row_key());
 
 impl ComplianceChange {

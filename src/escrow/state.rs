@@ -68,6 +68,8 @@ pub enum Table {
     CompliancePolicy = 24,
     /// Machine id: what imports say it is.
     Inventory = 26,
+    /// Person: how often they asked for an exemption of late.
+    ExemptionTally = 27,
 }
 
 /// A type of row.

@@ -19,14 +19,15 @@ use crate::escrow::compliance::{
 };
 use crate::escrow::ids::{Identity, Invalid, KeyId, RequestId, Timestamp};
 use crate::escrow::inventory::{Description, ImportedMachine, InventoryRecord};
-use crate::escrow::records::{AuditEvent, AuditRecord, LogPosition, Source};
+use crate::escrow::records::{AuditEvent, AuditRecord, ExemptionTally, LogPosition, Source};
 use crate::escrow::rows::RequestRow;
+use crate::escrow::tally::Slots;
 
 /// `name: hex`, one a line.
 const GOLDEN: &str = include_str!("testdata/golden-compliance.txt");
 
 /// The variants and tables that have their vectors here.
-pub(super) const PINNED: [&str; 15] = [
+pub(super) const PINNED: [&str; 16] = [
     "Compliance",
     "ComplianceChange",
     "CompliancePolicy",
@@ -35,6 +36,7 @@ pub(super) const PINNED: [&str; 15] = [
     "Exemption",
     "ExemptionDecided",
     "ExemptionRequested",
+    "ExemptionTally",
     "ImportMachines",
     "Inventory",
     "MachinesImported",
@@ -178,6 +180,8 @@ fn rows_of_compliance_keep_decoding() {
         rejection: Some(ExemptionRejection { request: request(), by: officer(), at: Timestamp(7) }),
     };
     check("row exemption", &exemption);
+    let tally = ExemptionTally { person: "d01".to_owned(), slots: Slots(vec![(2_945_376, 3)]) };
+    check("row exemption-tally", &tally);
     let policy = CompliancePolicyRecord {
         version: 2,
         policy: "{}".to_owned(),

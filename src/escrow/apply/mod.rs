@@ -41,6 +41,7 @@ pub use approval::{APPROVALS_MAX, gone};
 pub use compliance::COMPLIANCE_BATCH_MAX;
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
 pub use escrow_many::{ESCROWS_PER_ENTRY_MAX, ESCROWS_PER_ENTRY_MAX_BYTES, sealed_bytes};
+pub use exemption::EXEMPTION_REQUESTS_PER_HOUR_MAX;
 pub use feature_level::too_new;
 pub use inventory::MACHINES_PER_ENTRY_MAX;
 pub use reconcile::check as check_entry;
