@@ -67,9 +67,9 @@ pub enum Table {
     /// One row: the policy of compliance.
     CompliancePolicy = 24,
     /// Machine id: what imports say it is.
-    Inventory = 26,
+    Inventory = 28,
     /// Person: how often they asked for an exemption of late.
-    ExemptionTally = 27,
+    ExemptionTally = 29,
 }
 
 /// A type of row.
