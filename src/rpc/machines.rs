@@ -67,7 +67,11 @@ impl Context {
         };
         let Committed { position, reply } = self.node.propose(&command).await?;
         match reply {
-            Reply::MachinesImported(outcomes) => Ok((position.index, outcomes)),
+            Reply::MachinesImported(outcomes) => {
+                let (by, index, machines) = (&caller.identity, position.index, outcomes.len());
+                tracing::debug!(%by, index, machines, "machines were imported");
+                Ok((position.index, outcomes))
+            }
             Reply::Refused(refusal) => Err(refusal.into()),
             other => Err(unexpected(&other)),
         }

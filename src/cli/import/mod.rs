@@ -7,6 +7,7 @@
 
 mod progress;
 mod rejected;
+mod tally;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,13 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use self::progress::Progress;
 use self::rejected::{Rejection, RejectionFile};
-use super::output::facts;
+use self::tally::{Summary, Tally, text};
 use super::{Exit, Failure, Global, Printer};
 use crate::client::{BulkAnswer, BulkRefused, Client, Deposit, MachineNoted, UNANSWERED_MAX};
 use crate::escrow::ids::{KeyId, MachineId};
@@ -116,38 +116,6 @@ struct State {
     rejected_out: Option<RejectionFile>,
     /// What ended the reading early.
     ended: Option<Failure>,
-}
-
-/// What became of the records.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-struct Tally {
-    /// Keys and machines that were read, from the first line that was asked for on.
-    records: u64,
-    /// Of them, keys kept by this import.
-    kept: u64,
-    /// Keys kept before.
-    already_escrowed: u64,
-    /// Machines of which something was not known before.
-    machines_noted: u64,
-    /// Machines of which everything was.
-    machines_known: u64,
-    /// Not kept, or not well formed.
-    rejected: u64,
-    /// Objects that are neither.
-    passed_over: u64,
-    /// Records in front of the line that was asked for.
-    skipped: u64,
-    /// Up to this line everything is settled; 0 if nothing was answered.
-    settled_line: u64,
-}
-
-#[derive(Serialize)]
-struct Summary {
-    dry_run: bool,
-    #[serde(flatten)]
-    tally: Tally,
-    seconds: f64,
-    per_second: f64,
 }
 
 /// A record on its way, as far as it may be shown.
@@ -390,29 +358,17 @@ fn unreadable(error: ImportError) -> Failure {
     }
 }
 
-fn text(summary: &Summary) -> String {
-    let Summary { dry_run, tally, seconds, per_second } = summary;
-    let well_formed = ("well formed", (tally.records - tally.rejected).to_string());
-    let mut lines = vec![("records", tally.records.to_string())];
-    let has_machines = tally.machines_noted + tally.machines_known > 0;
-    if *dry_run {
-        lines.push(well_formed);
-    }
-    if !*dry_run && (!has_machines || tally.kept + tally.already_escrowed > 0) {
-        lines.push(("kept", tally.kept.to_string()));
-        lines.push(("kept before", tally.already_escrowed.to_string()));
-    }
-    if has_machines {
-        lines.push(("machines noted", tally.machines_noted.to_string()));
-        lines.push(("machines known before", tally.machines_known.to_string()));
-    }
-    lines.push(("rejected", tally.rejected.to_string()));
-    for (name, count) in [("passed over", tally.passed_over), ("skipped", tally.skipped)] {
-        if count > 0 {
-            lines.push((name, count.to_string()));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_goes_on_leaves_nothing_out_however_keys_and_machines_overtake_each_other() {
+        let mut state = State::default();
+        state.unanswered.extend([2, 3, 9]);
+        for (answered, settled) in [(3, 1), (2, 3), (9, 9)] {
+            state.settle(answered);
+            assert_eq!(state.tally.settled_line, settled);
         }
     }
-    lines.extend([("seconds", format!("{seconds:.1}")), ("per second", format!("{per_second:.0}"))]);
-    let facts = facts(&lines);
-    if *dry_run { format!("nothing was sent: a dry run\n\n{facts}") } else { facts }
 }

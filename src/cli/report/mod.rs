@@ -4,7 +4,9 @@
 //! standard error. As JSON it is one document a line: first the header, then each row, and last the totals. A report that
 //! ends without its totals was cut off, and so the command fails.
 
+pub(super) mod computer;
 pub(super) mod render;
+mod terminal;
 
 use clap::{Args, Subcommand, ValueEnum};
 

@@ -3,10 +3,10 @@
 use std::io::{self, BufWriter, Stdout, Write};
 
 use serde_json::{Map, Value, json};
-use unicode_width::UnicodeWidthStr as _;
 
 use super::ReportFormat;
-use crate::cli::output::facts;
+use super::computer::computer_text;
+use super::terminal::fit;
 use crate::cli::recover::{freshness_json, freshness_text};
 use crate::cli::{Exit, Failure, Printer};
 use crate::escrow::ids::Timestamp;
@@ -15,16 +15,6 @@ use crate::proto::{ReportColumn, ReportHeader, ReportRow, ReportTotals};
 
 /// What stands between the parts of a list in one line.
 const LIST_JOIN: &str = "; ";
-/// Columns of a terminal that a table takes.
-const TABLE_WIDTH: usize = 80;
-/// Of each drive of a machine: the column, what stands above it, and how wide it is.
-const DRIVES: [(&str, &str, usize); 5] = [
-    ("drive", "DRIVE", 20),
-    ("volume_status", "STATUS", 13),
-    ("encryption_state", "ENCRYPTION", 13),
-    ("protector_state", "PROTECTION", 10),
-    ("cipher", "CIPHER", 16),
-];
 /// Letters of a date, and of a date with hours and minutes.
 const DATE: usize = 10;
 const MINUTE: usize = 16;
@@ -299,100 +289,14 @@ fn moment(text: &str, width: usize) -> String {
     text.chars().take(letters).map(|letter| if letter == 'T' { ' ' } else { letter }).collect()
 }
 
-/// A text in exactly as many columns of a terminal; what does not fit is cut off, and seen to be.
-fn fit(text: &str, width: usize) -> String {
-    let found = text.width();
-    if found <= width {
-        return format!("{text}{}", " ".repeat(width - found));
-    }
-    // One is left for the mark.
-    let cut = &text[..end_within(text, width - 1)];
-    format!("{cut}…{}", " ".repeat(width - 1 - cut.width()))
-}
-
-/// How many bytes of a text fit in so many columns.
-fn end_within(text: &str, width: usize) -> usize {
-    let ends = text.char_indices().map(|(start, letter)| start + letter.len_utf8());
-    ends.take_while(|end| text[..*end].width() <= width).last().unwrap_or(0)
-}
-
-/// A text on lines of so many columns at most, between words where that can be.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    for line in text.split('\n') {
-        let mut rest = line;
-        while rest.width() > width {
-            // A letter that is wider than the line would never end.
-            let first = rest.chars().next().map_or(0, char::len_utf8);
-            let end = end_within(rest, width).max(first);
-            let space = rest[..end].rfind(' ').filter(|space| *space > 0);
-            let at = if rest[end..].starts_with(' ') { end } else { space.unwrap_or(end) };
-            lines.push(rest[..at].trim_end().to_owned());
-            rest = rest[at..].trim_start();
-        }
-        if !rest.is_empty() || line.is_empty() {
-            lines.push(rest.to_owned());
-        }
-    }
-    lines
-}
-
-/// The report of one machine: what there is to say of it, its drives in a table, and what is amiss with each.
-pub(in crate::cli) fn computer_text(columns: &[ReportColumn], rows: &[ReportRow]) -> String {
-    let Some(first) = rows.first() else { return "nothing is known of it".to_owned() };
-    let said =
-        columns.iter().zip(&first.cells).filter(|(column, cell)| column.of_machine && !cell.is_empty());
-    let names: Vec<(String, String)> = said
-        .map(|(column, cell)| (column.name.replace('_', " "), cell.replace(LIST_SEPARATOR, "\n")))
-        .collect();
-    let indent = names.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 2;
-    let beside = |text: &str| wrapped(text, TABLE_WIDTH - indent).join(&format!("\n{:indent$}", ""));
-    let pairs: Vec<(&str, String)> = names.iter().map(|(name, text)| (name.as_str(), beside(text))).collect();
-    let mut parts = vec![facts(&pairs)];
-    let cell = |row: &ReportRow, name: &str| {
-        let found = columns.iter().zip(&row.cells).find(|(column, _)| column.name == name);
-        found.map(|(_, cell)| cell.replace(LIST_SEPARATOR, ", ")).unwrap_or_default()
-    };
-    let drives: Vec<&ReportRow> = rows.iter().filter(|row| !cell(row, "drive").is_empty()).collect();
-    if drives.is_empty() {
-        parts.push("it told of no drives".to_owned());
-        return parts.join("\n\n");
-    }
-    let heading = DRIVES.map(|(_, title, width)| fit(title, width));
-    let mut lines = vec![heading.join("  ").trim_end().to_owned()];
-    for row in &drives {
-        let cells = DRIVES.map(|(name, _, width)| fit(&cell(row, name), width));
-        lines.push(cells.join("  ").trim_end().to_owned());
-    }
-    parts.push(lines.join("\n"));
-    for row in drives {
-        let more = drive_text(columns, row);
-        if !more.is_empty() {
-            parts.push(format!("{}\n{more}", cell(row, "drive")));
-        }
-    }
-    parts.join("\n\n")
-}
-
-/// What there is to say of a drive that has no room in the table.
-fn drive_text(columns: &[ReportColumn], row: &ReportRow) -> String {
-    let mut lines = Vec::new();
-    for (name, before) in [("protectors", "protector "), ("volume_details", ""), ("keys_in_escrow", "key ")] {
-        let cells = columns.iter().zip(&row.cells);
-        let list = cells.filter(|(column, cell)| column.name == name && !cell.is_empty());
-        for part in list.flat_map(|(_, cell)| cell.split(LIST_SEPARATOR)) {
-            let text = wrapped(&format!("{before}{part}"), TABLE_WIDTH - 4).join("\n    ");
-            lines.push(format!("  {text}"));
-        }
-    }
-    lines.join("\n")
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use unicode_width::UnicodeWidthStr as _;
+
+    use super::super::terminal::TABLE_WIDTH;
     use super::*;
 
-    fn columns(kind: ReportKind) -> Vec<ReportColumn> {
+    pub fn columns(kind: ReportKind) -> Vec<ReportColumn> {
         let column = |column: &crate::escrow::reports::Column| ReportColumn {
             name: column.name.to_owned(),
             kind: column.kind.as_str().to_owned(),
@@ -402,7 +306,7 @@ mod tests {
     }
 
     /// A row whose cells are as long as they come.
-    fn long_row(kind: ReportKind) -> ReportRow {
+    pub fn long_row(kind: ReportKind) -> ReportRow {
         let cell = |column: &crate::escrow::reports::Column| match column.kind.as_str() {
             "time" => "2026-01-31T12:34:56.789Z".to_owned(),
             "number" => "1000000".to_owned(),
@@ -426,48 +330,6 @@ mod tests {
     }
 
     #[test]
-    fn the_report_of_one_machine_fits_in_80_columns_and_cuts_nothing_off_but_names_in_its_table() {
-        let columns = columns(ReportKind::Computer);
-        let mut row = long_row(ReportKind::Computer);
-        let place = |name: &str| columns.iter().position(|column| column.name == name).unwrap();
-        let details =
-            "not-encrypted: the volume must be encrypted, and it is not, which is a long story (code 1)";
-        for (name, cell) in [
-            ("drive", r"\\?\Volume{0f0e0d0c-0b0a-4908-8706-050403020100}\"),
-            ("protectors", "tpm-pin-startup-key\nrecovery-password"),
-            ("volume_details", details),
-            ("keys_in_escrow", "655fc934-6a1a-4a86-819f-b086ade9f278 disclosed"),
-            ("model", &"漢".repeat(40)),
-        ] {
-            row.cells[place(name)] = cell.to_owned();
-        }
-        let text = computer_text(&columns, &[row.clone(), row]);
-        assert!(text.lines().all(|line| line.width() <= TABLE_WIDTH), "{text}");
-        let whole: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        for part in [details, "protector tpm-pin-startup-key", "key 655fc934", r"100}\ protector"] {
-            assert!(whole.contains(part), "{part} in {text}");
-        }
-        assert_eq!(text.matches('漢').count(), 40);
-    }
-
-    #[test]
-    fn a_width_is_that_on_a_terminal() {
-        for (text, width, expected) in [
-            ("漢字漢字", 8, "漢字漢字"),
-            ("漢字漢字", 7, "漢字漢…"),
-            ("漢字漢字", 6, "漢字… "),
-            ("é", 3, "é  "),
-        ] {
-            assert_eq!(fit(text, width), expected);
-        }
-        assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
-        assert_eq!(wrapped("one two three", 6), ["one", "two", "three"]);
-        assert_eq!(wrapped("abcdefgh ij", 3), ["abc", "def", "gh", "ij"]);
-        assert_eq!(wrapped("漢字", 1), ["漢", "字"]);
-        assert_eq!(wrapped("a\n\nb", 5), ["a", "", "b"]);
-    }
-
-    #[test]
     fn where_there_is_more_it_is_said_how_to_see_it() {
         let more = |kind, truncated, next: &str| {
             more_text(kind, &ReportTotals { rows: 1, machines: 1, truncated, next: next.to_owned() })
@@ -485,7 +347,6 @@ mod tests {
     fn times_are_shown_as_far_as_there_is_room() {
         assert_eq!(moment("2026-01-31T12:34:56.789Z", 10), "2026-01-31");
         assert_eq!(moment("2026-01-31T12:34:56.789Z", 16), "2026-01-31 12:34");
-        assert_eq!(fit("abcdef", 4), "abc…");
     }
 
     #[test]
