@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `main.rs` | flags to command to exit code; the only exit point |
 //! | [`cli`] | one file per command; prints, asks nothing, holds no domain logic |
-//! | [`import`] | keys out of other systems' files: CSV, and LDIF of Active Directory; pure |
+//! | [`import`] | keys and machines out of other systems' files: CSV, and LDIF of Active Directory; pure |
 //! | [`client`] | the caller's library: endpoints, nearest node, failover, retries |
 //! | [`server`] | builds a node from its configuration, serves it, drains it |
 //! | [`http`] | the admin port: `/metrics`, `/livez`, `/readyz` |
@@ -24,7 +24,8 @@
 //! reply comes back the same way. A reveal that no quorum answers travels `rpc/recovery.rs` → [`raft::journal`] →
 //! [`escrow::journal::alone`] → [`store::journal`], and comes on record later by way of `escrow/apply/reconcile.rs`. A report
 //! travels `rpc/report` → [`store::export`] → [`store::spool`] → [`escrow::reports`], and is printed by `cli/report`. An
-//! import travels [`import`] → `client/escrow_many.rs` → `rpc/escrow_many.rs`, and from there as one write for many keys.
+//! import travels [`import`] → `client/escrow_many.rs` → `rpc/escrow_many.rs`, and from there as one write for many keys; its machines travel
+//! `client/machines.rs` → `rpc/machines.rs` beside them.
 
 pub mod cli;
 pub mod client;

@@ -75,7 +75,8 @@ fn csv(test: &TestCluster, profile: &str, node: NodeId, report: &[&str], at: &st
     let mut arguments = vec!["report"];
     arguments.extend(report);
     arguments.extend(["--format", "csv", "--min-index", &index]);
-    if !report.contains(&"--as-of") {
+    let is_judged_now = !report.contains(&"--as-of") && report != ["recovery-audit"];
+    if is_judged_now {
         arguments.extend(["--at", at]);
     }
     done(test.strongroom(profile, &[node], &arguments))
@@ -137,8 +138,10 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
     let known = text(&test.strongroom("helpdesk", &ALL, &get).stdout);
     assert!(known.contains("PC-00001") && !known.contains("user1"), "{known}");
     let overview: Vec<&str> = meanwhile[0].lines().collect();
-    assert_eq!(overview[..3], ["status,machines,percent", "compliant,3,60.0", "non-compliant,2,40.0"]);
-    let row = |report: &str, begins: &str| report.lines().any(|line| line.starts_with(begins));
+    let expected = [r#""status","machines","percent""#, r#""compliant",3,60.0"#, r#""non-compliant",2,40.0"#];
+    assert_eq!(overview[..3], expected);
+    let row =
+        |report: &str, begins: &str| report.lines().any(|line| line.replace('"', "").starts_with(begins));
     assert!(row(&meanwhile[1], "PC-00001,laptop-1,CORP,non-compliant,C: protection-off"), "{}", meanwhile[1]);
     assert!(row(&meanwhile[2], "PC-00001,laptop-1,CORP,compliant"), "as it was: {}", meanwhile[2]);
     assert!(row(&meanwhile[3], "PC-00005,laptop-5,CORP,recovery-key-missing,C:"), "{}", meanwhile[3]);
@@ -149,7 +152,8 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
     test.client("helpdesk-advanced", &ALL).recover(key, "locked out", None).await.expect("shown");
     let index = test.cluster.wait_settled(&ALL).await.expect("settled").nodes[0].applied;
     let audits = ALL.map(|node| csv(&test, "auditor", node, &["recovery-audit"], &at, index));
-    assert!(audits[0].contains(",shown,") && audits[0].contains("PC-00001,bitlocker-password,locked out"));
+    let plain = audits[0].replace('"', "");
+    assert!(plain.contains(",shown,") && plain.contains("PC-00001,bitlocker-password,locked out"));
     assert!(audits.iter().all(|audit| *audit == audits[0]));
 }
 
@@ -176,22 +180,65 @@ async fn a_report_names_what_it_was_made_from_and_keeps_to_its_order_and_limit()
     assert_eq!(header["freshness"]["consistency"], "local");
     assert!(header["freshness"]["applied"].as_u64() > Some(0));
     assert_eq!(header["at"], "2100-03-01T00:00:00.000Z");
-    assert_eq!(all[301], json!({"totals": {"rows": 300, "machines": 300, "truncated": false}}));
+    assert_eq!(all[301], json!({"totals": {"rows": 300, "machines": 300, "truncated": false, "next": null}}));
     assert_eq!(all[1]["row"]["machine"], "PC-00001");
     assert_eq!(all[1]["row"]["users"], json!([r"CORP\user1"]));
     let page = json(&["--after", "PC-00100", "--limit", "2"]);
     let machines: Vec<&Value> = page[1..3].iter().map(|row| &row["row"]["machine"]).collect();
     assert_eq!(machines, ["PC-00101", "PC-00102"]);
-    assert_eq!(page[3]["totals"]["truncated"], true);
+    let totals = json!({"rows": 2, "machines": 2, "truncated": true, "next": "PC-00102"});
+    assert_eq!(page[3], json!({"totals": totals}));
     let sorted = json(&["--sort", "computer_name", "--descending", "--limit", "1"]);
     assert_eq!(sorted[1]["row"]["computer_name"], "laptop-99");
     assert_eq!(json(&["--machine", "LAPTOP-29?"]).len(), 12);
+
+    pages_of_findings_leave_nothing_out(&test);
+    let judged = ["report", "recovery-audit", "--at", "2100-03-01T00:00:00Z"];
+    let (code, error) = failure(&test.strongroom("auditor", &ALL, &judged));
+    assert!(code == 2 && error["message"].as_str().expect("words").starts_with("at: left out"), "{error}");
 
     let table = ["report", "enterprise", "--details", "--format", "table"];
     let table = done(test.strongroom("operator", &ALL, &table));
     assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     let found = std::fs::read_dir(test.cluster.layout().node(2).expect("a node").data_path().join("reports"));
     assert_eq!(found.expect("a folder").count(), 0, "nothing is left of them");
+}
+
+/// Of machines of which each has two encrypted drives and no key in escrow.
+fn pages_of_findings_leave_nothing_out(test: &TestCluster) {
+    const MACHINES: usize = 3;
+    for n in 0..MACHINES {
+        let mut open = document(1, &before());
+        open["machine"] = format!("PG-{n}").into();
+        open["volumes"][1] = open["volumes"][0].clone();
+        open["volumes"][1]["volume"] = "D:".into();
+        put(test, &[2], &open);
+    }
+    let page = |more: &[&str]| -> (Vec<Value>, Value) {
+        let report = ["report", "findings", "--machine", "PG-?", "--format", "json"];
+        let printed = done(test.strongroom("officer", &[2], &[&report[..], more].concat()));
+        let mut lines: Vec<Value> =
+            printed.lines().map(|line| serde_json::from_str(line).expect("a document a line")).collect();
+        let totals = lines.pop().expect("totals")["totals"].clone();
+        (lines.split_off(1), totals)
+    };
+    let (all, totals) = page(&[]);
+    assert!(all.len() >= 2 * MACHINES, "several of a machine: {all:?}");
+    assert_eq!((&totals["truncated"], &totals["next"]), (&json!(false), &Value::Null));
+    let (mut paged, mut pages, mut after) = (Vec::new(), 0, "PC-1".to_owned());
+    loop {
+        let (rows, totals) = page(&["--limit", "1", "--after", &after]);
+        paged.extend(rows);
+        pages += 1;
+        assert_eq!(totals["machines"], 1, "{totals}");
+        match totals["next"].as_str() {
+            Some(next) => after = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!((paged, pages), (all, MACHINES));
+    let (sorted, totals) = page(&["--limit", "1", "--sort", "drive"]);
+    assert_eq!((sorted.len(), &totals["truncated"], &totals["next"]), (1, &json!(true), &Value::Null));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,14 +301,17 @@ async fn an_exemption_is_asked_for_granted_until_a_date_and_ended() {
     let status = || {
         let csv = ["report", "enterprise", "--details", "--format", "csv", "--consistency", "quorum"];
         let printed = done(test.strongroom("officer", &ALL, &csv));
-        printed.lines().nth(1).and_then(|row| row.split(',').nth(3)).expect("a row").to_owned()
+        let row = printed.lines().nth(1).expect("a row").replace('"', "");
+        row.split(',').nth(3).expect("a status").to_owned()
     };
     assert_eq!(status(), "non-compliant");
     let asked =
         exempt("helpdesk", &["request", "PC-00001", "--reason", "test bench", "--until", "2100-01-01"]);
     let listed = exempt("officer", &["list", "--waiting", "--consistency", "quorum"]);
     assert_eq!(listed["exemptions"][0]["exemption"], asked["exemption"]);
-    exempt("officer", &["grant", "PC-00001"]);
+    let granted = exempt("officer", &["grant", "PC-00001"]);
+    assert_eq!(granted["reason"], "test bench", "who decides by the machine alone sees about what");
+    assert_eq!(granted["asked_by"], listed["exemptions"][0]["asked_by"]);
     assert_eq!(exempt("auditor", &["list", "--consistency", "quorum"])["exemptions"][0]["state"], "granted");
     let known = done_json(test.strongroom(
         "helpdesk",
@@ -283,13 +333,13 @@ async fn a_changed_policy_judges_every_machine_anew() {
         let csv = ["report", "enterprise", "--format", "csv", "--consistency", "quorum"];
         done(test.strongroom("officer", &ALL, &csv))
     };
-    assert!(overview().contains("\ncompliant,1,100.0"));
+    assert!(overview().contains("\n\"compliant\",1,100.0"));
     let file = test.dir.path().join("policy.json");
     std::fs::write(&file, r#"{"os_protectors": ["tpm-pin"]}"#).expect("written");
     let set =
         test.strongroom("officer", &ALL, &["compliance", "policy", "set", file.to_str().expect("a path")]);
     assert_eq!(done_json(set)["version"], 1);
-    assert!(overview().contains("non-compliant,1,100.0"));
+    assert!(overview().contains("\n\"non-compliant\",1,100.0"));
     let shown =
         test.strongroom("auditor", &ALL, &["compliance", "policy", "show", "--consistency", "quorum"]);
     assert_eq!(done_json(shown)["policy"]["os_protectors"], json!(["tpm-pin"]));
@@ -336,6 +386,7 @@ fn wrong_input_is_refused_by_the_path_of_the_field() {
     wrong(&["report", "enterprise", "--sort", "colour"], "", "sort: a column of this report: status,");
     wrong(&["report", "enterprise", "--status", "fine"], "", "one of compliant,");
     wrong(&["report", "stale", "--days", "0"], "", "--days");
+    wrong(&["report", "findings", "--after", "PC-1", "--sort", "since"], "", "--sort");
     wrong(&["report", "recovery-audit", "--since", "yesterday"], "", "RFC 3339");
     wrong(&["report", "enterprise", "--as-of", "2026-01-01", "--at", "2026-01-01"], "", "--at");
     let dir = tempfile::tempdir().expect("a directory");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use futures_util::StreamExt as _;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use strongroom::client::{BulkAnswer, Deposit};
 use strongroom::escrow::features::FeatureLevel;
 use strongroom::escrow::ids::NodeId;
@@ -238,7 +238,7 @@ async fn a_dry_run_asks_nobody_and_whoever_may_not_import_changes_nothing() {
     let mut written = Written::default();
     let [csv, ldif] = spoilt_files(&test);
     let before = test.client("operator", &ALL).status().await.expect("status");
-    for (format, file, expected) in [("csv", &csv, [7, 0, 0, 2]), ("ldif", &ldif, [3, 0, 0, 1])] {
+    for (format, file, expected) in [("csv", &csv, [7, 0, 0, 2]), ("ldif", &ldif, [4, 0, 0, 1])] {
         // It needs neither endpoints nor a profile.
         let mut command = Command::new(program());
         command.args(["import", format, file, "--dry-run", "--output", "json"]);
@@ -253,7 +253,10 @@ async fn a_dry_run_asks_nobody_and_whoever_may_not_import_changes_nothing() {
         let output = test.strongroom(profile, &ALL, &["import", "ldif", &ldif]);
         let (code, error) = failure(&written.note("a denied run", output));
         assert_eq!(code, 4, "{error}");
-        assert!(error["message"].as_str().expect("words").contains("may not escrow keys in bulk"), "{error}");
+        assert!(
+            error["message"].as_str().expect("words").contains("may not import keys and machines"),
+            "{error}"
+        );
     }
     let after = test.client("operator", &ALL).status().await.expect("status");
     let states = |status: &StatusResponse| -> Vec<_> {
@@ -314,8 +317,8 @@ async fn what_is_wrong_in_a_file_is_told_by_its_line_and_no_secret_is_written_an
 
     let output = written.note("the export", test.strongroom("importer", &ALL, &["import", "ldif", &ldif]));
     let (code, error) = failure(&output);
-    assert_eq!((code, counts(&output)), (1, [3, 2, 0, 1]), "{error}");
-    assert_eq!(summary(&output)["passed_over"], 1);
+    assert_eq!((code, counts(&output)), (1, [4, 2, 0, 1]), "{error}");
+    assert_eq!(summary(&output)["machines_noted"], 1, "the computer that one of the keys lies under");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("line 15: msFVE-RecoveryGuid: base64 with its padding"), "{said}");
     let desk = test.client("helpdesk-advanced", &ALL);
@@ -349,13 +352,16 @@ async fn files_that_cannot_be_read_and_the_library_call() {
     std::fs::write(path("other.csv"), "name,secret\nPC-1,hunter2\n").expect("written");
     let utf16: Vec<u8> = table([1]).encode_utf16().flat_map(u16::to_le_bytes).collect();
     std::fs::write(path("utf16.csv"), utf16).expect("written");
+    let rejected = path("rejected.jsonl");
     for (file, says) in [
         (path("missing.csv"), "file: cannot read it"),
         (path("other.csv"), "line 1: header: column 1"),
         (path("utf16.csv"), "UTF-16"),
     ] {
-        let (code, error) = failure(&test.strongroom("importer", &ALL, &["import", "csv", &file]));
+        let arguments = ["import", "csv", &file, "--rejected-out", &rejected];
+        let (code, error) = failure(&test.strongroom("importer", &ALL, &arguments));
         assert_eq!(code, 2, "{error}");
+        assert!(!Path::new(&rejected).exists(), "it would be in the way of the next run");
         let message = error["message"].as_str().expect("words");
         assert!(message.contains(says) && !message.contains("hunter2"), "{error}");
     }
@@ -453,4 +459,74 @@ async fn what_a_lagging_node_seals_with_an_old_data_key_is_sealed_again() {
             desk.recover(deposit(n).key_id.expect("given"), "locked out", None).await.expect("kept");
         assert!(same(&recovered.secret, &deposit(n).secret));
     }
+}
+
+/// A report of one machine, after everything that was acknowledged.
+fn computer(test: &TestCluster, machine: &str) -> Value {
+    let report = ["report", "computer", machine, "--format", "json", "--consistency", "quorum"];
+    let output = test.strongroom("officer", &ALL, &report);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let row: Value = serde_json::from_str(printed.lines().nth(1).expect("a row")).expect("JSON");
+    row["row"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_of_a_table_are_known_before_they_report_and_change_nothing_that_a_device_says() {
+    const MACHINES: u64 = 1_000;
+    let mut test = bulk_cluster().await;
+    let path = test.dir.path().join("machines.csv");
+    let file = path.to_str().expect("UTF-8");
+    let table = |model: &str| {
+        let line = |n| format!("PC-{n:05},corp.example,laptop-{n},{model},portable,CORP\\user{n}\n");
+        let lines: String = (1..=MACHINES).map(line).collect();
+        format!("machine,domain,name,model,type,users\n{lines}PC-1,corp.example,x,y,toaster,\n")
+    };
+    std::fs::write(&path, table("X13")).expect("written");
+    let machines = |output: &Output| {
+        let summary = summary(output);
+        ["records", "machines_noted", "machines_known", "rejected"]
+            .map(|name| summary[name].as_u64().expect("a count"))
+    };
+    let tried = test.strongroom("importer", &ALL, &["import", "csv", file, "--dry-run"]);
+    assert_eq!((machines(&tried), tried.status.code()), ([MACHINES + 1, 0, 0, 1], Some(1)));
+    let (code, error) = failure(&test.strongroom("agent-PC-0001", &ALL, &["import", "csv", file]));
+    assert!(code == 4 && error["message"].as_str().expect("words").contains("machines"), "{error}");
+    assert_eq!(test.strongroom("officer", &ALL, &["report", "computer", "PC-00001"]).status.code(), Some(3));
+
+    // With a node down, which is asked first.
+    test.cluster.kill(1).await.expect("killed");
+    let arguments = ["import", "csv", file, "--zone", "zone-1"];
+    let output = test.strongroom("importer", &ALL, &arguments);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(
+        (machines(&output), output.status.code()),
+        ([MACHINES + 1, MACHINES, 0, 1], Some(1)),
+        "{said}"
+    );
+    assert!(said.contains("line 1002: type: one of portable,"), "{said}");
+    assert_eq!(machines(&test.strongroom("importer", &ALL, &arguments)), [MACHINES + 1, 0, MACHINES, 1]);
+    let rest = test.strongroom("importer", &ALL, &["import", "csv", file, "--from-line", "993"]);
+    assert_eq!(machines(&rest), [10, 0, 9, 1]);
+    let known = computer(&test, "PC-00007");
+    assert_eq!((&known["computer_name"], &known["model"]), (&json!("laptop-7"), &json!("X13")));
+    assert_eq!((&known["status"], &known["users"]), (&json!("unknown"), &json!([r"CORP\user7"])));
+    assert_eq!(known["reported_at"], Value::Null, "an import is no report");
+
+    let told = json!({
+        "machine": "PC-00007", "at": "2026-01-31T08:00:00Z", "model": "X15", "users": [r"CORP\ada"],
+        "policy": {"enforcement": "enforced"}, "volumes": [],
+    });
+    let put = test.strongroom_with_input("importer", &ALL, &["compliance", "put", "-"], &told.to_string());
+    assert_eq!(put.status.code(), Some(0));
+    let reported = computer(&test, "PC-00007");
+    std::fs::write(&path, table("X14")).expect("written");
+    assert_eq!(machines(&test.strongroom("importer", &ALL, &["import", "csv", file]))[1], MACHINES);
+    let known = computer(&test, "PC-00007");
+    assert_eq!(known, reported, "what the device said, when, and who was seen on it");
+    assert_eq!((&known["model"], &known["computer_name"]), (&json!("X15"), &json!("laptop-7")));
+    assert_eq!(known["users"], json!([r"CORP\user7", r"CORP\ada"]));
+    assert_eq!(computer(&test, "PC-00008")["model"], "X14");
+    test.cluster.start(1).await.expect("started");
+    test.cluster.wait_agreed(&ALL).await.expect("agreed");
 }

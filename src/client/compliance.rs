@@ -288,8 +288,8 @@ impl Report {
     }
 
     /// Its totals, once [`Report::next`] has said that there are no more rows.
-    pub fn totals(&self) -> Option<ReportTotals> {
-        self.totals
+    pub fn totals(&self) -> Option<&ReportTotals> {
+        self.totals.as_ref()
     }
 }
 

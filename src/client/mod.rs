@@ -20,6 +20,7 @@ mod connection;
 mod endpoint;
 mod error;
 mod escrow_many;
+mod machines;
 mod receipt;
 mod rotation;
 
@@ -35,6 +36,7 @@ pub use self::compliance::{Decision, Report};
 pub use self::endpoint::EndpointAddress;
 pub use self::error::{Answer, ClientError, Trouble};
 pub use self::escrow_many::{BulkAnswer, BulkKept, BulkRefused, UNANSWERED_MAX};
+pub use self::machines::MachineNoted;
 
 use self::attempts::Pool;
 use crate::escrow::ids::{KeyId, MachineId, UserName, VolumeId};

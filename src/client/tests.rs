@@ -111,6 +111,13 @@ impl EscrowService for Script {
     ) -> Result<Response<Self::EscrowManyStream>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
+
+    async fn import_machines(
+        &self,
+        _: Request<proto::ImportMachinesRequest>,
+    ) -> Result<Response<proto::ImportMachinesResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
 }
 
 #[tonic::async_trait]

@@ -7,6 +7,7 @@ use super::features::FeatureLevel;
 use super::ids::{
     ClusterId, ClusterName, Identity, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName, VolumeId,
 };
+use super::inventory::ImportedMachine;
 use super::journal::JournalEntry;
 use super::records::{
     Fingerprint, KeyState, KeyringRecord, LogPosition, NodeRecord, ResealRecord, Sealed, Source,
@@ -74,6 +75,9 @@ pub enum Action {
     /// Keep many recovery keys, each judged as [`Action::Escrow`] is. At most
     /// [`ESCROWS_PER_ENTRY_MAX`](super::apply::ESCROWS_PER_ENTRY_MAX) of them.
     EscrowMany(Vec<BatchedEscrow>),
+    /// Note what an importer knows of machines. At most
+    /// [`MACHINES_PER_ENTRY_MAX`](super::apply::MACHINES_PER_ENTRY_MAX) of them.
+    ImportMachines(Vec<ImportedMachine>),
 }
 
 impl Action {
@@ -101,6 +105,7 @@ impl Action {
             Self::DecideExemption(_) => "decide-exemption",
             Self::SetCompliancePolicy(_) => "set-compliance-policy",
             Self::EscrowMany(_) => "escrow-many",
+            Self::ImportMachines(_) => "import-machines",
         }
     }
 }
@@ -403,6 +408,19 @@ pub enum Reply {
     },
     /// What became of each of many, in their order.
     EscrowedMany(Vec<EscrowAnswer>),
+    /// What became of each machine that was imported, in the order they were given.
+    MachinesImported(Vec<ImportOutcome>),
+}
+
+/// What became of a machine that was imported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImportOutcome {
+    /// Something of it was not known before.
+    Noted,
+    /// All of it was known.
+    KnownBefore,
+    /// It was refused, and changed nothing.
+    Refused(Refusal),
 }
 
 /// What became of the upload of one machine.

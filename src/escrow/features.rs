@@ -29,7 +29,7 @@ impl FeatureLevel {
     pub const RESEALING: Self = Self(3);
     /// Brought compliance: the reports of devices, exemptions, and the policy of compliance.
     pub const COMPLIANCE: Self = Self(4);
-    /// Brought many escrows in one entry.
+    /// Brought imports: many escrows in one entry, and machines.
     pub const BULK: Self = Self(4);
     /// The highest whose commands this release can apply.
     pub const SUPPORTED: Self = Self(4);
@@ -59,7 +59,7 @@ impl FeatureLevel {
             | Action::RequestExemption(_)
             | Action::DecideExemption(_)
             | Action::SetCompliancePolicy(_) => Self::COMPLIANCE,
-            Action::EscrowMany(_) => Self::BULK,
+            Action::EscrowMany(_) | Action::ImportMachines(_) => Self::BULK,
         }
     }
 }

@@ -102,6 +102,7 @@ scripts!(
     feature_level,
     find,
     initialize,
+    inventory,
     limits,
     old_data_key,
     policy,
@@ -161,6 +162,7 @@ impl goldenscript::Runner for Script {
                 let told = self.next(command)?;
                 self.apply(&mut args, "importer/imp", |args, _| compliance::put(args, told))?
             }
+            "import" => self.apply(&mut args, "importer/imp", |args, _| compliance::import(args))?,
             "count" => self.count(),
             "decide" => self.apply(&mut args, "officer/olga", decide)?,
             "dump" => self.dump(&mut args)?,
@@ -643,6 +645,7 @@ fn describe(reply: &Reply) -> String {
             format!("needs approval {} until {}", asked.approval, asked.expires_at)
         }
         Reply::ComplianceNoted(outcomes) => compliance::describe(outcomes),
+        Reply::MachinesImported(outcomes) => compliance::describe_import(outcomes),
         Reply::ExemptionRequested { exemption } => format!("exemption {exemption} requested"),
         Reply::ExemptionDecided => "exemption decided".to_owned(),
         Reply::CompliancePolicySet { version } => format!("compliance policy version {version}"),

@@ -39,6 +39,21 @@ impl Invalid {
     }
 }
 
+/// Whether a text shows as what it is: no control characters, none that break a line, and none of those that are not seen
+/// themselves and change how others are, as marks that turn the direction of writing (Unicode's category Cf). But for the
+/// two joiners, with which Persian, languages of India and emoji are written.
+pub fn is_plain(text: &str) -> bool {
+    !text.chars().any(|letter| {
+        letter.is_control()
+            || matches!(letter,
+                '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}'
+                | '\u{8e2}' | '\u{180e}' | '\u{200b}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}'
+                | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0000}'..='\u{e007f}')
+    })
+}
+
 /// Declares a validated string id: `FromStr`, `Display`, serde through `FromStr`.
 macro_rules! string_id {
     ($(#[$doc:meta])* $name:ident, $field:literal, $check:expr) => {
@@ -189,7 +204,8 @@ impl FromStr for UserName {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let well_formed = |part: &str| {
             (1..=USER_PART_MAX_BYTES).contains(&part.len())
-                && !part.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\')
+                && is_plain(part)
+                && !part.chars().any(|c| c.is_whitespace() || c == '\\')
         };
         match text.split_once('\\') {
             Some((domain, name)) if well_formed(domain) && well_formed(name) => {

@@ -12,10 +12,11 @@ use super::compliance::{
 };
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
+use super::inventory::InventoryRecord;
 use super::journal::{JournalEntry, JournalPlace};
 use super::policy::document::Policy;
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord,
+    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, ExemptionTally, FeatureLevelRecord,
     KEYS_PER_MACHINE_MAX, KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord,
     ReconciledEntry, ResealRecord,
 };
@@ -376,6 +377,12 @@ pub fn denials<S: Rows>(rows: &S, person: &str) -> Result<DenialTally, StateErro
     Ok(row.unwrap_or_else(none))
 }
 
+/// How often `person` asked for an exemption of late.
+pub fn exemption_requests<S: Rows>(rows: &S, person: &str) -> Result<ExemptionTally, StateError> {
+    let row = rows.row(&DenialTally::row_key(person))?;
+    Ok(row.unwrap_or_else(|| ExemptionTally { person: person.to_owned(), slots: Slots::default() }))
+}
+
 /// What became of the entry of a journal, once it is on record. Another one in its place says nothing of it.
 pub fn reconciled<S: Rows>(rows: &S, entry: &JournalEntry) -> Result<Option<ReconciledEntry>, StateError> {
     rows.row(&ReconciledEntry::row_key(&entry.place, &entry.hash()))
@@ -422,6 +429,11 @@ pub fn compliance_changes<S: Rows>(
         said.tell_again_in(&mut changes);
     }
     Ok(changes)
+}
+
+/// What imports say of a machine, if one did.
+pub fn inventory<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<InventoryRecord>, StateError> {
+    rows.row(&machine.row_key())
 }
 
 /// The exemption of a machine, if one was ever asked for.

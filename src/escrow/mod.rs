@@ -15,6 +15,7 @@
 //! | [`policy`] | which role may ask for what, and the policy of reveals |
 //! | [`disclosure`] | who may see a key: the rules of a reveal |
 //! | [`journal`] | what a node decides without a quorum, and writes down |
+//! | [`inventory`] | what others say of machines: a directory, or a list of what was bought |
 //! | [`rotation`] | which keys owe a rotation, and which wait to be confirmed |
 //! | [`compliance`] | what devices say of their volumes, what is wanted of them, and how each machine stands |
 //! | [`reports`] | what is read of all that for people: machine by machine, and of the audit trail |
@@ -36,6 +37,7 @@ mod digest;
 pub mod disclosure;
 pub mod features;
 pub mod ids;
+pub mod inventory;
 pub mod journal;
 pub mod lookup;
 pub mod memory;

@@ -18,7 +18,7 @@ pub enum Operation {
     DecideExemption,
     /// Keep a recovery key; see [`may_escrow`] for whose.
     Escrow,
-    /// Keep many recovery keys, of any machines, at once.
+    /// Keep many recovery keys, of any machines, at once, and note the machines themselves.
     EscrowMany,
     /// Look keys up, without their secrets.
     Find,
@@ -91,7 +91,7 @@ impl std::fmt::Display for Operation {
             Self::Custody => "ask for custody",
             Self::DecideExemption => "decide about exemptions",
             Self::Escrow => "escrow keys",
-            Self::EscrowMany => "escrow keys in bulk",
+            Self::EscrowMany => "import keys and machines",
             Self::Find => "look keys up",
             Self::Initialize => "initialise a cluster",
             Self::RaiseFeatureLevel => "raise the feature level",

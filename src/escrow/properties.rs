@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::apply::apply;
 use super::audit::{ChainHead, verify};
-use super::command::{Action, Command, Escrow, EscrowAnswer, Reply, UploadOutcome};
+use super::command::{Action, Command, Escrow, EscrowAnswer, ImportOutcome, Reply, UploadOutcome};
 use super::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption, Merged};
 use super::features::FeatureLevel;
 use super::ids::{KeyId, Role};
@@ -26,7 +26,7 @@ use super::rows::{Heads, MachineKey, RequestRow, RequestSlot, UserMachine};
 use super::state::{Row, Table};
 use commands::commands;
 
-const TABLES: [Table; 25] = [
+const TABLES: [Table; 27] = [
     Table::Cluster,
     Table::Heads,
     Table::Keyring,
@@ -52,6 +52,8 @@ const TABLES: [Table; 25] = [
     Table::ComplianceChange,
     Table::Exemption,
     Table::CompliancePolicy,
+    Table::Inventory,
+    Table::ExemptionTally,
 ];
 
 /// Applies `commands` as the entries from `index` on.
@@ -107,6 +109,13 @@ fn settled(mut reply: Reply) -> Reply {
                     && *merged != Merged::Changed
                 {
                     *merged = Merged::Repeated;
+                }
+            }
+        }
+        Reply::MachinesImported(outcomes) => {
+            for outcome in outcomes {
+                if *outcome == ImportOutcome::Noted {
+                    *outcome = ImportOutcome::KnownBefore;
                 }
             }
         }

@@ -314,6 +314,16 @@ pub struct DenialTally {
     pub unrecorded: u64,
 }
 
+/// How often a person asked for an exemption of late: see
+/// [`EXEMPTION_REQUESTS_PER_HOUR_MAX`](super::apply::EXEMPTION_REQUESTS_PER_HOUR_MAX).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExemptionTally {
+    /// The person.
+    pub person: String,
+    /// When, and how often.
+    pub slots: Slots,
+}
+
 /// A reveal that a person asked for and a second one must approve. Gone once it is used, rejected or expired: the audit
 /// trail has what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,11 +11,12 @@ use super::compliance::{
     ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption, HistoryIndex, LastContact, Moment,
 };
 use super::ids::{KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
+use super::inventory::InventoryRecord;
 use super::journal::JournalPlace;
 use super::records::{
-    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, FeatureLevelRecord, Fingerprint,
-    KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry,
-    ResealRecord, RevealTally, UsedApproval,
+    Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, ExemptionTally, FeatureLevelRecord,
+    Fingerprint, KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord,
+    ReconciledEntry, ResealRecord, RevealTally, UsedApproval,
 };
 use super::state::{Row, Table};
 
@@ -208,6 +209,8 @@ row!(HistoryIndex, HistoryIndex, |index| index.machine.row_key());
 row!(LastContact, LastContact, |contact| contact.machine.row_key());
 row!(Exemption, Exemption, |exemption| exemption.machine.row_key());
 row!(CompliancePolicyRecord, CompliancePolicy, |_| ONLY_ROW.to_vec());
+row!(ExemptionTally, ExemptionTally, |tally| DenialTally::row_key(&tally.person));
+row!(InventoryRecord, Inventory, |record| record.machine.row_key());
 
 impl ComplianceChange {
     /// What the row keys of all changes of `machine` begin with; behind it they stand in the order of time.

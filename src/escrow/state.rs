@@ -70,6 +70,10 @@ pub enum Table {
     LastContact = 26,
     /// Machine id: which changes of its compliance are kept.
     HistoryIndex = 27,
+    /// Machine id: what imports say it is.
+    Inventory = 28,
+    /// Person: how often they asked for an exemption of late.
+    ExemptionTally = 29,
 }
 
 /// A type of row.

@@ -1,4 +1,5 @@
-//! Keys in a table: comma-separated values (RFC 4180), one line a key, under a line that names the columns.
+//! Keys or machines in a table: comma-separated values (RFC 4180), one line each, under a line that names the columns. What
+//! the columns are says which of the two it is: one that only a key has makes it a table of keys.
 //!
 //! Read here and not by a library, because of what the table holds. The `csv` crate keeps what it reads in buffers that it
 //! does not wipe, reads a record of any length into memory (one stray quotation mark makes the rest of the file one
@@ -11,13 +12,14 @@ use std::io::Read;
 use zeroize::Zeroizing;
 
 use super::lines::{LINE_MAX_BYTES, Lines};
-use super::{ImportError, Pieces, Record, Row};
+use super::{ImportError, MachinePieces, Pieces, Record, Row};
 use crate::client::Deposit;
 use crate::escrow::ids::Invalid;
+use crate::escrow::inventory::ImportedMachine;
 use crate::secret::Secret;
 
-/// The columns, in any order; those marked are needed.
-pub const COLUMNS: [(&str, bool); 7] = [
+/// The columns of keys, in any order; those marked are needed.
+pub const KEY_COLUMNS: [(&str, bool); 7] = [
     ("machine", true),
     ("volume", true),
     ("kind", true),
@@ -25,6 +27,17 @@ pub const COLUMNS: [(&str, bool); 7] = [
     ("key_id", false),
     ("package", false),
     ("user", false),
+];
+/// The columns of machines.
+pub const MACHINE_COLUMNS: [(&str, bool); 8] = [
+    ("machine", true),
+    ("domain", false),
+    ("name", false),
+    ("make", false),
+    ("model", false),
+    ("type", false),
+    ("os", false),
+    ("users", false),
 ];
 
 /// What may stand between two values; the header says which it is.
@@ -37,9 +50,17 @@ const FIELD: &str = "row";
 pub struct CsvRows<R> {
     lines: Lines<R>,
     delimiter: u8,
-    /// Which of [`COLUMNS`] each column is.
-    columns: Vec<usize>,
+    of: Of,
+    /// What each column holds.
+    columns: Vec<&'static str>,
     values: Values,
+}
+
+/// What the lines of a table are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Keys,
+    Machines,
 }
 
 /// The values of one line.
@@ -70,12 +91,12 @@ impl<R: Read> CsvRows<R> {
             if line.bytes.is_empty() {
                 continue;
             }
-            // No column has a delimiter in its name, and there are several columns.
+            // No column has a delimiter in its name.
             let first = line.bytes.iter().copied().find(|byte| DELIMITERS.contains(byte));
             let (number, delimiter) = (line.number, first.unwrap_or(b','));
             values.split(line.bytes, delimiter).map_err(|invalid| failed(number, invalid))?;
-            let columns = columns(&values).map_err(|invalid| failed(number, invalid))?;
-            return Ok(Self { lines, delimiter, columns, values });
+            let (of, columns) = columns(&values).map_err(|invalid| failed(number, invalid))?;
+            return Ok(Self { lines, delimiter, of, columns, values });
         }
     }
 }
@@ -99,67 +120,107 @@ impl<R: Read> Iterator for CsvRows<R> {
             } else {
                 self.values.split(line.bytes, self.delimiter)
             };
-            let record = match split.and_then(|()| self.deposit()) {
-                Ok(deposit) => Record::Key(Box::new(deposit)),
-                Err(invalid) => Record::Rejected(invalid),
-            };
+            let record = split.and_then(|()| self.record()).unwrap_or_else(Record::Rejected);
             return Some(Ok(Row { line: number, record }));
         }
     }
 }
 
 impl<R> CsvRows<R> {
-    /// The key in the values of this line.
-    fn deposit(&self) -> Result<Deposit, Invalid> {
+    /// What the values of this line are.
+    fn record(&self) -> Result<Record, Invalid> {
         let (expected, found) = (self.columns.len(), self.values.ends.len());
         if expected != found {
             let expected = format!("{expected} values, as many as there are columns, not {found}");
             return Err(Invalid::new(FIELD, expected));
         }
-        let value = |name: &str| -> &[u8] {
-            let is_it = |column: &usize| COLUMNS[*column].0 == name;
-            self.columns.iter().position(is_it).map_or(&[], |place| self.values.at(place))
-        };
-        let text = |name: &str| {
-            let text = std::str::from_utf8(value(name)).map_err(|_| Invalid::new(name, "UTF-8 text"))?;
-            Ok(text.trim_matches(' '))
-        };
-        let package = text("package")?;
+        Ok(match self.of {
+            Of::Keys => Record::Key(Box::new(self.deposit()?)),
+            Of::Machines => Record::Machine(Box::new(self.machine()?)),
+        })
+    }
+
+    fn deposit(&self) -> Result<Deposit, Invalid> {
+        let package = self.text("package")?;
         Pieces {
-            machine: text("machine")?,
-            volume: text("volume")?,
-            kind: text("kind")?,
-            key_id: text("key_id")?,
-            secret: Secret::new(value("secret").to_vec()),
+            machine: self.text("machine")?,
+            volume: self.text("volume")?,
+            kind: self.text("kind")?,
+            key_id: self.text("key_id")?,
+            secret: Secret::new(self.value("secret").to_vec()),
             package: if package.is_empty() { None } else { Some(base64("package", package.as_bytes())?) },
-            user: text("user")?,
+            user: self.text("user")?,
         }
         .deposit()
     }
+
+    fn machine(&self) -> Result<ImportedMachine, Invalid> {
+        MachinePieces {
+            machine: self.text("machine")?,
+            domain: self.text("domain")?,
+            name: self.text("name")?,
+            make: self.text("make")?,
+            model: self.text("model")?,
+            machine_type: self.text("type")?,
+            os: self.text("os")?,
+            users: self.text("users")?,
+        }
+        .imported()
+    }
+
+    /// What stands in the column of this name; nothing if there is none.
+    fn value(&self, name: &str) -> &[u8] {
+        let place = self.columns.iter().position(|column| *column == name);
+        place.map_or(&[], |place| self.values.at(place))
+    }
+
+    fn text(&self, name: &str) -> Result<&str, Invalid> {
+        let text = std::str::from_utf8(self.value(name)).map_err(|_| Invalid::new(name, "UTF-8 text"))?;
+        Ok(text.trim_matches(' '))
+    }
 }
 
-/// Which of [`COLUMNS`] each value of the header names.
-fn columns(header: &Values) -> Result<Vec<usize>, Invalid> {
-    let names = || COLUMNS.map(|(name, _)| name).join(", ");
+/// What each value of the header names, and so what the table is of.
+fn columns(header: &Values) -> Result<(Of, Vec<&'static str>), Invalid> {
+    let known = |columns: &'static [(&'static str, bool)], name: &[u8]| {
+        columns.iter().map(|(known, _)| *known).find(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+    };
+    let names: Vec<&[u8]> = (0..header.ends.len()).map(|place| header.at(place).trim_ascii()).collect();
+    let is_of_a_key =
+        |name: &&[u8]| known(&KEY_COLUMNS, name).is_some() && known(&MACHINE_COLUMNS, name).is_none();
+    let (of, of_it): (_, &'static [_]) = match names.iter().any(is_of_a_key) {
+        true => (Of::Keys, &KEY_COLUMNS),
+        false => (Of::Machines, &MACHINE_COLUMNS),
+    };
     let mut columns = Vec::new();
-    for place in 0..header.ends.len() {
-        let name = header.at(place).trim_ascii();
-        let known = COLUMNS.iter().position(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()));
-        // Not repeated: without a header it is a value of the first key.
-        let Some(column) = known else {
-            let expected = format!("column {} to be one of {}", place + 1, names());
-            return Err(Invalid::new("header", expected));
+    for (place, name) in names.into_iter().enumerate() {
+        // Not repeated: without a header it is a value of the first record.
+        let Some(column) = known(of_it, name) else {
+            return Err(Invalid::new("header", expected_columns(place + 1, of, &columns)));
         };
         if columns.contains(&column) {
-            return Err(Invalid::new("header", format!("one column {}, not two", COLUMNS[column].0)));
+            return Err(Invalid::new("header", format!("one column {column}, not two")));
         }
         columns.push(column);
     }
-    let missing =
-        COLUMNS.iter().enumerate().find(|(column, (_, needed))| *needed && !columns.contains(column));
-    match missing {
-        Some((_, (name, _))) => Err(Invalid::new("header", format!("a column {name}"))),
-        None => Ok(columns),
+    match of_it.iter().find(|(name, needed)| *needed && !columns.contains(name)) {
+        Some((name, _)) => Err(Invalid::new("header", format!("a column {name}"))),
+        None => Ok((of, columns)),
+    }
+}
+
+/// What the column in this place would have to be, behind those `before`.
+fn expected_columns(place: usize, of: Of, before: &[&str]) -> String {
+    let names = |columns: &[(&'static str, bool)]| {
+        columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    };
+    let (keys, machines) = (names(&KEY_COLUMNS), names(&MACHINE_COLUMNS));
+    match of {
+        Of::Keys => format!("column {place} to be one of {keys}"),
+        Of::Machines if before.iter().any(|name| *name != "machine") => {
+            format!("column {place} to be one of {machines}")
+        }
+        Of::Machines => format!("column {place} to be one of {keys} for keys, or of {machines} for machines"),
     }
 }
 

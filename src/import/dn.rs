@@ -1,4 +1,5 @@
-//! The distinguished name of a recovery object of Active Directory: `CN=<time>{<key id>},CN=<computer>,…`.
+//! The distinguished names of a recovery object of Active Directory, `CN=<time>{<key id>},CN=<computer>,…`, and of the
+//! computer that it lies under.
 
 use uuid::Uuid;
 
@@ -18,7 +19,7 @@ pub(super) struct RecoveryName {
 
 impl RecoveryName {
     pub(super) fn parse(dn: &str) -> Result<Self, Invalid> {
-        let mut names = relative_names(dn)?.into_iter();
+        let mut names = relative_names(dn, 2)?.into_iter();
         let object = names.next().and_then(common_name);
         // Windows names it so: the time of creation, and the id of the key in braces.
         let key_id = object.as_deref().and_then(|name| {
@@ -35,15 +36,38 @@ impl RecoveryName {
     }
 }
 
-/// The value of `CN=value`.
-fn common_name(relative_name: String) -> Option<String> {
-    let (kind, value) = relative_name.split_once('=')?;
-    kind.trim().eq_ignore_ascii_case("cn").then(|| value.trim().to_owned())
+/// What the name of a computer says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ComputerName {
+    /// Its common name.
+    pub(super) computer: String,
+    /// The domain it is in: `corp.example` for `DC=corp,DC=example`. Empty if it does not say.
+    pub(super) domain: String,
 }
 
-/// The parts of a name between its commas, unescaped (RFC 4514 §2.4). No more of them than are needed.
-fn relative_names(dn: &str) -> Result<Vec<String>, Invalid> {
-    const NEEDED: usize = 2;
+impl ComputerName {
+    pub(super) fn parse(dn: &str) -> Result<Self, Invalid> {
+        let mut names = relative_names(dn, usize::MAX)?.into_iter();
+        let computer = names.next().and_then(common_name);
+        let computer = computer.ok_or_else(|| Invalid::new(FIELD, "to begin with CN=<computer>"))?;
+        let domain: Vec<String> = names.filter_map(|name| value_of("dc", &name)).collect();
+        Ok(Self { computer, domain: domain.join(".") })
+    }
+}
+
+/// The value of `CN=value`.
+fn common_name(relative_name: String) -> Option<String> {
+    value_of("cn", &relative_name)
+}
+
+/// The value of `kind=value`.
+fn value_of(kind: &str, relative_name: &str) -> Option<String> {
+    let (found, value) = relative_name.split_once('=')?;
+    found.trim().eq_ignore_ascii_case(kind).then(|| value.trim().to_owned())
+}
+
+/// The parts of a name between its commas, unescaped (RFC 4514 §2.4): the first `needed` of them.
+fn relative_names(dn: &str, needed: usize) -> Result<Vec<String>, Invalid> {
     let malformed =
         || Invalid::new(FIELD, r"a distinguished name, with \ before a special character or two digits");
     let mut names = Vec::new();
@@ -53,7 +77,7 @@ fn relative_names(dn: &str) -> Result<Vec<String>, Invalid> {
         match byte {
             b',' => {
                 names.push(String::from_utf8(std::mem::take(&mut name)).map_err(|_| malformed())?);
-                if names.len() == NEEDED {
+                if names.len() == needed {
                     return Ok(names);
                 }
             }
@@ -98,6 +122,21 @@ mod tests {
         ] {
             let name = RecoveryName::parse(&dn).unwrap();
             assert_eq!((name.key_id, name.computer.as_str()), (id, computer), "{dn}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_a_computer_says_which_and_in_which_domain() {
+        for (dn, computer, domain) in [
+            ("CN=PC-0001,OU=Laptops,DC=corp,DC=example", "PC-0001", "corp.example"),
+            (r"cn=Lab\, old, ou=a\2Cb, dc=corp , DC=example", "Lab, old", "corp.example"),
+            ("CN=PC-0001", "PC-0001", ""),
+        ] {
+            let name = ComputerName::parse(dn).unwrap();
+            assert_eq!((name.computer.as_str(), name.domain.as_str()), (computer, domain), "{dn}");
+        }
+        for dn in ["", "OU=Laptops,DC=corp", r"CN=PC,DC=\2"] {
+            assert_eq!(ComputerName::parse(dn).unwrap_err().field, "dn", "{dn}");
         }
     }
 

@@ -1,4 +1,5 @@
-//! BitLocker keys out of Active Directory: the `msFVE-RecoveryInformation` objects of an LDIF export (RFC 2849).
+//! BitLocker keys and machines out of Active Directory: the `msFVE-RecoveryInformation` and `computer` objects of an LDIF
+//! export (RFC 2849). Whoever exports only the first imports only keys.
 //!
 //! Read here and not by a library: there is no maintained LDIF crate to be had, and whatever there was would have to bound
 //! what it reads and wipe it. What is needed is small: folded lines, comments, base64, records apart by empty lines. A
@@ -13,7 +14,16 @@
 //! | `msFVE-KeyPackage` | the package |
 //! | `msFVE-VolumeGuid` | the volume, by its id; without it, [`UNKNOWN_VOLUME`] |
 //!
-//! Everything else of an object, and every other object, is passed over. The names are those of the schema of Active
+//! And of a computer, which is named as its keys are:
+//!
+//! | attribute | becomes |
+//! |---|---|
+//! | `dn` | the machine, by its common name; its domain, by the `DC` parts |
+//! | `dNSHostName` | the name |
+//! | `operatingSystem`, `operatingSystemVersion` | the operating system |
+//!
+//! An account of a service, which the directory takes for a computer too, is none. Everything else of an object, and every
+//! other object, is passed over. The names are those of the schema of Active
 //! Directory, which Microsoft publishes as MS-ADA2 (attributes) and MS-ADSC (classes).
 
 use std::io::Read;
@@ -22,11 +32,12 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::csv::base64;
-use super::dn::RecoveryName;
+use super::dn::{ComputerName, RecoveryName};
 use super::lines::{LINE_MAX_BYTES, Lines};
-use super::{ImportError, Pieces, Record, Row};
+use super::{ImportError, MachinePieces, Pieces, Record, Row};
 use crate::client::Deposit;
 use crate::escrow::ids::Invalid;
+use crate::escrow::inventory::ImportedMachine;
 use crate::escrow::secrets::SecretKind;
 use crate::secret::Secret;
 
@@ -39,8 +50,14 @@ const PASSWORD: &str = "msFVE-RecoveryPassword";
 const RECOVERY_GUID: &str = "msFVE-RecoveryGuid";
 const VOLUME_GUID: &str = "msFVE-VolumeGuid";
 const PACKAGE: &str = "msFVE-KeyPackage";
+const COMPUTER: &[u8] = b"computer";
+/// Accounts of services: of classes that are made from that of computers.
+const SERVICE_ACCOUNTS: [&[u8]; 2] = [b"msds-managedserviceaccount", b"msds-groupmanagedserviceaccount"];
+const HOST_NAME: &str = "dNSHostName";
+const OS: &str = "operatingSystem";
+const OS_VERSION: &str = "operatingSystemVersion";
 
-/// The recovery keys of an export.
+/// The recovery keys and machines of an export.
 pub struct LdifRows<R> {
     lines: Lines<R>,
     /// The logical line that is worked on, and the beginning of the next one, which had to be read to see that it is none.
@@ -63,11 +80,16 @@ struct Logical {
 struct Object {
     line: u64,
     is_recovery_information: bool,
+    is_computer: bool,
+    is_service_account: bool,
     dn: Option<Secret>,
     password: Option<Secret>,
     recovery_guid: Option<Secret>,
     volume_guid: Option<Secret>,
     package: Option<Secret>,
+    host_name: Option<Secret>,
+    os: Option<Secret>,
+    os_version: Option<Secret>,
     /// The first thing that is wrong with it.
     fault: Option<Invalid>,
 }
@@ -140,11 +162,7 @@ impl<R: Read> Iterator for LdifRows<R> {
         self.next_object().transpose().map(|object| {
             object.map(|object| Row {
                 line: object.line,
-                record: match object.into_deposit() {
-                    Ok(Some(deposit)) => Record::Key(Box::new(deposit)),
-                    Ok(None) => Record::Other,
-                    Err(invalid) => Record::Rejected(invalid),
-                },
+                record: object.into_record().unwrap_or_else(Record::Rejected),
             })
         })
     }
@@ -185,10 +203,15 @@ impl Object {
             b"msfve-recoveryguid" => (&mut self.recovery_guid, RECOVERY_GUID),
             b"msfve-volumeguid" => (&mut self.volume_guid, VOLUME_GUID),
             b"msfve-keypackage" => (&mut self.package, PACKAGE),
+            b"dnshostname" => (&mut self.host_name, HOST_NAME),
+            b"operatingsystem" => (&mut self.os, OS),
+            b"operatingsystemversion" => (&mut self.os_version, OS_VERSION),
             b"objectclass" => {
                 let class = decoded("objectClass", value)?;
-                self.is_recovery_information |=
-                    class.expose().trim_ascii().eq_ignore_ascii_case(RECOVERY_INFORMATION);
+                let class = class.expose().trim_ascii().to_ascii_lowercase();
+                self.is_recovery_information |= class == RECOVERY_INFORMATION;
+                self.is_computer |= class == COMPUTER;
+                self.is_service_account |= SERVICE_ACCOUNTS.contains(&&class[..]);
                 return Ok(());
             }
             b"changetype" if value.trim_ascii().eq_ignore_ascii_case(b"add") => return Ok(()),
@@ -209,17 +232,48 @@ impl Object {
         Ok(())
     }
 
-    /// The key in it; `None` if it is none.
-    fn into_deposit(self) -> Result<Option<Deposit>, Invalid> {
+    /// What it is.
+    fn into_record(self) -> Result<Record, Invalid> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
-        if !self.is_recovery_information {
-            return Ok(None);
+        if self.is_recovery_information {
+            return Ok(Record::Key(Box::new(self.into_deposit()?)));
         }
+        if self.is_computer && !self.is_service_account {
+            return Ok(Record::Machine(Box::new(self.machine()?)));
+        }
+        Ok(Record::Other)
+    }
+
+    fn dn(&self) -> Result<&str, Invalid> {
         let dn = self.dn.as_ref().and_then(Secret::expose_text);
-        let dn = dn.ok_or_else(|| Invalid::new("dn", "the name of the object, in UTF-8"))?;
-        let RecoveryName { key_id, computer } = RecoveryName::parse(dn)?;
+        dn.ok_or_else(|| Invalid::new("dn", "the name of the object, in UTF-8"))
+    }
+
+    fn machine(&self) -> Result<ImportedMachine, Invalid> {
+        let ComputerName { computer, domain } = ComputerName::parse(self.dn()?)?;
+        let text = |field: &str, value: &'_ Option<Secret>| {
+            let Some(value) = value else { return Ok(String::new()) };
+            let text = value.expose_text().ok_or_else(|| Invalid::new(field, "UTF-8 text"))?;
+            Ok(text.trim().to_owned())
+        };
+        let os = [text(OS, &self.os)?, text(OS_VERSION, &self.os_version)?].join(" ");
+        MachinePieces {
+            machine: &computer,
+            domain: &domain,
+            name: &text(HOST_NAME, &self.host_name)?,
+            make: "",
+            model: "",
+            machine_type: "",
+            os: os.trim(),
+            users: "",
+        }
+        .imported()
+    }
+
+    fn into_deposit(self) -> Result<Deposit, Invalid> {
+        let RecoveryName { key_id, computer } = RecoveryName::parse(self.dn()?)?;
         if let Some(stated) = &self.recovery_guid
             && guid(RECOVERY_GUID, stated)? != key_id
         {
@@ -240,7 +294,7 @@ impl Object {
             package: self.package,
             user: "",
         };
-        pieces.deposit().map(Some)
+        pieces.deposit()
     }
 }
 

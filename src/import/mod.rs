@@ -1,4 +1,4 @@
-//! Reading keys out of other systems' files, on the side of whoever imports them: no node, no network, no clock.
+//! Reading keys and machines out of other systems' files, on the side of whoever imports them: no node, no network, no clock.
 //!
 //! A file is read as a stream and may be of any size: a reader holds one line of it, or one entry. What is wrong with a
 //! record is said with its line and never with its content, and the next record is read. Only what makes the rest
@@ -13,11 +13,13 @@ mod lines;
 use std::io::{self, Read};
 
 use crate::client::Deposit;
+use crate::escrow::compliance::words::MachineType;
 use crate::escrow::ids::Invalid;
-use crate::escrow::secrets::{self, SecretKind, bitlocker};
+use crate::escrow::inventory::{Description, ImportedMachine};
+use crate::escrow::secrets::{self, SecretKind};
 use crate::secret::Secret;
 
-pub use csv::{COLUMNS, CsvRows};
+pub use csv::{CsvRows, KEY_COLUMNS, MACHINE_COLUMNS};
 pub use ldif::LdifRows;
 pub use lines::LINE_MAX_BYTES;
 
@@ -35,7 +37,9 @@ pub struct Row {
 pub enum Record {
     /// A key to be kept, well formed.
     Key(Box<Deposit>),
-    /// Something else that such files hold, such as the computer a key belongs to.
+    /// A machine to be noted, well formed.
+    Machine(Box<ImportedMachine>),
+    /// Something else that such files hold, such as users and groups.
     Other,
     /// Not well formed.
     Rejected(Invalid),
@@ -118,16 +122,71 @@ impl Pieces<'_> {
     }
 }
 
-/// A password in the wrong column would pass for the name of a machine, which is shown to everybody.
-fn check_is_no_secret(field: &str, text: &str) -> Result<(), Invalid> {
-    if text.len() < bitlocker::PASSWORD_DIGITS {
-        return Ok(());
-    }
-    match secrets::canonical(SecretKind::BitlockerPassword, &Secret::from(text.to_owned())) {
-        Ok(_) => Err(Invalid::new(field, "not a recovery password: are the columns in their places?")),
-        Err(_) => Ok(()),
+/// A machine in pieces. Empty means absent.
+struct MachinePieces<'a> {
+    machine: &'a str,
+    domain: &'a str,
+    name: &'a str,
+    make: &'a str,
+    model: &'a str,
+    machine_type: &'a str,
+    os: &'a str,
+    /// Between semicolons.
+    users: &'a str,
+}
+
+impl MachinePieces<'_> {
+    /// Checks every field as a node would.
+    fn imported(self) -> Result<ImportedMachine, Invalid> {
+        let Self { machine, domain, name, make, model, machine_type, os, users } = self;
+        let shown = [
+            ("machine", machine),
+            ("domain", domain),
+            ("name", name),
+            ("make", make),
+            ("model", model),
+            ("os", os),
+            ("users", users),
+        ];
+        for (field, text) in shown {
+            check_is_no_secret(field, text)?;
+        }
+        let users = users.split(';').map(|user| user.trim_matches(' ')).filter(|user| !user.is_empty());
+        let imported = ImportedMachine {
+            machine: machine.parse()?,
+            description: Description {
+                domain: domain.to_owned(),
+                name: name.to_owned(),
+                make: make.to_owned(),
+                model: model.to_owned(),
+                machine_type: match machine_type {
+                    "" => MachineType::Unknown,
+                    word => word.to_ascii_lowercase().parse()?,
+                },
+                os: os.to_owned(),
+            },
+            users: users.map(str::parse).collect::<Result<_, _>>()?,
+        };
+        imported.check()?;
+        Ok(imported)
     }
 }
+
+/// A recovery key in the wrong column would pass for the name of a machine, which is shown to everybody.
+fn check_is_no_secret(field: &str, text: &str) -> Result<(), Invalid> {
+    let is_a = |kind| secrets::canonical(kind, &Secret::from(text.to_owned())).is_ok();
+    // Words of four letters are words, and 24 letters a serial number: only with its hyphens is it a key of FileVault.
+    let is_secret = is_a(SecretKind::BitlockerPassword)
+        || is_a(SecretKind::LuksRecovery)
+        || (text.matches('-').count() == FILEVAULT_HYPHENS && is_a(SecretKind::FilevaultRecovery));
+    if is_secret {
+        return Err(Invalid::new(field, "not a recovery key: are the columns in their places?"));
+    }
+    Ok(())
+}
+
+/// Between the groups of a recovery key of FileVault.
+const FILEVAULT_HYPHENS: usize = 5;
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::escrow::inventory::{Description, ImportedMachine};
 use crate::escrow::secrets::bitlocker;
 
 /// The `n`th recovery password.
@@ -26,6 +27,13 @@ fn told(rows: &[Row]) -> Vec<String> {
             let user = user.as_ref().map_or("-".to_owned(), ToString::to_string);
             let package = package.as_ref().map_or(0, |package| package.expose().len());
             format!("{} {machine} {volume} {kind} {key_id} {user} {package}", row.line)
+        }
+        Record::Machine(imported) => {
+            let ImportedMachine { machine, description, users } = &**imported;
+            let Description { domain, name, make, model, machine_type, os } = description;
+            let users: Vec<String> = users.iter().map(ToString::to_string).collect();
+            let texts = [domain, name, make, model, machine_type.as_str(), os].join("|");
+            format!("{} {machine} is {texts}|{}", row.line, users.join("+"))
         }
         Record::Other => format!("{} other", row.line),
         Record::Rejected(invalid) => format!("{} rejected {}", row.line, invalid.field),
@@ -91,6 +99,11 @@ mod csv {
             ("machine,volume,kind,secret,owner\n", "header: column 5 to be one of machine, volume"),
             ("machine,volume,kind,secret,Machine\n", "header: one column machine, not two"),
             ("machine,volume,kind,\"secret\n", "row: value 4 to end with a quotation mark"),
+            ("machine,user\n", "header: a column volume"),
+            ("machine,name,secret\n", "header: column 2 to be one of machine, volume, kind"),
+            ("machine,name,owner\n", "header: column 3 to be one of machine, domain, name"),
+            ("name,model\n", "header: a column machine"),
+            ("machine,os,OS\n", "header: one column os, not two"),
             ("\nPC-1,C:,generic,hunter2\n", "line 2: header: column 1 to be one of"),
         ] {
             let error = header_error(header);
@@ -132,6 +145,62 @@ mod csv {
         let mut text = b"machine,volume,kind,secret\nPC-1,C:,generic,".to_vec();
         text.extend(b"\xff\xfe\nPC-\xff,C:,generic,x\n");
         assert_eq!(told(&read(text).unwrap()), ["2 rejected secret", "3 rejected machine"]);
+    }
+
+    #[test]
+    fn a_table_without_secrets_is_of_machines() {
+        let text = "machine,domain,name,make,model,type,os,users\n\
+            PC-1,corp.example,ada-laptop,Contoso,\"X13, 2nd\",portable,Windows 11,CORP\\ada; CORP\\bob ;\n\
+            PC-2,,,,,,,\n";
+        let rows = read(text).unwrap();
+        let first =
+            r"2 PC-1 is corp.example|ada-laptop|Contoso|X13, 2nd|portable|Windows 11|CORP\ada+CORP\bob";
+        assert_eq!(told(&rows), [first, "3 PC-2 is ||||unknown||"]);
+        let text = "Type;Machine;USERS\r\n Server ;SRV-1;\"CORP\\ada;CORP\\bob\"\r\n";
+        assert_eq!(told(&read(text).unwrap()), [r"2 SRV-1 is ||||server||CORP\ada+CORP\bob"]);
+        assert_eq!(told(&read("machine\nPC-1\n").unwrap()), ["2 PC-1 is ||||unknown||"]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_machine_is_told_with_its_line_and_the_next_one_is_read() {
+        let filevault = "AB12-CD34-EF56-GH78-JK90-LM12";
+        for (line, field) in [
+            (",corp,n,t".to_owned(), "machine"),
+            ("PC 1,corp,n,".to_owned(), "machine"),
+            ("PC-1,corp,n,toaster".to_owned(), "type"),
+            (format!("PC-1,{},n,", "x".repeat(129)), "domain"),
+            ("PC-1,corp,a\u{7}b,".to_owned(), "name"),
+            ("PC-1,corp,n".to_owned(), "row"),
+            (format!("PC-1,corp,{},", password(1)), "name"),
+            (format!("{filevault},corp,n,"), "machine"),
+            (format!("PC-1,{},n,", "cbdefghi-".repeat(7) + "cbdefghi"), "domain"),
+        ] {
+            let rows = read(format!("machine,domain,name,type\n{line}\nPC-2,,,\n")).unwrap();
+            let expected = [format!("2 rejected {field}"), "3 PC-2 is ||||unknown||".to_owned()];
+            assert_eq!(told(&rows), expected, "{line}");
+        }
+        let users = vec![r"CORP\ada"; 17].join(";");
+        let rows = read(format!("machine,users\nPC-1,{users}\nPC-2,nobody\n")).unwrap();
+        assert_eq!(told(&rows), ["2 rejected users", "3 rejected user"]);
+    }
+
+    #[test]
+    fn no_recovery_key_of_any_kind_passes_for_a_name() {
+        let luks = "cbdefghi-".repeat(7) + "cbdefghi";
+        let filevault = "ab12-CD34-EF56-GH78-JK90-LM12";
+        for (machine, volume, field) in [
+            (filevault, "C:", "machine"),
+            ("PC-1", filevault, "volume"),
+            ("PC-1", luks.as_str(), "volume"),
+            ("PC-1", &luks.replace('-', ""), "volume"),
+            ("PC-1", &password(1).replace('-', ""), "volume"),
+        ] {
+            let rows = read(format!("machine,volume,kind,secret\n{machine},{volume},generic,x\n")).unwrap();
+            assert_eq!(told(&rows), [format!("2 rejected {field}")], "{machine} {volume}");
+        }
+        // A serial number of 24 letters and digits is a name.
+        let rows = read("machine,volume,kind,secret\nAB12CD34EF56GH78JK90LM12,C:,generic,x\n").unwrap();
+        assert_eq!(told(&rows), ["2 AB12CD34EF56GH78JK90LM12 C: generic - - 0"]);
     }
 
     #[test]
@@ -259,7 +328,7 @@ mod ldif {
     #[test]
     fn other_objects_are_passed_over_whatever_they_hold() {
         let computer = format!(
-            "dn: CN=PC-1,OU=Laptops,DC=corp\nobjectClass: computer\nuserCertificate:: {}\nphoto:< file:///x\n",
+            "dn: CN=ada,OU=People,DC=corp\nobjectClass: user\nuserCertificate:: {}\nphoto:< file:///x\n",
             "x".repeat(3 * LINE_MAX_BYTES)
         );
         let text = format!("{computer}\n{}\n\n{computer}", object(1, "\n"));
@@ -267,6 +336,34 @@ mod ldif {
         assert_eq!(told(&rows)[..2], ["1 other".to_owned(), expected(6, 1)]);
         assert_eq!(rows.len(), 3);
         assert_eq!(read("").len() + read("\n\n# nothing\n# here\n").len() + read("version: 1\n").len(), 0);
+    }
+
+    #[test]
+    fn a_computer_is_a_machine_named_as_its_keys_are_and_an_account_of_a_service_is_none() {
+        let computer = |classes: &[&str], more: &str| {
+            let classes: String = classes.iter().map(|class| format!("objectClass: {class}\n")).collect();
+            format!("dn: CN=PC-1,OU=Laptops,DC=corp,DC=example\n{classes}{more}\n")
+        };
+        let classes = ["top", "person", "organizationalPerson", "user", "computer"];
+        let more = format!(
+            "cn: PC-1\nsAMAccountName: PC-1$\ndNSHostName: pc-1.corp.example\noperatingSystem: Windows 11 Pro\n\
+             operatingSystemVersion: 10.0 (26100)\nmsTPM-OwnerInformation: c2VjcmV0\nuserCertificate:: {}\n",
+            "x".repeat(3 * LINE_MAX_BYTES)
+        );
+        let text = format!("{}\n{}", computer(&classes, &more), object(1, "\n"));
+        let rows = read(&text);
+        let os = "Windows 11 Pro 10.0 (26100)";
+        let first = format!("1 PC-1 is corp.example|pc-1.corp.example|||unknown|{os}|");
+        assert_eq!(told(&rows), [first, expected(rows[1].line, 1)]);
+        assert_eq!(told(&read(computer(&classes, ""))), ["1 PC-1 is corp.example||||unknown||"]);
+        for account in ["msDS-ManagedServiceAccount", "msDS-GroupManagedServiceAccount"] {
+            assert_eq!(told(&read(computer(&[&classes[..], &[account]].concat(), ""))), ["1 other"]);
+        }
+        let named = computer(&classes, "").replace("CN=PC-1", r"CN=a\, b");
+        assert_eq!(told(&read(named)), ["1 rejected machine"]);
+        let long = computer(&classes, &format!("operatingSystem: {}\n", "x".repeat(129)));
+        assert_eq!(told(&read(long)), ["1 rejected os"]);
+        assert_eq!(told(&read("dn: OU=x\nobjectClass: computer\n")), ["1 rejected dn"]);
     }
 
     #[test]

@@ -150,8 +150,10 @@ impl Forwarded {
             return Err(NodeError::TooLarge { bytes: body.len() });
         }
         let command: Command = format::decode(&body)?;
-        let is_routine =
-            matches!(command.action, Action::Escrow(_) | Action::EscrowMany(_) | Action::EscrowPending(_));
+        let is_routine = matches!(
+            command.action,
+            Action::Escrow(_) | Action::EscrowMany(_) | Action::EscrowPending(_) | Action::ImportMachines(_)
+        );
         let kind = command.action.kind();
         let requires = FeatureLevel::required_by(&command);
         Ok(Self { body, at: command.at, source: command.source.node, kind, requires, is_routine })

@@ -12,8 +12,8 @@ use crate::escrow::records::KEYS_LEFT_WARNING;
 use crate::metrics::EscrowOutcome;
 use crate::proto::escrow_service_server::EscrowService;
 use crate::proto::{
-    ConfirmKeyRequest, ConfirmKeyResponse, EscrowManyRequest, EscrowRequest, EscrowResponse, RotationRequest,
-    RotationResponse,
+    ConfirmKeyRequest, ConfirmKeyResponse, EscrowManyRequest, EscrowRequest, EscrowResponse,
+    ImportMachinesRequest, ImportMachinesResponse, RotationRequest, RotationResponse,
 };
 use crate::raft::leader::PROPOSE_TIMEOUT;
 use crate::raft::{Committed, NodeError};
@@ -56,6 +56,13 @@ impl EscrowService for Context {
         request: Request<Streaming<EscrowManyRequest>>,
     ) -> Result<Response<AnswerStream>, Status> {
         self.import(request).map(Response::new)
+    }
+
+    async fn import_machines(
+        &self,
+        request: Request<ImportMachinesRequest>,
+    ) -> Result<Response<ImportMachinesResponse>, Status> {
+        self.unless_removed(self.note_machines(request)).await.map(Response::new)
     }
 }
 

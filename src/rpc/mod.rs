@@ -12,6 +12,7 @@ pub mod escrow;
 mod escrow_many;
 pub mod guard;
 pub mod health;
+mod machines;
 pub mod peer;
 pub mod policy;
 pub mod recovery;

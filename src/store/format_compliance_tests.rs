@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::escrow::command::{
-    Action, Command, Contact, DecideExemption, NoteContact, Reply, ReportCompliance, RequestExemption,
-    SetCompliancePolicy,
+    Action, Command, Contact, DecideExemption, ImportOutcome, NoteContact, Refusal, Reply, ReportCompliance,
+    RequestExemption, SetCompliancePolicy,
 };
 use crate::escrow::compliance::contact::{Ahead, CONFIRMATIONS_MAX};
 use crate::escrow::compliance::history::RunEntry;
@@ -19,15 +19,17 @@ use crate::escrow::compliance::{
     EndedExemption, Exemption, ExemptionDecision, ExemptionGrant, ExemptionRejection, ExemptionRequest,
     HistoryIndex, LastContact, MachineReport, Moment, Said, Told, VolumeReport,
 };
-use crate::escrow::ids::{Identity, KeyId, RequestId, Timestamp};
-use crate::escrow::records::{AuditEvent, AuditRecord, LogPosition, MachineRecord, Source};
+use crate::escrow::ids::{Identity, Invalid, KeyId, RequestId, Timestamp};
+use crate::escrow::inventory::{Description, ImportedMachine, InventoryRecord};
+use crate::escrow::records::{AuditEvent, AuditRecord, ExemptionTally, LogPosition, MachineRecord, Source};
 use crate::escrow::rows::RequestRow;
+use crate::escrow::tally::Slots;
 
 /// `name: hex`, one a line.
 const GOLDEN: &str = include_str!("testdata/golden-compliance.txt");
 
 /// The variants and tables that have their vectors here.
-pub(super) const PINNED: [&str; 14] = [
+pub(super) const PINNED: [&str; 18] = [
     "Compliance",
     "ComplianceChange",
     "CompliancePolicy",
@@ -36,8 +38,12 @@ pub(super) const PINNED: [&str; 14] = [
     "Exemption",
     "ExemptionDecided",
     "ExemptionRequested",
+    "ExemptionTally",
     "HistoryIndex",
+    "ImportMachines",
+    "Inventory",
     "LastContact",
+    "MachinesImported",
     "NoteContact",
     "ReportCompliance",
     "RequestExemption",
@@ -109,6 +115,11 @@ fn report() -> MachineReport {
     }
 }
 
+fn imported() -> ImportedMachine {
+    let MachineReport { machine, users, .. } = report();
+    ImportedMachine { machine, description: Description::of(&report()), users }
+}
+
 fn request() -> ExemptionRequest {
     ExemptionRequest {
         id: RequestId(Uuid::from_u128(0x12)),
@@ -136,6 +147,7 @@ fn commands_of_compliance_keep_decoding() {
         let name = format!("command decide-exemption {}", decision.as_str());
         check(&name, &command(Action::DecideExemption(decide)));
     }
+    check("command import-machines", &command(Action::ImportMachines(vec![imported()])));
     let set = SetCompliancePolicy { policy: "{}".to_owned(), replaces: 3 };
     check("command set-compliance-policy", &command(Action::SetCompliancePolicy(set)));
 }
@@ -145,6 +157,8 @@ fn rows_of_compliance_keep_decoding() {
     let told = |at, late: Option<u64>| Told { at: Timestamp(at), late: late.map(Timestamp) };
     let record = ComplianceRecord { report: report(), at: Timestamp(1_700_000_000_000), since: Timestamp(3) };
     check("row compliance", &record);
+    let ImportedMachine { machine, description, .. } = imported();
+    check("row inventory", &InventoryRecord { machine, description });
     let state = report().state();
     let change = ComplianceChange {
         machine: report().machine,
@@ -190,6 +204,8 @@ fn rows_of_compliance_keep_decoding() {
         }),
     };
     check("row exemption", &exemption);
+    let tally = ExemptionTally { person: "d01".to_owned(), slots: Slots(vec![(2_945_376, 3)]) };
+    check("row exemption-tally", &tally);
     let policy = CompliancePolicyRecord {
         version: 2,
         policy: "{}".to_owned(),
@@ -219,6 +235,13 @@ fn records_and_replies_of_compliance_keep_decoding() {
     check("row audit exemption-decided", &audit(decided));
     let set = AuditEvent::CompliancePolicySet { version: 2, policy: "{}".to_owned() };
     check("row audit compliance-policy-set", &audit(set));
+
+    let outcomes = vec![
+        ImportOutcome::Noted,
+        ImportOutcome::KnownBefore,
+        ImportOutcome::Refused(Refusal::Invalid(Invalid::new("model", "no"))),
+    ];
+    check("reply machines-imported", &Reply::MachinesImported(outcomes));
 
     let remembered = |reply| RequestRow { request: exemption, digest: [6; 32], reply };
     check("row request exemption-requested", &remembered(Reply::ExemptionRequested { exemption }));

@@ -32,7 +32,8 @@ pub(super) struct WhichCommand {
     /// The machine.
     #[arg(value_name = "MACHINE")]
     machine: MachineId,
-    /// The id of the request, as `compliance exempt list` shows it; by default the one that there is of the machine now.
+    /// The id of the request, as `compliance exempt list` shows it; by default the one that there is of the machine now, be it
+    /// asked for since you looked: the answer says who asked and why.
     #[arg(value_name = "EXEMPTION")]
     exemption: Option<Uuid>,
 }
@@ -145,15 +146,26 @@ async fn decide(
         Decision::Reject => ("rejected", None),
         Decision::Revoke => ("revoked", None),
     };
-    let document =
-        json!({ "machine": machine, "exemption": exemption.exemption, "decision": word, "until": until });
+    let document = json!({
+        "machine": machine,
+        "exemption": exemption.exemption,
+        "decision": word,
+        "until": until,
+        "asked_by": exemption.asked_by,
+        "reason": exemption.reason,
+    });
     printer.result(&document, || {
         let end = match (decision, &until) {
             (Decision::Grant(_), Some(until)) => format!(", until {until}"),
             (Decision::Grant(_), None) => ", for good".to_owned(),
             _ => String::new(),
         };
-        format!("the exemption of {machine} is {word}{end}")
+        let about = facts(&[
+            ("exemption", exemption.exemption.clone()),
+            ("asked by", exemption.asked_by.clone()),
+            ("reason", exemption.reason.clone()),
+        ]);
+        format!("the exemption of {machine} is {word}{end}\n\n{about}")
     })
 }
 

@@ -1,4 +1,5 @@
-//! `strongroom import`: keys out of other systems' files.
+//! `strongroom import`: keys and machines out of other systems' files. The two go to the nodes side by side, each in their
+//! order.
 //!
 //! The file is read by a thread of its own, a bounded way ahead of the nodes. What is wrong with a record is reported with
 //! its line and never with its content. Importing is idempotent, so after whatever happened the same command finishes the
@@ -6,7 +7,9 @@
 
 mod progress;
 mod rejected;
+mod tally;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -15,16 +18,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use self::progress::Progress;
 use self::rejected::{Rejection, RejectionFile};
-use super::output::facts;
+use self::tally::{Summary, Tally, text};
 use super::{Exit, Failure, Global, Printer};
-use crate::client::{BulkAnswer, Client, Deposit, UNANSWERED_MAX};
+use crate::client::{BulkAnswer, BulkRefused, Client, Deposit, MachineNoted, UNANSWERED_MAX};
 use crate::escrow::ids::{KeyId, MachineId};
+use crate::escrow::inventory::ImportedMachine;
 use crate::import::{Format, ImportError, Record, Rows, rows};
 
 /// Most rejected records that are told on standard error, if they are written to no file.
@@ -32,7 +35,7 @@ const REJECTIONS_TOLD_MAX: u64 = 20;
 /// The name of standard input.
 const STANDARD_INPUT: &str = "-";
 
-/// Keep the keys in a file.
+/// Keep the keys in a file, or note the machines in it.
 #[derive(Debug, Args)]
 pub(super) struct ImportCommand {
     #[command(subcommand)]
@@ -42,9 +45,11 @@ pub(super) struct ImportCommand {
 #[derive(Debug, Subcommand)]
 enum Source {
     /// A table: a line that names the columns machine, volume, kind and secret, and perhaps key_id, package (base64) and
-    /// user, in any order; then one key a line. UTF-8, separated by commas, semicolons or tabs.
+    /// user, in any order; then one key a line. Or of machines: machine, and perhaps domain, name, make, model, type, os and
+    /// users (with ; between them). UTF-8, separated by commas, semicolons or tabs.
     Csv(ImportArgs),
-    /// BitLocker keys of an Active Directory: an LDIF export of its msFVE-RecoveryInformation objects.
+    /// BitLocker keys and machines of an Active Directory: an LDIF export of its msFVE-RecoveryInformation and computer
+    /// objects, or of either.
     Ldif(ImportArgs),
 }
 
@@ -71,10 +76,11 @@ impl ImportCommand {
             Source::Ldif(args) => (Format::Ldif, args),
         };
         let client = if args.dry_run { None } else { Some(global.client()?) };
-        let rejected_out = args.rejected_out.as_deref().map(RejectionFile::create).transpose()?;
         let source = SourceFile::open(&args.file)?;
         let progress = Progress::new(printer, source.length, source.read.clone());
         let rows = rows(format, source).map_err(unreadable)?;
+        // Not before there is something to read: an empty file would be in the way of the next run.
+        let rejected_out = args.rejected_out.as_deref().map(RejectionFile::create).transpose()?;
         let import = Arc::new(Import {
             from_line: args.from_line,
             printer,
@@ -103,73 +109,64 @@ struct Import {
 #[derive(Default)]
 struct State {
     tally: Tally,
+    /// The lines of what was handed on and not answered yet.
+    unanswered: BTreeSet<u64>,
+    /// The last line that was answered.
+    last_answered: u64,
     rejected_out: Option<RejectionFile>,
     /// What ended the reading early.
     ended: Option<Failure>,
 }
 
-/// What became of the records.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-struct Tally {
-    /// Keys that were read, from the first line that was asked for on.
-    records: u64,
-    /// Of them, kept by this import.
-    kept: u64,
-    /// Kept before.
-    already_escrowed: u64,
-    /// Not kept, or not well formed.
-    rejected: u64,
-    /// Objects that are no keys.
-    passed_over: u64,
-    /// Records in front of the line that was asked for.
-    skipped: u64,
-    /// Up to here everything is settled: the line on which the last record begins that was answered.
-    settled_line: u64,
-}
-
-#[derive(Serialize)]
-struct Summary {
-    dry_run: bool,
-    #[serde(flatten)]
-    tally: Tally,
-    seconds: f64,
-    per_second: f64,
-}
-
-/// A key on its way, as far as it may be shown.
-struct Key {
+/// A record on its way, as far as it may be shown.
+struct Sent {
     line: u64,
     machine: MachineId,
     key_id: Option<KeyId>,
 }
 
+/// What was read and is to be kept.
+enum Found {
+    Key(Sent, Deposit),
+    Machine(Sent, ImportedMachine),
+}
+
 impl Import {
     /// Keeps what is well formed.
     async fn keep(self: &Arc<Self>, client: &Client, rows: Rows) -> Result<(), Failure> {
-        let (sender, keys) = mpsc::channel(UNANSWERED_MAX);
+        let (key_sender, keys) = mpsc::channel(UNANSWERED_MAX);
+        let (machine_sender, machines) = mpsc::channel(UNANSWERED_MAX);
         // Not one of the runtime's, which would wait for it: it may wait for standard input.
         let import = self.clone();
-        std::thread::spawn(move || import.read(rows, |key| sender.blocking_send(key).is_ok()));
+        std::thread::spawn(move || {
+            import.read(rows, |found| match found {
+                Found::Key(sent, deposit) => key_sender.blocking_send((sent, deposit)).is_ok(),
+                Found::Machine(sent, machine) => machine_sender.blocking_send((sent, machine)).is_ok(),
+            });
+        });
+        let keys = client.escrow_many(ReceiverStream::new(keys), |sent, answer| self.answered(&sent, answer));
+        let machines =
+            client.import_machines(ReceiverStream::new(machines), |sent, noted| self.noted(&sent, noted));
         // Whoever stops it wants to know where to go on.
         let kept = tokio::select! {
-            kept = client.escrow_many(ReceiverStream::new(keys), |key, answer| self.answered(&key, answer)) => kept,
+            kept = async { tokio::try_join!(keys, machines) } => kept,
             _ = tokio::signal::ctrl_c() => return Err(Failure::new(Exit::Failed, "it was interrupted")),
         };
-        kept.map_err(Failure::from).and_then(|()| self.read_to_its_end())
+        kept.map_err(Failure::from).and_then(|_| self.read_to_its_end())
     }
 
     /// Checks everything and keeps nothing.
     fn check(&self, rows: Rows) -> Result<(), Failure> {
-        self.read(rows, |(key, _)| {
-            self.state().tally.settled_line = key.line;
+        self.read(rows, |(Found::Key(sent, _) | Found::Machine(sent, _))| {
+            self.state().settle(sent.line);
             true
         });
         self.read_to_its_end()
     }
 
-    /// Gives every key among the records to `give`, until there is no more, it takes no more, or something is wrong that
-    /// ends the reading.
-    fn read(&self, rows: Rows, mut give: impl FnMut((Key, Deposit)) -> bool) {
+    /// Gives every key and machine among the records to `give`, until there is no more, it takes no more, or something is
+    /// wrong that ends the reading.
+    fn read(&self, rows: Rows, mut give: impl FnMut(Found) -> bool) {
         for row in rows {
             let (line, record) = match row {
                 Ok(row) => (row.line, row.record),
@@ -177,6 +174,11 @@ impl Import {
                     self.state().ended = Some(unreadable(error));
                     return;
                 }
+            };
+            let mut give = |found| {
+                self.count_record();
+                self.state().unanswered.insert(line);
+                give(found) && self.state().ended.is_none()
             };
             let goes_on = match record {
                 _ if line < self.from_line => {
@@ -188,9 +190,12 @@ impl Import {
                     true
                 }
                 Record::Key(deposit) => {
-                    self.count_record();
-                    let key = Key { line, machine: deposit.machine.clone(), key_id: deposit.key_id };
-                    give((key, *deposit)) && self.state().ended.is_none()
+                    let sent = Sent { line, machine: deposit.machine.clone(), key_id: deposit.key_id };
+                    give(Found::Key(sent, *deposit))
+                }
+                Record::Machine(machine) => {
+                    let sent = Sent { line, machine: machine.machine.clone(), key_id: None };
+                    give(Found::Machine(sent, *machine))
                 }
                 Record::Rejected(invalid) => {
                     self.count_record();
@@ -213,22 +218,27 @@ impl Import {
         self.progress.at(state.tally.records);
     }
 
-    fn answered(&self, key: &Key, answer: BulkAnswer) {
+    fn answered(&self, sent: &Sent, answer: BulkAnswer) {
         match answer {
-            BulkAnswer::Kept(kept) => {
-                let mut state = self.state();
-                let count = if kept.already_escrowed {
-                    &mut state.tally.already_escrowed
-                } else {
-                    &mut state.tally.kept
-                };
-                *count += 1;
-            }
-            BulkAnswer::Refused(refused) => {
-                self.rejected(&Rejection::of_answer(key.line, &key.machine, key.key_id, refused));
-            }
+            BulkAnswer::Kept(kept) if kept.already_escrowed => self.state().tally.already_escrowed += 1,
+            BulkAnswer::Kept(_) => self.state().tally.kept += 1,
+            BulkAnswer::Refused(refused) => self.refused(sent, refused),
         }
-        self.state().tally.settled_line = key.line;
+        self.state().settle(sent.line);
+    }
+
+    fn noted(&self, sent: &Sent, noted: MachineNoted) {
+        match noted {
+            MachineNoted::New => self.state().tally.machines_noted += 1,
+            MachineNoted::KnownBefore => self.state().tally.machines_known += 1,
+            MachineNoted::Refused(refused) => self.refused(sent, refused),
+        }
+        self.state().settle(sent.line);
+    }
+
+    fn refused(&self, sent: &Sent, refused: BulkRefused) {
+        // Whether that could be reported is seen at the next record.
+        self.rejected(&Rejection::of_answer(sent.line, &sent.machine, sent.key_id, refused));
     }
 
     /// Reports a rejected record; whether that could be done.
@@ -256,14 +266,18 @@ impl Import {
             // One failure is told, and this is not the first.
             let _ = file.flush();
         }
-        let tally = &state.tally;
-        let (kept, already, line) = (tally.kept, tally.already_escrowed, tally.settled_line);
+        let Tally { kept, already_escrowed, machines_noted, machines_known, settled_line: line, .. } =
+            state.tally;
         if line == 0 && failure.exit != Exit::Unavailable {
             // It never began: that the caller may not, for one, is not mended by going on.
             return failure;
         }
         let next = if line == 0 { self.from_line } else { line + 1 };
-        let message = format!("{}; so far {kept} keys were kept, {already} had been", failure.message);
+        let mut message =
+            format!("{}; so far {kept} keys were kept, {already_escrowed} had been", failure.message);
+        if machines_noted + machines_known > 0 {
+            message += &format!(", {machines_noted} machines were noted, {machines_known} had been known");
+        }
         let way = format!("doing the same again is safe; --from-line {next} goes on where it ended");
         let hint = failure.hint.map_or(way.clone(), |hint| format!("{hint}; {way}"));
         Failure { message, hint: Some(hint), ..failure }
@@ -292,6 +306,17 @@ impl Import {
     fn state(&self) -> MutexGuard<'_, State> {
         // Counts and a file: a panic elsewhere leaves them usable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What stands on this line is answered.
+    fn settle(&mut self, line: u64) {
+        self.unanswered.remove(&line);
+        self.last_answered = self.last_answered.max(line);
+        // Keys and machines overtake each other.
+        let first_unanswered = self.unanswered.first().copied().unwrap_or(u64::MAX);
+        self.tally.settled_line = self.last_answered.min(first_unanswered - 1);
     }
 }
 
@@ -333,23 +358,17 @@ fn unreadable(error: ImportError) -> Failure {
     }
 }
 
-fn text(summary: &Summary) -> String {
-    let Summary { dry_run, tally, seconds, per_second } = summary;
-    let well_formed = ("well formed", (tally.records - tally.rejected).to_string());
-    let kept = ("kept", tally.kept.to_string());
-    let mut lines = vec![("records", tally.records.to_string())];
-    if *dry_run {
-        lines.push(well_formed);
-    } else {
-        lines.extend([kept, ("kept before", tally.already_escrowed.to_string())]);
-    }
-    lines.push(("rejected", tally.rejected.to_string()));
-    for (name, count) in [("passed over", tally.passed_over), ("skipped", tally.skipped)] {
-        if count > 0 {
-            lines.push((name, count.to_string()));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_goes_on_leaves_nothing_out_however_keys_and_machines_overtake_each_other() {
+        let mut state = State::default();
+        state.unanswered.extend([2, 3, 9]);
+        for (answered, settled) in [(3, 1), (2, 3), (9, 9)] {
+            state.settle(answered);
+            assert_eq!(state.tally.settled_line, settled);
         }
     }
-    lines.extend([("seconds", format!("{seconds:.1}")), ("per second", format!("{per_second:.0}"))]);
-    let facts = facts(&lines);
-    if *dry_run { format!("nothing was sent: a dry run\n\n{facts}") } else { facts }
 }

@@ -4,7 +4,9 @@
 //! standard error. As JSON it is one document a line: first the header, then each row, and last the totals. A report that
 //! ends without its totals was cut off, and so the command fails.
 
+pub(super) mod computer;
 pub(super) mod render;
+mod terminal;
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -122,8 +124,8 @@ struct Machines {
     /// Only machines on which this user was seen.
     #[arg(long, value_name = r"DOMAIN\NAME")]
     user: Option<UserName>,
-    /// Only machines behind this one in the order of ids: where a page ended.
-    #[arg(long, value_name = "MACHINE")]
+    /// Only machines behind this one in the order of ids: where a page ended, as it says itself.
+    #[arg(long, value_name = "MACHINE", conflicts_with = "sort")]
     after: Option<MachineId>,
 }
 
@@ -146,7 +148,7 @@ struct Common {
     /// The largest first.
     #[arg(long, requires = "sort")]
     descending: bool,
-    /// End after so many rows.
+    /// End after so many rows. The rows of a machine stay together, so there may be a few more.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
     /// Judge at this time and not now: two nodes that stand at one index then answer the same, to the byte.
@@ -193,7 +195,7 @@ impl ReportCommand {
                 return Ok(());
             }
         }
-        render.finish(&report.totals().unwrap_or_default())
+        render.finish(&report.totals().cloned().unwrap_or_default())
     }
 }
 

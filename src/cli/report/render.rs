@@ -5,7 +5,8 @@ use std::io::{self, BufWriter, Stdout, Write};
 use serde_json::{Map, Value, json};
 
 use super::ReportFormat;
-use crate::cli::output::{facts, table};
+use super::computer::computer_text;
+use super::terminal::fit;
 use crate::cli::recover::{freshness_json, freshness_text};
 use crate::cli::{Exit, Failure, Printer};
 use crate::escrow::ids::Timestamp;
@@ -45,7 +46,7 @@ impl Render {
         printer: Printer,
     ) -> Result<Self, Failure> {
         let to = match format {
-            ReportFormat::Csv => To::Csv(Box::new(csv::Writer::from_writer(io::stdout()))),
+            ReportFormat::Csv => To::Csv(Box::new(csv_writer(io::stdout()))),
             ReportFormat::Json => To::Json(BufWriter::new(io::stdout())),
             ReportFormat::Table => To::Table(BufWriter::new(io::stdout())),
         };
@@ -100,11 +101,19 @@ impl Render {
 
     /// Prints what stands at the end.
     pub fn finish(mut self, totals: &ReportTotals) -> Result<(), Failure> {
-        let ReportTotals { rows, machines, truncated } = totals;
+        let ReportTotals { rows, machines, truncated, next } = totals;
+        let more = more_text(self.kind, totals);
         let written = match &mut self.to {
-            To::Csv(csv) => csv.flush(),
+            To::Csv(csv) => {
+                if let Some(more) = more {
+                    self.printer.note(&more);
+                }
+                csv.flush()
+            }
             To::Json(out) => {
-                let totals = json!({ "rows": rows, "machines": machines, "truncated": truncated });
+                let next = (!next.is_empty()).then_some(next);
+                let totals =
+                    json!({ "rows": rows, "machines": machines, "truncated": truncated, "next": next });
                 writeln!(out, "{}", json!({ "totals": totals })).and_then(|()| out.flush())
             }
             To::Table(out) => {
@@ -129,6 +138,11 @@ impl Render {
         }
         Ok(!self.is_over)
     }
+}
+
+/// Every text is quoted, so that where another mark than the comma separates, a cell does not end in the middle of one.
+fn csv_writer<W: Write>(out: W) -> csv::Writer<W> {
+    csv::WriterBuilder::new().quote_style(csv::QuoteStyle::NonNumeric).from_writer(out)
 }
 
 fn is_broken_pipe(error: &io::Error) -> bool {
@@ -162,8 +176,8 @@ fn header_text(header: &ReportHeader) -> String {
 }
 
 fn totals_text(kind: ReportKind, totals: &ReportTotals) -> String {
-    let ReportTotals { rows, machines, truncated } = totals;
-    let more = if *truncated { "\nthere are more rows: raise --limit, or go on with --after" } else { "" };
+    let ReportTotals { rows, machines, .. } = totals;
+    let more = more_text(kind, totals).map(|more| format!("\n{more}")).unwrap_or_default();
     match kind {
         ReportKind::RecoveryAudit => format!("\n{rows} requests{more}"),
         ReportKind::Enterprise => format!("\n{machines} machines"),
@@ -171,12 +185,41 @@ fn totals_text(kind: ReportKind, totals: &ReportTotals) -> String {
     }
 }
 
-/// A cell as CSV has it. A text that a spreadsheet would take for a formula is put in quotes of its own: names and models
-/// are what a device says they are.
+/// Where there is more than was shown, how to see it.
+fn more_text(kind: ReportKind, totals: &ReportTotals) -> Option<String> {
+    if !totals.truncated {
+        return None;
+    }
+    let narrow = match kind {
+        ReportKind::RecoveryAudit => "narrow it with --since and --until",
+        _ => "narrow it to some machines",
+    };
+    Some(match totals.next.as_str() {
+        "" => format!("there are more rows: raise --limit, or {narrow}"),
+        next => format!("there are more rows: go on with --after {next}"),
+    })
+}
+
+/// With what a spreadsheet takes a cell for a formula, also as wide letters.
+const FORMULAS: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
+
+/// A cell as CSV has it. What a spreadsheet would take for a formula gets a quotation mark before it, behind a semicolon as
+/// well, which ends a cell in most of Europe: names and models are what a device says they are.
 fn csv_cell(column: &ReportColumn, cell: &str) -> String {
     let text = cell.replace(LIST_SEPARATOR, LIST_JOIN);
-    let is_text = matches!(column.kind.as_str(), "text" | "list");
-    if is_text && text.starts_with(['=', '+', '-', '@']) { format!("'{text}") } else { text }
+    if !matches!(column.kind.as_str(), "text" | "list") {
+        return text;
+    }
+    let mut harmless = String::with_capacity(text.len());
+    let mut begins = true;
+    for letter in text.chars() {
+        if begins && FORMULAS.contains(&letter) {
+            harmless.push('\'');
+        }
+        begins = letter == ';' || (begins && letter.is_whitespace());
+        harmless.push(letter);
+    }
+    harmless
 }
 
 /// A row as JSON: of all columns, or of those that are about the machine, or that are not.
@@ -246,65 +289,14 @@ fn moment(text: &str, width: usize) -> String {
     text.chars().take(letters).map(|letter| if letter == 'T' { ' ' } else { letter }).collect()
 }
 
-/// A text in exactly as many letters; what does not fit is cut off, and seen to be.
-fn fit(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return format!("{text:width$}");
-    }
-    let mut cut: String = text.chars().take(width - 1).collect();
-    cut.push('…');
-    cut
-}
-
-/// The report of one machine: what there is to say of it, its drives in a table, and what is amiss with each.
-pub(in crate::cli) fn computer_text(columns: &[ReportColumn], rows: &[ReportRow]) -> String {
-    let Some(first) = rows.first() else { return "nothing is known of it".to_owned() };
-    let said =
-        columns.iter().zip(&first.cells).filter(|(column, cell)| column.of_machine && !cell.is_empty());
-    let names: Vec<(String, String)> = said
-        .map(|(column, cell)| (column.name.replace('_', " "), cell.replace(LIST_SEPARATOR, "\n")))
-        .collect();
-    let width = names.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 2;
-    let pairs: Vec<(&str, String)> = names
-        .iter()
-        .map(|(name, text)| (name.as_str(), text.replace('\n', &format!("\n{:width$}", ""))))
-        .collect();
-    let mut parts = vec![facts(&pairs)];
-    let cell = |row: &ReportRow, name: &str| {
-        let found = columns.iter().zip(&row.cells).find(|(column, _)| column.name == name);
-        found.map(|(_, cell)| cell.replace(LIST_SEPARATOR, ", ")).unwrap_or_default()
-    };
-    let drives: Vec<&ReportRow> = rows.iter().filter(|row| !cell(row, "drive").is_empty()).collect();
-    if drives.is_empty() {
-        parts.push("it told of no drives".to_owned());
-        return parts.join("\n\n");
-    }
-    const SHOWN: [&str; 6] =
-        ["drive", "volume_status", "encryption_state", "protector_state", "cipher", "protectors"];
-    let shown = drives.iter().map(|row| SHOWN.map(|name| cell(row, name)).to_vec()).collect();
-    parts.push(table(&["DRIVE", "STATUS", "ENCRYPTION", "PROTECTION", "CIPHER", "PROTECTORS"], &[], shown));
-    let mut more = Vec::new();
-    for row in drives {
-        for name in ["volume_details", "keys_in_escrow"] {
-            let cells = columns.iter().zip(&row.cells);
-            let list = cells.filter(|(column, cell)| column.name == name && !cell.is_empty());
-            for part in list.flat_map(|(_, cell)| cell.split(LIST_SEPARATOR)) {
-                let what = if name == "volume_details" { part.to_owned() } else { format!("key {part}") };
-                more.push(format!("{}  {what}", cell(row, "drive")));
-            }
-        }
-    }
-    if !more.is_empty() {
-        parts.push(more.join("\n"));
-    }
-    parts.join("\n\n")
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use unicode_width::UnicodeWidthStr as _;
+
+    use super::super::terminal::TABLE_WIDTH;
     use super::*;
 
-    fn columns(kind: ReportKind) -> Vec<ReportColumn> {
+    pub fn columns(kind: ReportKind) -> Vec<ReportColumn> {
         let column = |column: &crate::escrow::reports::Column| ReportColumn {
             name: column.name.to_owned(),
             kind: column.kind.as_str().to_owned(),
@@ -314,7 +306,7 @@ mod tests {
     }
 
     /// A row whose cells are as long as they come.
-    fn long_row(kind: ReportKind) -> ReportRow {
+    pub fn long_row(kind: ReportKind) -> ReportRow {
         let cell = |column: &crate::escrow::reports::Column| match column.kind.as_str() {
             "time" => "2026-01-31T12:34:56.789Z".to_owned(),
             "number" => "1000000".to_owned(),
@@ -333,23 +325,48 @@ mod tests {
             }
             let heading = heading(widths);
             let line = line(&columns(kind), widths, &long_row(kind));
-            assert!(heading.chars().count() <= 80 && line.chars().count() <= 80, "{heading}\n{line}");
+            assert!(heading.width() <= TABLE_WIDTH && line.width() <= TABLE_WIDTH, "{heading}\n{line}");
         }
+    }
+
+    #[test]
+    fn where_there_is_more_it_is_said_how_to_see_it() {
+        let more = |kind, truncated, next: &str| {
+            more_text(kind, &ReportTotals { rows: 1, machines: 1, truncated, next: next.to_owned() })
+        };
+        assert_eq!(more(ReportKind::Findings, false, ""), None);
+        let text = more(ReportKind::Findings, true, "M-1").unwrap();
+        assert!(text.ends_with("--after M-1"), "{text}");
+        let text = more(ReportKind::Findings, true, "").unwrap();
+        assert!(!text.contains("--after"), "{text}");
+        let text = more(ReportKind::RecoveryAudit, true, "").unwrap();
+        assert!(text.contains("--since") && !text.contains("--after"), "{text}");
     }
 
     #[test]
     fn times_are_shown_as_far_as_there_is_room() {
         assert_eq!(moment("2026-01-31T12:34:56.789Z", 10), "2026-01-31");
         assert_eq!(moment("2026-01-31T12:34:56.789Z", 16), "2026-01-31 12:34");
-        assert_eq!(fit("abcdef", 4), "abc…");
     }
 
     #[test]
     fn no_text_of_a_device_is_a_formula_to_a_spreadsheet() {
         let column = |kind: &str| ReportColumn { kind: kind.to_owned(), ..Default::default() };
-        for text in ["=1+1", "+1", "-1", "@sum"] {
+        for text in ["=1+1", "+1", "-1", "@sum", "＝1"] {
             assert_eq!(csv_cell(&column("text"), text), format!("'{text}"));
         }
+        for (text, harmless) in [
+            ("  =1", "  '=1"),
+            ("x;=1", "x;'=1"),
+            ("x; \u{a0}+1;-2", "x; \u{a0}'+1;'-2"),
+            ("a=b; c-d", "a=b; c-d"),
+        ] {
+            assert_eq!(csv_cell(&column("text"), text), harmless);
+        }
+        assert_eq!(csv_cell(&column("list"), "a\n=1"), "a; '=1");
+        let mut csv = csv_writer(Vec::new());
+        csv.write_record(["x;y", "3", "2026-01-31", ""]).unwrap();
+        assert_eq!(csv.into_inner().unwrap(), b"\"x;y\",3,\"2026-01-31\",\"\"\n");
         assert_eq!(csv_cell(&column("list"), "a\nb"), "a; b");
         assert_eq!(csv_cell(&column("number"), "-1"), "-1");
     }

@@ -89,6 +89,13 @@ impl EscrowService for Scripted {
         Ok(Response::new(Box::pin(ReceiverStream::new(answered))))
     }
 
+    async fn import_machines(
+        &self,
+        _: Request<crate::proto::ImportMachinesRequest>,
+    ) -> Result<Response<crate::proto::ImportMachinesResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
     async fn escrow(
         &self,
         _: Request<crate::proto::EscrowRequest>,

@@ -1,15 +1,20 @@
-//! Exemptions from the policy of compliance: asked for, granted, rejected, ended. Each step is on record.
+//! Exemptions from the policy of compliance: asked for, granted, rejected, ended. Each step is on record, and so are the
+//! steps of one request few: what one person can put on record is bounded by how often they may ask within an hour.
 
 use super::{Halt, REASON_MAX_BYTES, Turn, requests, reveal};
 use crate::escrow::command::{DecideExemption, Refusal, Reply, RequestExemption};
 use crate::escrow::compliance::{
     Exemption, ExemptionDecision, ExemptionGrant, ExemptionRejection, ExemptionRequest,
 };
-use crate::escrow::ids::{Invalid, Timestamp};
+use crate::escrow::ids::{Invalid, Timestamp, is_plain};
 use crate::escrow::lookup;
 use crate::escrow::policy::{Operation, allows};
 use crate::escrow::records::AuditEvent;
 use crate::escrow::state::{Row, State};
+use crate::escrow::tally::HOUR_MS;
+
+/// How many exemptions one person may ask for within an hour: each leaves a record for ever.
+pub const EXEMPTION_REQUESTS_PER_HOUR_MAX: u32 = 100;
 
 /// Puts a request down for an officer. An earlier one that waits ends; what was granted goes on.
 pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, asked: &RequestExemption) -> Result<Reply, Halt> {
@@ -25,6 +30,7 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, asked: &RequestExemption) 
     if lookup::machine(turn.state, &asked.machine)?.is_none() {
         return Err(Refusal::NotFound(format!("no machine {} is known", asked.machine)).into());
     }
+    count(turn)?;
     let before = lookup::exemption(turn.state, &asked.machine)?;
     let before = before.unwrap_or_else(|| Exemption::none(asked.machine.clone()));
     let id = turn.command.request;
@@ -45,6 +51,22 @@ pub(super) fn apply<S: State>(turn: &mut Turn<'_, S>, asked: &RequestExemption) 
     requests::remember(turn, Reply::ExemptionRequested { exemption: id })
 }
 
+/// Counts a request of this person, and refuses one too many.
+fn count<S: State>(turn: &mut Turn<'_, S>) -> Result<(), Halt> {
+    let person = turn.by().person();
+    let mut tally = lookup::exemption_requests(turn.state, &person)?;
+    if tally.slots.within(HOUR_MS, turn.at) >= u64::from(EXEMPTION_REQUESTS_PER_HOUR_MAX) {
+        let free_at = tally.slots.free_at(HOUR_MS, turn.at, EXEMPTION_REQUESTS_PER_HOUR_MAX);
+        let why = format!(
+            "{EXEMPTION_REQUESTS_PER_HOUR_MAX} exemptions were asked for by you within an hour; the next one can be at {free_at}"
+        );
+        return Err(Refusal::Denied(why).into());
+    }
+    tally.slots.count(turn.at);
+    turn.state.put(&tally);
+    Ok(())
+}
+
 /// Decides about a request, or ends what was granted.
 pub(super) fn apply_decision<S: State>(
     turn: &mut Turn<'_, S>,
@@ -60,8 +82,9 @@ pub(super) fn apply_decision<S: State>(
     let before = lookup::exemption(turn.state, &decide.machine)?;
     let before = before.unwrap_or_else(|| Exemption::none(decide.machine.clone()));
     let (request, after) = match decide.decision {
+        ExemptionDecision::Grant { until } => granted(turn, decide, until, before)?,
+        ExemptionDecision::Reject => rejected(turn, decide, before)?,
         ExemptionDecision::Revoke => revoked(turn, decide, before)?,
-        ExemptionDecision::Grant { .. } | ExemptionDecision::Reject => decided(turn, decide, before)?,
     };
     turn.audit(AuditEvent::ExemptionDecided {
         exemption: request.id,
@@ -77,11 +100,12 @@ pub(super) fn apply_decision<S: State>(
     requests::remember(turn, Reply::ExemptionDecided)
 }
 
-fn decided<S: State>(
+/// What waits and is meant, if `turn`'s person may decide about it.
+fn waiting<S: State>(
     turn: &Turn<'_, S>,
     decide: &DecideExemption,
-    before: Exemption,
-) -> Result<(ExemptionRequest, Exemption), Halt> {
+    before: &Exemption,
+) -> Result<ExemptionRequest, Halt> {
     let Some(request) = before.request.clone().filter(|request| request.id == decide.exemption) else {
         return Err(gone(decide).into());
     };
@@ -89,19 +113,31 @@ fn decided<S: State>(
         let why = "nobody decides about an exemption that they asked for themselves".to_owned();
         return Err(Refusal::Denied(why).into());
     }
-    let (by, at) = (turn.by().clone(), turn.at);
-    let after = match decide.decision {
-        ExemptionDecision::Grant { until } => {
-            check_until(turn, until)?;
-            let grant = ExemptionGrant { request: request.clone(), by, at, until };
-            Exemption { request: None, grant: Some(grant), rejection: None, ..before.without_grant(turn.at) }
-        }
-        ExemptionDecision::Reject | ExemptionDecision::Revoke => {
-            let rejection = ExemptionRejection { request: request.clone(), by, at };
-            Exemption { request: None, rejection: Some(rejection), ..before }
-        }
-    };
+    Ok(request)
+}
+
+fn granted<S: State>(
+    turn: &Turn<'_, S>,
+    decide: &DecideExemption,
+    until: Option<Timestamp>,
+    before: Exemption,
+) -> Result<(ExemptionRequest, Exemption), Halt> {
+    let request = waiting(turn, decide, &before)?;
+    check_until(turn, until)?;
+    let grant = ExemptionGrant { request: request.clone(), by: turn.by().clone(), at: turn.at, until };
+    let after =
+        Exemption { request: None, grant: Some(grant), rejection: None, ..before.without_grant(turn.at) };
     Ok((request, after))
+}
+
+fn rejected<S: State>(
+    turn: &Turn<'_, S>,
+    decide: &DecideExemption,
+    before: Exemption,
+) -> Result<(ExemptionRequest, Exemption), Halt> {
+    let request = waiting(turn, decide, &before)?;
+    let rejection = ExemptionRejection { request: request.clone(), by: turn.by().clone(), at: turn.at };
+    Ok((request, Exemption { request: None, rejection: Some(rejection), ..before }))
 }
 
 fn revoked<S: State>(
@@ -115,12 +151,10 @@ fn revoked<S: State>(
 }
 
 fn check_reason(reason: &str) -> Result<&str, Invalid> {
-    let expected = "why the machine need not comply";
-    reveal::check_reason(reason).map_err(|_| {
-        Invalid::new(
-            "reason",
-            format!("{expected}, 1 to {REASON_MAX_BYTES} bytes without control characters"),
-        )
+    reveal::check_reason(reason).ok().filter(|reason| is_plain(reason)).ok_or_else(|| {
+        let expected = "why the machine need not comply";
+        let bounds = format!("1 to {REASON_MAX_BYTES} bytes without control or invisible characters");
+        Invalid::new("reason", format!("{expected}, {bounds}"))
     })
 }
 

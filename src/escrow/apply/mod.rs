@@ -18,6 +18,7 @@ mod escrow_many;
 mod exemption;
 mod feature_level;
 mod initialize;
+mod inventory;
 mod policy;
 mod reconcile;
 mod recover_cluster;
@@ -40,7 +41,9 @@ pub use approval::{APPROVALS_MAX, gone};
 pub use compliance::COMPLIANCE_BATCH_MAX;
 pub use escrow::SEALED_OVERHEAD_MAX_BYTES;
 pub use escrow_many::{ESCROWS_PER_ENTRY_MAX, ESCROWS_PER_ENTRY_MAX_BYTES, sealed_bytes};
+pub use exemption::EXEMPTION_REQUESTS_PER_HOUR_MAX;
 pub use feature_level::too_new;
+pub use inventory::MACHINES_PER_ENTRY_MAX;
 pub use reconcile::check as check_entry;
 pub use reseal::{RESEAL_ROWS_MAX, sealed_digest};
 pub use reveal::{REASON_MAX_BYTES, check_reason};
@@ -133,6 +136,7 @@ impl<'a, S: State> Turn<'a, S> {
             Action::DecideExemption(decide) => exemption::apply_decision(self, decide),
             Action::SetCompliancePolicy(set) => compliance_policy::apply(self, set),
             Action::EscrowMany(escrows) => escrow_many::apply(self, escrows),
+            Action::ImportMachines(machines) => inventory::apply(self, machines),
         }
     }
 

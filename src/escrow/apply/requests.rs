@@ -154,6 +154,8 @@ fn digest(command: &Command) -> [u8; 32] {
         Action::SetCompliancePolicy(set) => canonical.number(34).text(&set.policy).number(set.replaces),
         // Not remembered as a whole: each of them is, as an escrow of its own.
         Action::EscrowMany(_) => canonical.number(23),
+        // Not remembered: what is known of a machine answers for itself.
+        Action::ImportMachines(_) => canonical.number(24),
     };
     canonical.sha256()
 }

@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::escrow::command::{
-    Contact, DecideApproval, Escrow, Initialize, NoteContact, RaiseFeatureLevel, ReportCompliance, Reveal,
-    SetPolicy, UploadOutcome,
+    Contact, DecideApproval, Escrow, ImportOutcome, Initialize, NoteContact, RaiseFeatureLevel,
+    ReportCompliance, RequestExemption, Reveal, SetPolicy, UploadOutcome,
 };
 use crate::escrow::compliance::MachineReport;
 use crate::escrow::compliance::facts::TEXT_MAX_BYTES;
@@ -13,6 +13,7 @@ use crate::escrow::compliance::history::CHANGES_MAX;
 use crate::escrow::disclosure::DENIALS_PER_HOUR_MAX;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, KeyId, MachineId, RequestId, Role};
+use crate::escrow::inventory::{Description, ImportedMachine};
 use crate::escrow::lookup::{self, FIND_LIMIT_MAX, FIND_ROWS_MAX, Query};
 use crate::escrow::memory::Memory;
 use crate::escrow::records::{
@@ -456,4 +457,72 @@ fn who_waits_may_ask_as_often_as_they_like_and_how_often_is_on_record() {
         asked += u32::from(matches!(history.apply(Role::HelpdeskAdvanced, other), Reply::ApprovalAsked(_)));
     }
     assert_eq!(asked, DENIALS_PER_HOUR_MAX - 1);
+}
+
+#[test]
+fn a_person_puts_so_many_requests_for_exemptions_on_record_and_another_one_still_may() {
+    let mut history = History::begin();
+    history.apply(Role::Node, Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel(4) }));
+    history.apply(Role::Importer, escrow(1, None));
+    let request = |machine| RequestExemption { machine, reason: "lab".to_owned(), until: None };
+    let ask = || Action::RequestExemption(request(machine()));
+    // What leaves no record does not count.
+    let unknown = "PC-9".parse().unwrap();
+    let reply = history.apply(Role::Helpdesk, Action::RequestExemption(request(unknown)));
+    assert!(matches!(reply, Reply::Refused(Refusal::NotFound(_))), "{reply:?}");
+    let first = command(7_000, Role::Helpdesk, ask());
+    for _ in 0..3 {
+        assert!(matches!(history.again(&first), Reply::ExemptionRequested { .. }));
+    }
+    for number in 1..EXEMPTION_REQUESTS_PER_HOUR_MAX {
+        let reply = history.apply(Role::Helpdesk, ask());
+        assert!(matches!(reply, Reply::ExemptionRequested { .. }), "{number}: {reply:?}");
+    }
+    let before = lookup::heads(&history.state).unwrap();
+    // The same person in another role as well.
+    for role in [Role::Helpdesk, Role::Operator] {
+        let reply = history.apply(role, ask());
+        let Reply::Refused(Refusal::Denied(why)) = reply else { panic!("{reply:?}") };
+        assert!(why.contains("within an hour; the next one can be at 1970-01-01T01:10:00.000Z"), "{why}");
+    }
+    assert_eq!(lookup::heads(&history.state).unwrap(), before);
+    assert!(matches!(history.again(&first), Reply::ExemptionRequested { .. }), "a retry is answered");
+    let mut other = command(8_000, Role::Helpdesk, ask());
+    other.by.name = "2".to_owned();
+    assert!(matches!(history.again(&other), Reply::ExemptionRequested { .. }));
+    // It holds up no reveal.
+    let shown = Command { at: Timestamp(2), ..command(9_000, Role::HelpdeskAdvanced, reveal()) };
+    assert!(matches!(history.again(&shown), Reply::Revealed(_)));
+    let mut later = command(10_000, Role::Helpdesk, ask());
+    later.at = Timestamp(70 * 60 * 1_000);
+    assert!(matches!(history.again(&later), Reply::ExemptionRequested { .. }));
+}
+
+#[test]
+fn an_import_forgets_no_user_that_a_device_named() {
+    let mut history = History::begin();
+    history.apply(Role::Node, Action::RaiseFeatureLevel(RaiseFeatureLevel { level: FeatureLevel(4) }));
+    let user = |number: usize| format!(r"CORP\user{number}");
+    for number in 2..USERS_PER_MACHINE_MAX {
+        history.apply(Role::Importer, escrow(1, Some(user(number))));
+    }
+    let named = |users: &[&str]| ImportedMachine {
+        machine: machine(),
+        description: Description::default(),
+        users: users.iter().map(|user| user.parse().unwrap()).collect(),
+    };
+    let known = user(5);
+    let import = vec![named(&[r"CORP\x", r"CORP\y", &known, r"CORP\z"])];
+    let reply = history.apply(Role::Importer, Action::ImportMachines(import.clone()));
+    assert_eq!(reply, Reply::MachinesImported(vec![ImportOutcome::Noted]));
+    let users = lookup::machine(&history.state, &machine()).unwrap().unwrap().users;
+    assert_eq!((users.len(), history.state.count(Table::UserMachine)), (64, 64));
+    let first: Vec<String> = users[..3].iter().map(ToString::to_string).collect();
+    assert_eq!(first, [r"CORP\y".to_owned(), r"CORP\z".to_owned(), user(2)], "the last of them, in front");
+    let reply = history.apply(Role::Importer, Action::ImportMachines(import));
+    assert_eq!(reply, Reply::MachinesImported(vec![ImportOutcome::KnownBefore]));
+    for count in [0, MACHINES_PER_ENTRY_MAX + 1] {
+        let reply = history.apply(Role::Importer, Action::ImportMachines(vec![named(&[]); count]));
+        assert!(matches!(reply, Reply::Refused(Refusal::Invalid(_))), "{count}");
+    }
 }

@@ -58,7 +58,7 @@ impl Filter {
 }
 
 /// Whether `who` names this identity, in one way or another.
-fn is_named(identity: &Identity, who: &str) -> bool {
+pub(in crate::escrow) fn is_named(identity: &Identity, who: &str) -> bool {
     let Identity { role, name, .. } = identity;
     let names = [identity.to_string(), format!("{role}/{name}"), name.clone(), identity.person()];
     names.iter().any(|name| name.eq_ignore_ascii_case(who))

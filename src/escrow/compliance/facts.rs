@@ -12,7 +12,7 @@ use super::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, Protector, VolumeKind,
 };
 use crate::escrow::digest::Canonical;
-use crate::escrow::ids::{Invalid, KeyId, MachineId, Timestamp, UserName, VolumeId};
+use crate::escrow::ids::{Invalid, KeyId, MachineId, Timestamp, UserName, VolumeId, is_plain};
 use crate::escrow::records::USERS_PER_MACHINE_MAX;
 
 /// Longest free text of a report, in bytes: a domain, a model, a label. SMBIOS names have at most 64 characters in
@@ -328,14 +328,15 @@ fn sort<T: Ord>(list: &mut Vec<T>) {
     list.dedup();
 }
 
-fn check_text(field: &str, text: &str, max: usize) -> Result<(), Invalid> {
-    if text.len() <= max && !text.chars().any(char::is_control) {
+pub(in crate::escrow) fn check_text(field: &str, text: &str, max: usize) -> Result<(), Invalid> {
+    if text.len() <= max && is_plain(text) {
         return Ok(());
     }
-    Err(Invalid::new(field, format!("at most {max} bytes without control characters")))
+    let expected = format!("at most {max} bytes without control or invisible characters");
+    Err(Invalid::new(field, expected))
 }
 
-fn check_length<T>(field: &str, list: &[T], max: usize) -> Result<(), Invalid> {
+pub(in crate::escrow) fn check_length<T>(field: &str, list: &[T], max: usize) -> Result<(), Invalid> {
     if list.len() <= max {
         return Ok(());
     }

@@ -6,8 +6,8 @@ use goldenscript::ArgumentConsumer;
 
 use super::{Outcome, at, id, ids, optional, or_none, required};
 use crate::escrow::command::{
-    Action, Contact, DecideExemption, NoteContact, ReportCompliance, RequestExemption, SetCompliancePolicy,
-    UploadOutcome,
+    Action, Contact, DecideExemption, ImportOutcome, NoteContact, ReportCompliance, RequestExemption,
+    SetCompliancePolicy, UploadOutcome,
 };
 use crate::escrow::compliance::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, VolumeKind,
@@ -16,7 +16,8 @@ use crate::escrow::compliance::{
     DeviceError, DevicePolicy, ExemptionDecision, MachineReport, Merged, Percent, Told, VolumeReport,
     findings, verdict,
 };
-use crate::escrow::ids::{KeyId, RequestId, Timestamp};
+use crate::escrow::ids::{KeyId, RequestId, Timestamp, UserName};
+use crate::escrow::inventory::{Description, ImportedMachine};
 use crate::escrow::lookup;
 use crate::escrow::memory::Memory;
 
@@ -29,6 +30,31 @@ pub(super) fn put(args: &mut ArgumentConsumer<'_>, told: Timestamp) -> Outcome<A
         reports.push(MachineReport { machine: machine.parse()?, ..report.clone() });
     }
     Ok(Action::ReportCompliance(ReportCompliance { reports }))
+}
+
+pub(super) fn import(args: &mut ArgumentConsumer<'_>) -> Outcome<Action> {
+    let machines: String = required(args, "machine")?;
+    let mut text = |name: &str| args.take_key(name).unwrap_or_default().to_owned();
+    let (domain, name, model, os, users) =
+        (text("domain"), text("name"), text("model"), text("os"), text("users"));
+    let machine_type = optional(args, "type")?.unwrap_or(MachineType::Unknown);
+    let description = Description { domain, name, make: String::new(), model, machine_type, os };
+    let users = users.split('/').filter(|user| !user.is_empty());
+    let users = users.map(|user| Ok(user.parse()?)).collect::<Outcome<Vec<UserName>>>()?;
+    let imported = |machine: &str| {
+        let (description, users) = (description.clone(), users.clone());
+        Ok(ImportedMachine { machine: machine.parse()?, description, users })
+    };
+    Ok(Action::ImportMachines(machines.split('/').map(imported).collect::<Outcome<_>>()?))
+}
+
+pub(super) fn describe_import(outcomes: &[ImportOutcome]) -> String {
+    let line = |outcome: &ImportOutcome| match outcome {
+        ImportOutcome::Noted => "noted".to_owned(),
+        ImportOutcome::KnownBefore => "known before".to_owned(),
+        ImportOutcome::Refused(refusal) => format!("refused: {refusal}"),
+    };
+    outcomes.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn contact(args: &mut ArgumentConsumer<'_>, told: Timestamp) -> Outcome<Action> {

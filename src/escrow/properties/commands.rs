@@ -15,6 +15,7 @@ use crate::escrow::command::{
 use crate::escrow::compliance::{Exemption, ExemptionDecision};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
+use crate::escrow::inventory::{Description, ImportedMachine};
 use crate::escrow::journal::{
     DegradedAsk, DegradedDecision, DegradedReveal, JournalEntry, JournalPlace, Knowledge, Noted,
 };
@@ -165,6 +166,18 @@ fn report_compliance() -> impl Strategy<Value = Action> {
         let report = |(machine, at, state, beside)| compliance::report(machine, at, state, beside);
         let reports = drawn.into_iter().map(report).collect();
         Action::ReportCompliance(ReportCompliance { reports })
+    })
+}
+
+fn import_machines() -> impl Strategy<Value = Action> {
+    let machine = (1..4_u8, "[a-c]{0,2}", "[a-c]{0,2}", vec(1..4_u8, 0..4));
+    vec(machine, 1..4).prop_map(|drawn| {
+        let imported = |(machine, domain, model, users): (u8, String, String, Vec<u8>)| ImportedMachine {
+            machine: name("PC-", machine).parse().unwrap(),
+            description: Description { domain, model, ..Description::default() },
+            users: users.iter().map(|user| format!(r"CORP\{}", name("u", *user)).parse().unwrap()).collect(),
+        };
+        Action::ImportMachines(drawn.into_iter().map(imported).collect())
     })
 }
 
@@ -388,6 +401,7 @@ fn command() -> impl Strategy<Value = Command> {
         6 => confirm(),
         6 => report_compliance(),
         3 => note_contact(),
+        4 => import_machines(),
         3 => request_exemption(),
         4 => decide_exemption(),
         2 => set_compliance_policy(),
@@ -432,7 +446,7 @@ fn entitled_role(action: &Action, drawn: Role) -> Role {
         | Action::DecideApproval(_)
         | Action::DecideExemption(_)
         | Action::SetCompliancePolicy(_) => Role::Officer,
-        Action::ReportCompliance(_) | Action::NoteContact(_) => Role::Importer,
+        Action::ReportCompliance(_) | Action::NoteContact(_) | Action::ImportMachines(_) => Role::Importer,
         Action::RequestExemption(_) => Role::Helpdesk,
     }
 }

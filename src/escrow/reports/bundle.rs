@@ -2,6 +2,7 @@
 //! million of them holds one at a time.
 
 use crate::escrow::compliance::{ComplianceChange, ComplianceRecord, Exemption, LastContact};
+use crate::escrow::inventory::InventoryRecord;
 use crate::escrow::lookup;
 use crate::escrow::records::{Fingerprint, KeyRecord, MachineRecord, Sealed};
 use crate::escrow::rotation::{MachineKeyState, keys_of};
@@ -14,6 +15,8 @@ pub struct Bundle {
     pub machine: MachineRecord,
     /// When it was last heard of.
     pub contact: Option<LastContact>,
+    /// What imports say of it, if one did.
+    pub inventory: Option<InventoryRecord>,
     /// What it said last, if it ever said anything.
     pub compliance: Option<ComplianceRecord>,
     /// Its exemption, if one was ever asked for.
@@ -36,6 +39,7 @@ impl Bundle {
             .map(|MachineKeyState { key, history }| MachineKeyState { key: without_secrets(key), history });
         Ok(Self {
             contact: lookup::last_contact(rows, &machine.id)?,
+            inventory: lookup::inventory(rows, &machine.id)?,
             compliance: lookup::compliance(rows, &machine.id)?,
             exemption: lookup::exemption(rows, &machine.id)?,
             keys: keys.collect(),

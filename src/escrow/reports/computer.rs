@@ -88,7 +88,7 @@ fn machine(judged: &Judged<'_>) -> Row {
         judged.said(|report| &report.os),
         judged.said(|report| &report.make),
         judged.said(|report| &report.model),
-        judged.said(|report| &report.agent),
+        Cell::text(judged.report().map(|report| &report.agent)),
         judged.users_cell(),
         judged.status_cell(),
         Cell::time(judged.verdict.until),

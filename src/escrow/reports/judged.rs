@@ -9,6 +9,7 @@ use crate::escrow::compliance::{
     Reason, Stood, Verdict, VolumeReport, findings, verdict,
 };
 use crate::escrow::ids::{Timestamp, UserName, VolumeId};
+use crate::escrow::inventory::Description;
 use crate::escrow::records::KeyState;
 use crate::escrow::rotation::MachineKeyState;
 
@@ -16,6 +17,8 @@ use crate::escrow::rotation::MachineKeyState;
 pub(super) struct Judged<'a> {
     pub bundle: &'a Bundle,
     query: &'a MachineQuery,
+    /// What the machine said last that it is, and where it said nothing, what imports say; `None` if neither said any.
+    description: Option<Description>,
     pub at: Timestamp,
     /// How it stood at that time.
     pub stood: Stood,
@@ -44,17 +47,18 @@ impl<'a> Judged<'a> {
         };
         let evidence = Evidence::new(at, policy, &bundle.machine, &stood, &keys, bundle.exemption.as_ref());
         let (verdict, findings) = (verdict(&evidence), findings(&evidence));
-        Some(Self { bundle, query, at, stood, keys, verdict, findings })
+        let description = description_of(bundle);
+        Some(Self { bundle, query, description, at, stood, keys, verdict, findings })
     }
 
     /// Whether it is one of those that are asked for.
     pub fn matches(&self, filter: &MachineFilter) -> bool {
         let MachineFilter { statuses, findings, machine, domain, user, after } = filter;
         let id = &self.bundle.machine.id;
-        let report = self.report();
-        let name = report.map_or("", |report| &report.name);
+        let described = self.description.as_ref();
+        let name = described.map_or("", |known| &known.name);
         let in_domain = |asked: &String| {
-            report.is_some_and(|report| report.domain.to_lowercase() == asked.to_lowercase())
+            described.is_some_and(|known| known.domain.to_lowercase() == asked.to_lowercase())
         };
         after.as_ref().is_none_or(|after| id > after)
             && (statuses.is_empty() || statuses.contains(&self.verdict.status))
@@ -104,9 +108,9 @@ impl<'a> Judged<'a> {
         &self.bundle.machine.users
     }
 
-    /// A text of the report, if there is one.
-    pub fn said(&self, text: impl Fn(&'a MachineReport) -> &'a str) -> Cell {
-        Cell::Text(self.report().map(text).unwrap_or_default().to_owned())
+    /// A text of what the machine is, if one is known.
+    pub fn said(&self, text: impl Fn(&Description) -> &str) -> Cell {
+        Cell::Text(self.description.as_ref().map(text).unwrap_or_default().to_owned())
     }
 
     pub fn machine_cell(&self) -> Cell {
@@ -197,6 +201,15 @@ impl<'a> Judged<'a> {
     /// Since when a rotation is owed, if that was before the time that is asked about.
     pub fn rotation_owed_since(&self) -> Option<Timestamp> {
         self.bundle.machine.rotation_owed_since.filter(|since| *since <= self.at)
+    }
+}
+
+/// What is known of a machine but for its volumes: its own word first.
+fn description_of(bundle: &Bundle) -> Option<Description> {
+    let imported = bundle.inventory.as_ref().map(|kept| &kept.description);
+    match bundle.compliance.as_ref().map(|record| Description::of(&record.report)) {
+        Some(said) => Some(said.or(imported.unwrap_or(&Description::default()))),
+        None => imported.cloned(),
     }
 }
 

@@ -164,7 +164,8 @@ pub struct RecoveryFilter {
     pub since: Option<Timestamp>,
     /// Before.
     pub until: Option<Timestamp>,
-    /// By whom: a whole identity, `role/name`, or the name alone.
+    /// By whom: a whole identity, `role/name`, or the name alone, of an end user also without the domain; without regard to
+    /// case.
     pub actor: Option<String>,
     /// Of which machines.
     pub machine: Option<MachinePattern>,

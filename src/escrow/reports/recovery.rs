@@ -5,6 +5,7 @@ use super::query::RecoveryFilter;
 use super::row::ColumnKind::{Number, Text, Time};
 use super::row::{Cell, Column, Row, column};
 use crate::escrow::audit::facts::{Decided, Facts};
+use crate::escrow::audit::query::is_named;
 use crate::escrow::ids::{Identity, KeyId, MachineId, NodeId, Role, Timestamp, UserName};
 use crate::escrow::records::{AuditEvent, AuditRecord};
 use crate::escrow::secrets::SecretKind;
@@ -86,10 +87,7 @@ impl<'a> KeyRequest<'a> {
     /// Whether it is one of those that are asked for.
     pub fn matches(&self, filter: &RecoveryFilter) -> bool {
         let RecoveryFilter { since, until, actor, machine, user } = filter;
-        let by = self.by;
-        let is_by = |who: &String| {
-            *who == by.name || *who == by.to_string() || *who == format!("{}/{}", by.role, by.name)
-        };
+        let is_by = |who: &String| is_named(self.by, who);
         let is_of = |pattern: &super::MachinePattern| {
             self.machine.is_some_and(|machine| pattern.matches(machine.as_str()))
         };

@@ -25,7 +25,7 @@ pub(super) struct Order {
     /// The place of the column to sort by.
     pub column: Option<usize>,
     pub descending: bool,
-    /// No more than so many; 0 for all.
+    /// No more than so many, but for what else there is of the last machine; 0 for all.
     pub limit: u64,
 }
 
@@ -46,7 +46,14 @@ impl Asked {
         if as_of_ms.is_some() && at_ms.is_some() {
             return Err(Invalid::new("at", "left out: how things stood at a time is judged at that time"));
         }
+        if at_ms.is_some() && kind == ReportKind::RecoveryAudit {
+            return Err(Invalid::new("at", format!("left out: report {kind} judges nothing")));
+        }
         let column = wire::optional(sort, |name| kind.column(name))?;
+        if column.is_some() && !filter.after.is_empty() {
+            let expected = "left out where rows are sorted: pages are in the order of machines";
+            return Err(Invalid::new("after", expected));
+        }
         if *descending && column.is_none() {
             return Err(Invalid::new("descending", "given together with a column to sort by"));
         }

@@ -12,6 +12,7 @@ use tracing::Instrument;
 use super::asked::{Asked, Order};
 use super::{Context, ReportStream, Source, SourceKind, cells};
 use crate::escrow::audit::query::{Filter, Window};
+use crate::escrow::ids::MachineId;
 use crate::escrow::lookup;
 use crate::escrow::reports::{KeyRequest, MachineReport, RecoveryFilter, Row};
 use crate::proto::report_chunk::Part;
@@ -116,7 +117,7 @@ impl Sender {
 
     fn serve(mut self, header: ReportHeader, asked: &Asked, source: Source, spool: Spool) {
         let made = self.send(Part::Header(header)).and_then(|()| self.make(asked, source, spool));
-        match made.and_then(|()| self.flush()).and_then(|()| self.send(Part::Totals(self.totals))) {
+        match made.and_then(|()| self.flush()).and_then(|()| self.send(Part::Totals(self.totals.clone()))) {
             Ok(()) | Err(End::Gone) => {}
             Err(End::Failed(status)) => drop(self.put(Err(status))),
         }
@@ -132,7 +133,6 @@ impl Sender {
             of => {
                 let mut report = MachineReport::new(asked.machines.clone(), source.policy);
                 self.make_of_machines(of, &mut report, &mut sorter)?;
-                self.totals.machines = report.machines();
             }
         }
         let Some(ToSort { sorter, .. }) = sorter else { return Ok(()) };
@@ -157,16 +157,28 @@ impl Sender {
             SourceKind::Machines(sink) => Box::new(sink.bundles()?),
             SourceKind::Trail(_) => return Ok(()),
         };
+        let mut last = None;
         for (number, bundle) in bundles.enumerate() {
             // A report without rows sends nothing for long.
             if number % BATCH_ROWS == 0 {
                 self.check()?;
             }
-            for row in report.add(&bundle?) {
-                if self.take(row, sorter)? == Room::None {
-                    return Ok(());
+            let bundle = bundle?;
+            let rows = report.add(&bundle);
+            // A page ends between two machines: it is a machine that the next one begins behind.
+            if sorter.is_none() && !rows.is_empty() && self.is_full() {
+                self.totals.truncated = true;
+                self.totals.next = last.as_ref().map(MachineId::to_string).unwrap_or_default();
+                return Ok(());
+            }
+            for row in rows {
+                match sorter {
+                    Some(sorter) => sorter.push(&row, self.order.descending)?,
+                    None => self.send_row(cells(&row))?,
                 }
             }
+            self.totals.machines = report.machines();
+            last = Some(bundle.machine.id);
         }
         for row in report.finish() {
             if self.take(row, sorter)? == Room::None {
@@ -214,17 +226,26 @@ impl Sender {
     }
 
     fn deliver(&mut self, cells: Vec<String>) -> Result<Room, End> {
-        if self.order.limit > 0 && self.totals.rows == self.order.limit {
+        if self.is_full() {
             self.totals.truncated = true;
             return Ok(Room::None);
         }
+        self.send_row(cells).map(|()| Room::Left)
+    }
+
+    /// Whether there are as many rows as were asked for.
+    fn is_full(&self) -> bool {
+        self.order.limit > 0 && self.totals.rows >= self.order.limit
+    }
+
+    fn send_row(&mut self, cells: Vec<String>) -> Result<(), End> {
         self.totals.rows += 1;
         self.batch_bytes += cells.iter().map(|cell| cell.len() + 4).sum::<usize>();
         self.batch.push(ReportRow { cells });
         if self.batch.len() >= BATCH_ROWS || self.batch_bytes >= BATCH_BYTES {
             self.flush()?;
         }
-        Ok(Room::Left)
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), End> {

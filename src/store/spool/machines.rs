@@ -1,9 +1,9 @@
 //! What is known of every machine, from one pass over the base: written to temporary files as it comes, and joined from
 //! there machine by machine.
 //!
-//! Machines, what they say, exemptions and changes are kept in the order of machine ids, and are read side by side. Keys
-//! are kept in the order of key ids, as what became of them is: the two are joined, and sorted by machine. Of the changes
-//! the one that counts at the time that is asked about is taken, and no other.
+//! Machines, what they and imports say of them, exemptions and changes are kept in the order of machine ids, and are read
+//! side by side. Keys are kept in the order of key ids, as what became of them is: the two are joined, and sorted by machine.
+//! Of the changes the one that counts at the time that is asked about is taken, and no other.
 
 use std::iter::Peekable;
 
@@ -28,6 +28,7 @@ use crate::store::format;
 pub const TABLES: &[Table] = &[
     Table::CompliancePolicy,
     Table::Machine,
+    Table::Inventory,
     Table::Key,
     Table::KeyHistory,
     Table::LastContact,
@@ -38,6 +39,7 @@ pub const TABLES: &[Table] = &[
 pub const TABLES_WITH_CHANGES: &[Table] = &[
     Table::CompliancePolicy,
     Table::Machine,
+    Table::Inventory,
     Table::Key,
     Table::KeyHistory,
     Table::LastContact,
@@ -52,6 +54,7 @@ pub struct MachineSink {
     policy: Option<CompliancePolicyRecord>,
     machines: SpoolWriter,
     contacts: SpoolWriter,
+    inventory: SpoolWriter,
     compliance: SpoolWriter,
     exemptions: SpoolWriter,
     changes: Changes,
@@ -65,6 +68,7 @@ impl RowSink for MachineSink {
             Table::CompliancePolicy => self.policy = Some(decoded(table, value)?),
             Table::Machine => self.machines.write(key, value)?,
             Table::LastContact => self.contacts.write(key, value)?,
+            Table::Inventory => self.inventory.write(key, value)?,
             Table::Compliance => self.compliance.write(key, value)?,
             Table::Exemption => self.exemptions.write(key, value)?,
             Table::ComplianceChange => self.changes.take(key, value)?,
@@ -89,6 +93,7 @@ impl MachineSink {
             policy: None,
             machines: spool.file()?,
             contacts: spool.file()?,
+            inventory: spool.file()?,
             compliance: spool.file()?,
             exemptions: spool.file()?,
             changes: Changes { as_of, last: None, taken: spool.file()? },
@@ -113,6 +118,7 @@ impl MachineSink {
         Ok(Bundles {
             machines: self.machines.finish()?.reader(),
             contacts: peekable(self.contacts)?,
+            inventory: peekable(self.inventory)?,
             compliance: peekable(self.compliance)?,
             exemptions: peekable(self.exemptions)?,
             changes: peekable(self.changes.finish()?)?,
@@ -176,6 +182,7 @@ fn by_machine(spool: Spool, keys: &SpoolFile, histories: &SpoolFile) -> Result<S
 pub struct Bundles {
     machines: SpoolReader,
     contacts: Peekable<SpoolReader>,
+    inventory: Peekable<SpoolReader>,
     compliance: Peekable<SpoolReader>,
     exemptions: Peekable<SpoolReader>,
     changes: Peekable<SpoolReader>,
@@ -187,6 +194,7 @@ impl Bundles {
         // What the keys of a machine's rows in other tables begin with.
         let prefix = [id, &[0]].concat();
         let contact: Option<LastContact> = one(&mut self.contacts, Table::LastContact, id)?;
+        let inventory = one(&mut self.inventory, Table::Inventory, id)?;
         let record: Option<ComplianceRecord> = one(&mut self.compliance, Table::Compliance, id)?;
         let exemption = one(&mut self.exemptions, Table::Exemption, id)?;
         let mut keys = Vec::new();
@@ -208,7 +216,7 @@ impl Bundles {
             None => record,
         };
         let machine = decoded(Table::Machine, machine)?;
-        Ok(Bundle { machine, contact, compliance, exemption, keys, changes })
+        Ok(Bundle { machine, inventory, contact, compliance, exemption, keys, changes })
     }
 }
 
