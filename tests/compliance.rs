@@ -188,7 +188,7 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
     desk.recover(key(2), "locked out too", None).await.expect("shown");
     let index = test.cluster.wait_settled(&ALL).await.expect("settled").nodes[0].applied;
     let audits = ALL.map(|node| csv(&test, "auditor", node, &["recovery-audit"], &at, index));
-    assert!(audits[0].contains("PC-00001,bitlocker-password,locked out\n") && shown(&audits[0]) == 2);
+    assert!(audits[0].contains("PC-00001,bitlocker-password,locked out") && shown(&audits[0]) == 2);
     assert!(audits.iter().all(|audit| *audit == audits[0]));
 }
 
