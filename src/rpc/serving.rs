@@ -186,7 +186,7 @@ mod tests {
         let why = outlet.send(3).await.unwrap_err();
         assert_eq!(why.code(), Code::Unavailable);
         outlet.end(why);
-        places.take().expect("there is room again, although the answers were not taken");
+        drop(places.take().expect("there is room again, although the answers were not taken"));
         for expected in [1, 2] {
             assert_eq!(answers.next().await.unwrap().unwrap(), expected);
         }
