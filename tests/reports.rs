@@ -325,7 +325,7 @@ async fn on_a_full_disk_no_report_is_made_and_escrows_go_on_until_there_is_room_
 
     let status = test.client("operator", &[1]).status().await.expect("status");
     let node = status.nodes.iter().find(|node| node.id == 1).expect("itself");
-    let used = (node.disk_size_bytes - node.disk_free_bytes).next_multiple_of(MIB) / MIB;
+    let used = (node.disk_size_bytes - node.disk_free_bytes).div_ceil(MIB);
     disk.resize(&format!("{}m", used + 40));
     // What is left is for the log, but for what a report would have taken of it before it looked.
     let filler = data.join("filler");
