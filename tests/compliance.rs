@@ -7,8 +7,10 @@ use std::process::{Command, Output};
 
 use common::*;
 use serde_json::{Value, json};
+use strongroom::client::{BulkAnswer, Deposit};
 use strongroom::escrow::features::FeatureLevel;
 use strongroom::escrow::ids::{NodeId, Timestamp};
+use strongroom::proto::ReportRequest;
 
 const NODE_DOWN: NodeId = 3;
 const MINUTE_MS: u64 = 60_000;
@@ -71,15 +73,27 @@ fn put(test: &TestCluster, nodes: &[NodeId], document: &Value) -> Value {
 
 /// A report of one node as CSV, made once it has applied `index`, and judged at `at` unless it is of the past.
 fn csv(test: &TestCluster, profile: &str, node: NodeId, report: &[&str], at: &str, index: u64) -> String {
+    csv_of(test, profile, &[node], report, at, index)
+}
+
+/// As [`csv`], of one of `nodes`.
+fn csv_of(
+    test: &TestCluster,
+    profile: &str,
+    nodes: &[NodeId],
+    report: &[&str],
+    at: &str,
+    index: u64,
+) -> String {
     let index = index.to_string();
     let mut arguments = vec!["report"];
     arguments.extend(report);
     arguments.extend(["--format", "csv", "--min-index", &index]);
-    let is_judged_now = !report.contains(&"--as-of") && report != ["recovery-audit"];
-    if is_judged_now {
+    // What is on record is not judged.
+    if !report.contains(&"--as-of") && report[0] != "recovery-audit" {
         arguments.extend(["--at", at]);
     }
-    done(test.strongroom(profile, &[node], &arguments))
+    done(test.strongroom(profile, nodes, &arguments))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,8 +109,10 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
     assert_eq!(done_json(many)["newest"], 5);
     let (then, later) = (from_now(0), from_now(5 * MINUTE_MS as i64));
 
+    let desk = test.client("helpdesk-advanced", &ALL);
+    desk.recover(key(1), "locked out", None).await.expect("shown");
     test.cluster.kill(NODE_DOWN).await.expect("killed");
-    let left = [1, 2];
+    let (left, dead_first) = ([1, 2], [NODE_DOWN, 1, 2]);
     let mut opened = document(1, &later);
     opened["volumes"][0]["protection"] = "off".into();
     let outcome = put(&test, &left, &opened);
@@ -104,8 +120,13 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
     // The same again, and what is older than that: neither changes anything.
     assert_eq!(put(&test, &left, &opened)["outcome"], "repeated");
     assert_eq!(put(&test, &left, &document(1, &then))["outcome"], "superseded");
-    // Nothing new but the time.
-    let outcome = put(&test, &left, &document(2, &later));
+    // Nothing new but the time; of endpoints of which the first is dead, singly and as a stream.
+    let uploader = test.client("importer", &dead_first);
+    let third = [document(3, &later).to_string()];
+    assert_eq!(uploader.put_compliance_many(&third).await.expect("taken")[0].outcome, "newest");
+    let repeated = uploader.put_compliance(&third[0]).await.expect("taken").outcome.expect("said");
+    assert_eq!(repeated.outcome, "repeated");
+    let outcome = put(&test, &dead_first, &document(2, &later));
     assert_eq!((&outcome["outcome"], &outcome["state_changed"]), (&json!("newest"), &json!(false)));
     let get = ["compliance", "get", "PC-00001", "--consistency", "quorum"];
     let known = done_json(test.strongroom("auditor", &[2], &get));
@@ -113,17 +134,33 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
     assert_eq!(known["compliance"]["status"], "non-compliant");
 
     let at = from_now(25 * DAY_MS as i64);
-    let reports: [&[&str]; 6] = [
+    let reports: [&[&str]; 7] = [
         &["enterprise"],
         &["enterprise", "--details"],
         &["enterprise", "--details", "--as-of", &then],
         &["findings", "--sort", "machine", "--descending"],
         &["stale", "--days", "20", "--sort", "days_silent"],
         &["computer", "PC-00001"],
+        &["recovery-audit"],
     ];
     let index = test.cluster.wait_settled(&left).await.expect("settled").nodes[0].applied;
     let meanwhile: Vec<String> =
-        reports.iter().map(|report| csv(&test, "auditor", 1, report, &at, index)).collect();
+        reports.iter().map(|report| csv_of(&test, "auditor", &dead_first, report, &at, index)).collect();
+    let kinds = ["computer", "enterprise", "enterprise-details", "findings", "recovery-audit", "stale"];
+    for kind in kinds {
+        // In the order that is given, so that the dead one is tried first.
+        let reader = test.client("auditor", &dead_first);
+        let machine = if kind == "computer" { "PC-00001" } else { "" };
+        let request = ReportRequest {
+            report: kind.to_owned(),
+            machine: machine.to_owned(),
+            ..ReportRequest::default()
+        };
+        let mut report = reader.report(&request).await.expect("begun");
+        assert_eq!(report.header().freshness.as_ref().expect("said").node, 1, "{kind}");
+        while report.next().await.expect("it goes on").is_some() {}
+        assert!(report.totals().is_some(), "{kind}");
+    }
     test.cluster.start(NODE_DOWN).await.expect("started");
     test.cluster.wait_agreed(&ALL).await.expect("agreed");
     for (report, expected) in reports.iter().zip(&meanwhile) {
@@ -147,13 +184,14 @@ async fn with_a_node_down_uploads_and_reports_go_on_and_every_node_makes_the_sam
     assert!(row(&meanwhile[3], "PC-00005,laptop-5,CORP,recovery-key-missing,C:"), "{}", meanwhile[3]);
     assert_eq!(meanwhile[4].lines().count(), 6, "all are silent by then: {}", meanwhile[4]);
 
-    // The audit of recoveries, from the trail.
-    let key = deposit(1).key_id.expect("given");
-    test.client("helpdesk-advanced", &ALL).recover(key, "locked out", None).await.expect("shown");
+    // The audit of recoveries, from the trail: of the one that was while all were there, and of one since.
+    let shown = |audit: &str| audit.lines().filter(|row| row.contains(",\"shown\",")).count();
+    assert_eq!(shown(&meanwhile[6]), 1, "{}", meanwhile[6]);
+    desk.recover(key(2), "locked out too", None).await.expect("shown");
     let index = test.cluster.wait_settled(&ALL).await.expect("settled").nodes[0].applied;
     let audits = ALL.map(|node| csv(&test, "auditor", node, &["recovery-audit"], &at, index));
     let plain = audits[0].replace('"', "");
-    assert!(plain.contains(",shown,") && plain.contains("PC-00001,bitlocker-password,locked out"));
+    assert!(plain.contains("PC-00001,bitlocker-password,locked out") && shown(&audits[0]) == 2);
     assert!(audits.iter().all(|audit| *audit == audits[0]));
 }
 
@@ -256,18 +294,19 @@ async fn each_role_may_do_what_the_table_says() {
         test.strongroom_with_input("agent-PC-0001", &ALL, &["compliance", "put", "-"], &own.to_string());
     assert_eq!(done_json(own)["outcome"], "newest", "an agent speaks for the machine that it is");
     let document = document(1, &from_now(0)).to_string();
-    // put, get, report, recovery audit, request an exemption, decide about one, set the policy
+    // put, put many, get, report, recovery audit, request an exemption, decide about one, set the policy
     let table = [
-        ("agent-PC-0001", "......."),
-        ("auditor", ".xxx..."),
-        ("helpdesk", ".xx.x.."),
-        ("helpdesk-advanced", ".xx.x.."),
-        ("importer", "x......"),
-        ("officer", ".xx..xx"),
-        ("operator", ".xx.x.."),
+        ("agent-PC-0001", "........"),
+        ("auditor", "..xxx..."),
+        ("helpdesk", "..xx.x.."),
+        ("helpdesk-advanced", "..xx.x.."),
+        ("importer", "xx......"),
+        ("officer", "..xx..xx"),
+        ("operator", "..xx.x.."),
     ];
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 8] = [
         &["compliance", "put", "-"],
+        &["compliance", "put", "-", "--many"],
         &["compliance", "get", "PC-00001"],
         &["report", "enterprise"],
         &["report", "recovery-audit"],
@@ -355,6 +394,68 @@ async fn a_changed_policy_judges_every_machine_anew() {
     assert_eq!(failure(&test.strongroom("officer", &ALL, &conflict)).0, 5);
 }
 
+/// What is found of a machine can be so much that, once for each volume, it would be more than a message takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_one_machine_fits_one_message_however_much_it_is() {
+    const VOLUMES: u64 = 64;
+    const MESSAGE_MAX_BYTES: usize = 4 * 1024 * 1024;
+    let test = cluster().await;
+    let name = |n: u64| format!("{:V<120}{n:08}", "");
+    let keys = (0..16 * VOLUMES).map(|n| {
+        let (machine, volume) =
+            ("PC-0001".parse().expect("an id"), name(n % VOLUMES).parse().expect("an id"));
+        (n, Deposit { machine, volume, ..deposit(n) })
+    });
+    let importer = test.client("importer", &ALL);
+    let kept = |_, answer| assert!(matches!(answer, BulkAnswer::Kept(_)), "{answer:?}");
+    importer.escrow_many(futures_util::stream::iter(keys), kept).await.expect("all answered");
+    // Of none of which the device knows any more.
+    let other = key(1_000_000).to_string();
+    let volume = |n| {
+        json!({"volume": name(n), "kind": "fixed", "protection": "on", "conversion": "encrypted",
+            "method": "xts-aes-256", "protectors": ["recovery-password"], "recovery_keys": [other]})
+    };
+    let told = json!({"machine": "PC-0001", "at": before(), "policy": {"enforcement": "enforced"},
+        "volumes": (0..VOLUMES).map(volume).collect::<Vec<_>>()});
+    let put = ["compliance", "put", "-"];
+    done(test.strongroom_with_input("agent-PC-0001", &ALL, &put, &told.to_string()));
+    let get = ["compliance", "get", "PC-0001", "--consistency", "quorum"];
+    let known = done_json(test.strongroom("auditor", &ALL, &get));
+    assert_eq!(known["volumes"].as_array().expect("a list").len() as u64, VOLUMES);
+    assert!(known["compliance"]["findings"].as_array().expect("a list").len() > 1_000);
+    // Which the report says of each volume, and so goes out in parts.
+    let report = ["report", "computer", "PC-0001", "--format", "csv", "--consistency", "quorum"];
+    let report = done(test.strongroom("auditor", &ALL, &report));
+    assert!(report.len() > MESSAGE_MAX_BYTES, "{} bytes", report.len());
+}
+
+/// While a member runs an older release, or is held back: that passes, and so is not what a caller is to give up over.
+#[tokio::test(flavor = "multi_thread")]
+async fn below_its_feature_level_compliance_is_not_there_yet() {
+    let test = three_nodes_with("[upgrade]\nhold_feature_level = 3\n").await;
+    let document = document(1, &before()).to_string();
+    let own = document.replace("PC-00001", "PC-0001");
+    let deposits = "machine,volume,kind,secret\nPC-1,C:,generic,not-shown\n";
+    let policy = test.dir.path().join("policy.json");
+    std::fs::write(&policy, "{}").expect("written");
+    let policy = policy.to_str().expect("a path");
+    let commands: [(&str, &[&str], &str); 6] = [
+        ("agent-PC-0001", &["compliance", "put", "-"], &own),
+        ("importer", &["compliance", "put", "-"], &document),
+        ("importer", &["compliance", "put", "-", "--many"], &document),
+        ("helpdesk", &["compliance", "exempt", "request", "PC-00001", "--reason", "too early"], ""),
+        ("officer", &["compliance", "policy", "set", policy], ""),
+        ("importer", &["import", "csv", "-"], deposits),
+    ];
+    for (profile, arguments, input) in commands {
+        let arguments = [arguments, &["--timeout", "1"]].concat();
+        let (code, error) = failure(&test.strongroom_with_input(profile, &ALL, &arguments, input));
+        assert_eq!(code, 75, "{arguments:?}: {error}");
+        let message = error["message"].as_str().expect("words");
+        assert!(message.contains("feature level 4"), "{arguments:?}: {message}");
+    }
+}
+
 /// Without a cluster: what is wrong is found before a node is asked.
 #[test]
 fn wrong_input_is_refused_by_the_path_of_the_field() {
@@ -381,6 +482,7 @@ fn wrong_input_is_refused_by_the_path_of_the_field() {
     wrong(&["compliance", "put", "-"], &document.to_string(), "volumes[1].percent: ");
     wrong(&["compliance", "put", "-"], "{", "document: ");
     wrong(&["compliance", "put", "/nowhere/at-all"], "", "document: /nowhere/at-all");
+    wrong(&["compliance", "put", "-", "--from-line", "2"], "", "--many");
     wrong(&["compliance", "get", "a b\n"], "", "MACHINE");
     wrong(&["compliance", "exempt", "request", "PC-1", "--reason", "x", "--until", "soon"], "", "RFC 3339");
     wrong(&["report", "enterprise", "--sort", "colour"], "", "sort: a column of this report: status,");

@@ -5,7 +5,6 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -306,25 +305,6 @@ async fn a_journal_that_takes_nothing_means_no_reveal() {
     assert_eq!(shown(&audit_of(&test, 2).await).get("room again"), Some(&1));
 }
 
-/// A file system of a few pages, unmounted when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// `None` if this process may not mount.
-    fn over(dir: PathBuf) -> Option<Self> {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs"]).arg(&dir);
-        mount.status().is_ok_and(|status| status.success()).then_some(Self(dir))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a node that still runs has it open.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_under_the_journal_means_no_reveal_until_there_is_room() {
     let mut test = three_nodes().await;
@@ -334,7 +314,7 @@ async fn a_full_disk_under_the_journal_means_no_reveal_until_there_is_room() {
         test.cluster.kill(node).await.expect("killed");
     }
     let journal = data(&test, 1).join("journal");
-    let Some(_disk) = SmallDisk::over(journal.clone()) else {
+    let Some(_disk) = SmallDisk::over(journal.clone(), "64k") else {
         eprintln!("SKIPPED: a full disk under the journal (this process may not mount a file system)");
         return;
     };

@@ -1,5 +1,6 @@
 //! The retry loop: which endpoint is asked next, and when to stop asking.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -92,11 +93,24 @@ impl Pool {
         F: Fn(Channel, Budget) -> Answering,
         Answering: Future<Output = Result<Response<T>, Status>>,
     {
+        self.call_from(trace, operation).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`Pool::call_as`], for an answer that only begins: says also whose it is, for [`Begun::broke_off`].
+    pub(super) async fn call_from<T, F, Answering>(
+        &self,
+        trace: TraceId,
+        operation: F,
+    ) -> Result<(T, Begun<'_>), ClientError>
+    where
+        F: Fn(Channel, Budget) -> Answering,
+        Answering: Future<Output = Result<Response<T>, Status>>,
+    {
         let operation = |channel, time| operation(channel, Budget { time, trace: trace.clone() });
         self.call_until_answered(operation).await.map_err(|error| error.with_request_id(&trace))
     }
 
-    async fn call_until_answered<T, F, Answering>(&self, operation: F) -> Result<T, ClientError>
+    async fn call_until_answered<T, F, Answering>(&self, operation: F) -> Result<(T, Begun<'_>), ClientError>
     where
         F: Fn(Channel, Duration) -> Answering,
         Answering: Future<Output = Result<Response<T>, Status>>,
@@ -138,7 +152,7 @@ impl Pool {
         operation: &F,
         deadline: Instant,
         tried: &mut Tried,
-    ) -> Result<T, RoundEnd>
+    ) -> Result<(T, Begun<'_>), RoundEnd>
     where
         F: Fn(Channel, Duration) -> Answering,
         Answering: Future<Output = Result<Response<T>, Status>>,
@@ -157,7 +171,7 @@ impl Pool {
             let what = match self.attempt(endpoint, operation, budget).await {
                 Outcome::Answered(answer) => {
                     endpoint.answered();
-                    return Ok(answer);
+                    return Ok((answer, Begun(endpoint)));
                 }
                 Outcome::Definite(error) => return Err(RoundEnd::Definite(error)),
                 Outcome::Provisional(error) => {
@@ -182,7 +196,7 @@ impl Pool {
                         endpoint.failed(Instant::now());
                         continue;
                     }
-                    format!("no answer within {:.1} s", waited.as_secs_f64())
+                    silence(waited)
                 }
                 Outcome::Refused { reason, source } => {
                     let what = reason.clone();
@@ -306,6 +320,34 @@ impl Pool {
     }
 }
 
+/// The endpoint that has begun to answer.
+pub(super) struct Begun<'a>(&'a Endpoint);
+
+impl Begun<'_> {
+    pub(super) fn address(&self) -> &str {
+        self.0.address()
+    }
+
+    /// What is said instead of the rest of the answer: others are asked first for a while. Answers what is to be told of
+    /// it, should there be no other.
+    ///
+    /// # Errors
+    /// The [`ClientError`] that it amounts to, if another endpoint would say the same.
+    pub(super) fn broke_off(self, status: Status) -> Result<Trouble, ClientError> {
+        let Self(endpoint) = self;
+        let what = match Outcome::<Infallible>::of_status(status, endpoint.address()) {
+            Outcome::Answered(never) => match never {},
+            Outcome::Silent { waited, .. } => silence(waited),
+            Outcome::Definite(error) | Outcome::Provisional(error) => return Err(error),
+            Outcome::Failed(error) => error.to_string(),
+            Outcome::Next { what, .. } => what,
+            Outcome::Refused { reason, .. } => reason,
+        };
+        endpoint.failed(Instant::now());
+        Ok(Trouble::new(endpoint.address(), what))
+    }
+}
+
 /// What was tried so far, to be told if nothing comes of it.
 #[derive(Default)]
 struct Tried {
@@ -363,6 +405,10 @@ impl<T> Outcome<T> {
             None => Self::Definite(ClientError::from_status(status, endpoint)),
         }
     }
+}
+
+fn silence(waited: Duration) -> String {
+    format!("no answer within {:.1} s", waited.as_secs_f64())
 }
 
 /// Whether a status is about the connection and not from the node: only one made on this side has a source.

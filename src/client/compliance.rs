@@ -1,27 +1,12 @@
-//! Compliance: what devices say, exemptions, the policy of it, and reports.
+//! Compliance: what a device says, exemptions, and the policy of it.
 
-use std::time::Duration;
-
-use tokio_stream::StreamExt as _;
-use tonic::{Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{Budget, Client, ClientError, Trouble, bounded};
+use super::{Client, ClientError, bounded};
 use crate::escrow::ids::{MachineId, Timestamp};
 use crate::proto;
 use crate::proto::compliance_service_client::ComplianceServiceClient;
-use crate::proto::report_chunk::Part;
-use crate::proto::{PutManyRequest, PutManyResponse, ReportChunk, ReportHeader, ReportRow, ReportTotals};
 use crate::request_id::TraceId;
-
-/// Documents and bytes of one batch of uploads, at most: what a node takes in one message.
-pub const BATCH_DOCUMENTS_MAX: usize = 256;
-/// See [`BATCH_DOCUMENTS_MAX`].
-pub const BATCH_BYTES_MAX: usize = 192 * 1024;
-/// How long a node may take for a batch of uploads.
-const BATCH_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a node may take for its next batch of rows. Before the first ones it takes all down, and may sort.
-const ROWS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What an officer decides about an exemption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,14 +17,6 @@ pub enum Decision {
     Reject,
     /// What was granted ends now.
     Revoke,
-}
-
-/// A report as it comes.
-pub struct Report {
-    header: ReportHeader,
-    stream: Streaming<ReportChunk>,
-    trace: TraceId,
-    totals: Option<ReportTotals>,
 }
 
 impl Client {
@@ -55,59 +32,6 @@ impl Client {
                 async move { ComplianceServiceClient::new(channel).put(bounded(request, budget)).await }
             })
             .await
-    }
-
-    /// Keeps what many devices say, over one stream. Answers what became of each, in the order they were given. A stream
-    /// that breaks goes on at another node, with what was not answered yet.
-    ///
-    /// # Errors
-    /// Any [`ClientError`]; then some of them may be kept, and doing it again is safe.
-    pub async fn put_compliance_many(
-        &self,
-        documents: &[String],
-    ) -> Result<Vec<proto::UploadOutcome>, ClientError> {
-        let batches = batches(documents);
-        let mut answers: Vec<PutManyResponse> = Vec::new();
-        while answers.len() < batches.len() {
-            let before = answers.len();
-            match self.upload(&batches[before..], &mut answers).await {
-                Ok(()) => {}
-                // Only if there was some progress: otherwise a node that breaks off every time would be asked for ever.
-                Err(ClientError::Unavailable { .. } | ClientError::Temporary(_))
-                    if answers.len() > before => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let outcomes: Vec<_> = answers.into_iter().flat_map(|answer| answer.outcomes).collect();
-        if outcomes.len() != documents.len() {
-            return Err(ClientError::Malformed { what: "uploads were answered that were not made" });
-        }
-        Ok(outcomes)
-    }
-
-    /// Uploads batches over one stream, and notes the answers as they come.
-    async fn upload(
-        &self,
-        batches: &[PutManyRequest],
-        answers: &mut Vec<PutManyResponse>,
-    ) -> Result<(), ClientError> {
-        let trace = TraceId::draw();
-        let opened = self.pool.call_as(trace.clone(), |channel, budget: Budget| {
-            let request = budget.unbounded(tokio_stream::iter(batches.to_vec()));
-            async move {
-                let mut stream = ComplianceServiceClient::new(channel).put_many(request).await?.into_inner();
-                // With the first answer: a node that takes the stream and keeps nothing is no help.
-                let first = stream.message().await?;
-                let first = first.ok_or_else(|| Status::unavailable("the stream ended without an answer"))?;
-                Ok(Response::new((stream, first)))
-            }
-        });
-        let (mut stream, first) = opened.await?;
-        answers.push(first);
-        for _ in 1..batches.len() {
-            answers.push(next(&mut stream, &trace, BATCH_TIMEOUT, "uploads").await?);
-        }
-        Ok(())
     }
 
     /// What is known of one machine and how it stands, or stood `as_of` a time.
@@ -239,123 +163,5 @@ impl Client {
             }
         });
         Ok(answer.await?.version)
-    }
-
-    /// Begins a report. It is of one state of one node: if that node goes away, it has to be asked for again.
-    ///
-    /// # Errors
-    /// Any [`ClientError`] of the beginning; the rest comes from [`Report::next`].
-    pub async fn report(&self, request: &proto::ReportRequest) -> Result<Report, ClientError> {
-        let trace = TraceId::draw();
-        let opened = self.pool.call_as(trace.clone(), |channel, budget| {
-            // No deadline on the request: a long report takes as long as it takes.
-            let request = budget.unbounded(request.clone());
-            async move { ComplianceServiceClient::new(channel).report(request).await }
-        });
-        let mut stream = opened.await?;
-        let first = next(&mut stream, &trace, ROWS_TIMEOUT, "the report").await?;
-        let ReportChunk { part: Some(Part::Header(header)) } = first else {
-            return Err(ClientError::Malformed { what: "a report did not begin with where it was made" });
-        };
-        Ok(Report { header, stream, trace, totals: None })
-    }
-}
-
-impl Report {
-    /// Where and when it was made, and its columns.
-    pub fn header(&self) -> &ReportHeader {
-        &self.header
-    }
-
-    /// The next rows, or `None` when there are no more.
-    ///
-    /// # Errors
-    /// Any [`ClientError`]: what came before is a part of a report.
-    pub async fn next(&mut self) -> Result<Option<Vec<ReportRow>>, ClientError> {
-        if self.totals.is_some() {
-            return Ok(None);
-        }
-        match next(&mut self.stream, &self.trace, ROWS_TIMEOUT, "the report").await?.part {
-            Some(Part::Rows(rows)) => Ok(Some(rows.rows)),
-            Some(Part::Totals(totals)) => {
-                self.totals = Some(totals);
-                Ok(None)
-            }
-            Some(Part::Header(_)) | None => {
-                Err(ClientError::Malformed { what: "a part of a report that this release does not know" })
-            }
-        }
-    }
-
-    /// Its totals, once [`Report::next`] has said that there are no more rows.
-    pub fn totals(&self) -> Option<&ReportTotals> {
-        self.totals.as_ref()
-    }
-}
-
-/// Documents in batches that a node takes.
-fn batches(documents: &[String]) -> Vec<PutManyRequest> {
-    let mut batches: Vec<PutManyRequest> = Vec::new();
-    let mut bytes = 0;
-    for document in documents {
-        let has_room = |batch: &&mut PutManyRequest| {
-            batch.documents.len() < BATCH_DOCUMENTS_MAX && bytes + document.len() <= BATCH_BYTES_MAX
-        };
-        match batches.last_mut().filter(has_room) {
-            Some(batch) => {
-                bytes += document.len();
-                batch.documents.push(document.clone());
-            }
-            None => {
-                bytes = document.len();
-                batches.push(PutManyRequest { documents: vec![document.clone()] });
-            }
-        }
-    }
-    batches
-}
-
-async fn next<T>(
-    stream: &mut Streaming<T>,
-    trace: &TraceId,
-    patience: Duration,
-    of: &str,
-) -> Result<T, ClientError> {
-    let broken = |waited, what: String| ClientError::Unavailable {
-        waited,
-        rounds: 1,
-        reached: true,
-        request_id: Some(trace.clone()),
-        troubles: vec![Trouble::new("the cluster", what)],
-    };
-    match tokio::time::timeout(patience, stream.next()).await {
-        Ok(Some(Ok(message))) => Ok(message),
-        // A node says when it is done: a stream that ends without that was cut off, however it looks.
-        Ok(None) => Err(broken(Duration::ZERO, format!("{of}: cut off"))),
-        // Made on this side: it is the connection that broke.
-        Ok(Some(Err(status))) if std::error::Error::source(&status).is_some() => {
-            Err(broken(Duration::ZERO, format!("{of}: the connection broke")))
-        }
-        Ok(Some(Err(status))) => {
-            Err(ClientError::from_last_status(status, "the cluster").with_request_id(trace))
-        }
-        Err(_) => Err(broken(patience, format!("{of}: nothing came"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_keep_to_what_a_node_takes_and_lose_nothing() {
-        let documents: Vec<String> = (0..1_000).map(|number| "x".repeat(number % 3_000)).collect();
-        let batches = batches(&documents);
-        for batch in &batches {
-            assert!((1..=BATCH_DOCUMENTS_MAX).contains(&batch.documents.len()));
-            assert!(batch.documents.iter().map(String::len).sum::<usize>() <= BATCH_BYTES_MAX);
-        }
-        let again: Vec<String> = batches.into_iter().flat_map(|batch| batch.documents).collect();
-        assert_eq!(again, documents);
     }
 }

@@ -21,8 +21,11 @@ mod endpoint;
 mod error;
 mod escrow_many;
 mod machines;
+mod parts;
 mod receipt;
+mod report;
 mod rotation;
+mod upload;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,11 +35,12 @@ use uuid::Uuid;
 
 pub use self::attempts::ATTEMPT_TIMEOUT;
 pub use self::audit::AuditTrail;
-pub use self::compliance::{Decision, Report};
+pub use self::compliance::Decision;
 pub use self::endpoint::EndpointAddress;
 pub use self::error::{Answer, ClientError, Trouble};
 pub use self::escrow_many::{BulkAnswer, BulkKept, BulkRefused, UNANSWERED_MAX};
 pub use self::machines::MachineNoted;
+pub use self::report::Report;
 
 use self::attempts::Pool;
 use crate::escrow::ids::{KeyId, MachineId, UserName, VolumeId};

@@ -38,6 +38,8 @@ pub enum Operation {
     RecoverCluster,
     /// Keep what a device says of itself; see [`may_report`] for which.
     ReportCompliance,
+    /// Keep what many devices say of themselves, at once.
+    ReportComplianceMany,
     /// Ask that a machine need not be as the policy of compliance wants it.
     RequestExemption,
     /// Replace the policy of compliance.
@@ -56,7 +58,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Approve,
         Self::ChangeMembership,
         Self::Custody,
@@ -72,6 +74,7 @@ impl Operation {
         Self::Recover,
         Self::RecoverCluster,
         Self::ReportCompliance,
+        Self::ReportComplianceMany,
         Self::RequestExemption,
         Self::Reseal,
         Self::RotateKeyring,
@@ -101,6 +104,7 @@ impl std::fmt::Display for Operation {
             Self::Recover => "recover keys",
             Self::RecoverCluster => "recover a cluster",
             Self::ReportCompliance => "report compliance",
+            Self::ReportComplianceMany => "report compliance in bulk",
             Self::RequestExemption => "request exemptions",
             Self::SetCompliancePolicy => "set the policy of compliance",
             Self::SetPolicy => "set the policy",
@@ -117,11 +121,14 @@ pub fn allows(role: Role, operation: Operation) -> bool {
     use Operation::{
         Approve, ChangeMembership, Custody, DecideExemption, Escrow, EscrowMany, Find, Initialize,
         RaiseFeatureLevel, ReadAudit, ReadCompliance, Reconcile, Recover, RecoverCluster, ReportCompliance,
-        RequestExemption, Reseal, RotateKeyring, SetCompliancePolicy, SetPolicy, ShowPolicy, Status,
+        ReportComplianceMany, RequestExemption, Reseal, RotateKeyring, SetCompliancePolicy, SetPolicy,
+        ShowPolicy, Status,
     };
     match role {
         Role::Agent => matches!(operation, Escrow | ReportCompliance | Status),
-        Role::Importer => matches!(operation, Escrow | EscrowMany | ReportCompliance | Status),
+        Role::Importer => {
+            matches!(operation, Escrow | EscrowMany | ReportCompliance | ReportComplianceMany | Status)
+        }
         Role::Auditor => {
             matches!(operation, Custody | Find | ReadAudit | ReadCompliance | ShowPolicy | Status)
         }
@@ -189,17 +196,17 @@ mod tests {
         // One column an operation, in the order of `Operation::ALL`.
         let table = [
             // approve change custody decide-exemption escrow escrow-many find init raise read-audit read-compliance
-            // reconcile recover recover-cluster report-compliance request-exemption reseal rotate
+            // reconcile recover recover-cluster report-compliance report-compliance-many request-exemption reseal rotate
             // set-compliance-policy set-policy show-policy status
-            (Role::Agent, "....x.........x......x"),
-            (Role::Auditor, "..x...x..xx.........xx"),
-            (Role::Helpdesk, "..x...x...x.x..x....xx"),
-            (Role::HelpdeskAdvanced, "x.x...x...x.x..x....xx"),
-            (Role::Importer, "....xx........x......x"),
-            (Role::Node, ".......xx..x.x..x....."),
-            (Role::Officer, "x.xx..x...x......xxxxx"),
-            (Role::Operator, ".xx...xx..x....x.x..xx"),
-            (Role::SelfService, "......x.....x........x"),
+            (Role::Agent, "....x.........x.......x"),
+            (Role::Auditor, "..x...x..xx..........xx"),
+            (Role::Helpdesk, "..x...x...x.x...x....xx"),
+            (Role::HelpdeskAdvanced, "x.x...x...x.x...x....xx"),
+            (Role::Importer, "....xx........xx......x"),
+            (Role::Node, ".......xx..x.x...x....."),
+            (Role::Officer, "x.xx..x...x.......xxxxx"),
+            (Role::Operator, ".xx...xx..x.....x.x..xx"),
+            (Role::SelfService, "......x.....x.........x"),
         ];
         assert_eq!(table.map(|(role, _)| role), Role::ALL);
         for (role, row) in table {

@@ -5,15 +5,10 @@
 //! on record itself (an auditor can read where nothing can be written, and verifying does not change what is verified); who
 //! read is in the node's log.
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
 use futures_util::future::join_all;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
@@ -33,9 +28,8 @@ use crate::proto::{
 use crate::raft::NodeError;
 use crate::request_id::carried;
 use crate::seal::checkpoint::Checkpoint;
-use crate::tls::PeerCertificate;
 
-use super::guard::Connection;
+use super::serving::{Answers, Places, Serving};
 use super::{Context, now, status, wire};
 use crate::raft::on_own_thread;
 
@@ -43,46 +37,36 @@ use crate::raft::on_own_thread;
 pub const READERS_MAX: usize = 4;
 /// Pages that are read ahead of what a reader has taken.
 const PAGES_AHEAD: usize = 1;
-/// Longest a reader may leave a page waiting.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest a member may take to sign a checkpoint.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest name of an actor to look for: a whole identity.
 const ACTOR_MAX_BYTES: usize = 256;
 
-type AuditStream = Pin<Box<dyn Stream<Item = Result<AuditPart, Status>> + Send>>;
-
 /// The audit service of one node. Clones share its places.
 #[derive(Clone)]
 pub struct AuditDesk {
     context: Context,
-    places: Arc<Semaphore>,
+    places: Places,
 }
 
 impl AuditDesk {
     /// With room for [`READERS_MAX`] readers.
     pub fn new(context: Context) -> Self {
-        Self { context, places: Arc::new(Semaphore::new(READERS_MAX)) }
+        Self { context, places: Places::new("readers of the audit trail", READERS_MAX) }
     }
 }
 
 #[tonic::async_trait]
 impl AuditService for AuditDesk {
-    type ReadStream = AuditStream;
+    type ReadStream = Answers<AuditPart>;
 
-    async fn read(&self, request: Request<ReadAuditRequest>) -> Result<Response<AuditStream>, Status> {
+    async fn read(&self, request: Request<ReadAuditRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let context = &self.context;
         let caller = context.admit(&request, Operation::ReadAudit)?;
-        let connection = request.extensions().get::<Connection>();
-        let certificate = connection.map(|connection| connection.certificate.clone());
+        let filter = filter(request.get_ref().filter.as_ref())?;
+        let quorum = wire::wants_quorum(request.get_ref().consistency)?;
+        let (serving, answers) = Serving::begin(context, &request, self.places.take()?, PAGES_AHEAD);
         let request = request.into_inner();
-        let filter = filter(request.filter.as_ref())?;
-        let quorum = wire::wants_quorum(request.consistency)?;
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            let why =
-                format!("{READERS_MAX} readers of the audit trail are served here already; use another node");
-            return Err(Status::unavailable(why));
-        };
         if quorum {
             let index = context.node.read_index().await.map_err(status::shared)?;
             context.node.wait_applied(index).await?;
@@ -99,21 +83,17 @@ impl AuditService for AuditDesk {
             on_own_thread(move || Ok((window.within(&node.view()?, &filter)?, filter))).await?;
         tracing::info!(by = %caller.identity, after = window.after, to = window.to, "the audit trail is read");
 
-        let (parts, stream) = mpsc::channel(PAGES_AHEAD);
         let begin = AuditBegin { freshness: Some(freshness), head, checkpoint: checkpoint.render() };
         let reader = Reader {
             context: context.clone(),
-            certificate,
             window,
             end,
             filter,
             newest_first: request.newest_first,
             left: (request.limit > 0).then_some(request.limit),
-            parts,
-            _place: place,
         };
-        tokio::spawn(carried(reader.serve(begin)).in_current_span());
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        tokio::spawn(carried(reader.serve(serving, begin)).in_current_span());
+        Ok(Response::new(answers))
     }
 
     async fn checkpoints(
@@ -130,7 +110,6 @@ impl AuditService for AuditDesk {
 /// One reader while it is served.
 struct Reader {
     context: Context,
-    certificate: Option<PeerCertificate>,
     window: Window,
     /// Where everything that was asked for has been looked at: the last page says so, so that a stream which ends
     /// before is known to be cut off.
@@ -139,27 +118,30 @@ struct Reader {
     newest_first: bool,
     /// How many records more are asked for; `None` for all.
     left: Option<u64>,
-    parts: mpsc::Sender<Result<AuditPart, Status>>,
-    _place: OwnedSemaphorePermit,
 }
 
 impl Reader {
     /// Sends everything. Ends early if the reader goes away or stops taking what it gets.
-    async fn serve(mut self, begin: AuditBegin) {
-        if !self.send(Ok(Part::Begin(begin))).await {
-            return;
+    async fn serve(mut self, serving: Serving<AuditPart>, begin: AuditBegin) {
+        if let Err(why) = self.send(&serving, begin).await {
+            serving.end(why);
         }
+    }
+
+    async fn send(&mut self, serving: &Serving<AuditPart>, begin: AuditBegin) -> Result<(), Status> {
+        serving.send(AuditPart { part: Some(Part::Begin(begin)) }).await?;
         loop {
-            let page = self.next_page().await;
-            let last = page.as_ref().map_or(true, |page| page.reached == self.end) || self.left == Some(0);
-            if !self.send(page.map(Part::Page)).await || last {
-                return;
+            serving.check()?;
+            let page = self.next_page().await?;
+            let last = page.reached == self.end || self.left == Some(0);
+            serving.send(AuditPart { part: Some(Part::Page(page)) }).await?;
+            if last {
+                return Ok(());
             }
         }
     }
 
     async fn next_page(&mut self) -> Result<AuditPage, Status> {
-        self.context.may_go_on(self.certificate.as_ref())?;
         let (node, filter, newest_first) =
             (self.context.node.clone(), self.filter.clone(), self.newest_first);
         let mut window = self.window;
@@ -187,11 +169,6 @@ impl Reader {
             _ => window.after,
         };
         Ok(AuditPage { records: records.iter().map(line).collect(), reached, truncated })
-    }
-
-    async fn send(&self, part: Result<Part, Status>) -> bool {
-        let part = part.map(|part| AuditPart { part: Some(part) });
-        matches!(timeout(STALL_TIMEOUT, self.parts.send(part)).await, Ok(Ok(())))
     }
 }
 

@@ -12,16 +12,16 @@ use crate::escrow::records::KEYS_LEFT_WARNING;
 use crate::metrics::EscrowOutcome;
 use crate::proto::escrow_service_server::EscrowService;
 use crate::proto::{
-    ConfirmKeyRequest, ConfirmKeyResponse, EscrowManyRequest, EscrowRequest, EscrowResponse,
-    ImportMachinesRequest, ImportMachinesResponse, RotationRequest, RotationResponse,
+    ConfirmKeyRequest, ConfirmKeyResponse, EscrowManyRequest, EscrowManyResponse, EscrowRequest,
+    EscrowResponse, ImportMachinesRequest, ImportMachinesResponse, RotationRequest, RotationResponse,
 };
 use crate::raft::leader::PROPOSE_TIMEOUT;
 use crate::raft::{Committed, NodeError};
 use crate::seal::receipt::Receipt;
 use crate::seal::{Keyring, Part, SealContext};
 
-use super::escrow_many::AnswerStream;
 use super::guard::Caller;
+use super::serving::Answers;
 use super::{Context, now, wire};
 
 /// How often one secret is sealed: twice if the data key was rotated meanwhile, and it is not rotated all the time.
@@ -29,7 +29,7 @@ pub(super) const SEALINGS_MAX: usize = 4;
 
 #[tonic::async_trait]
 impl EscrowService for Context {
-    type EscrowManyStream = AnswerStream;
+    type EscrowManyStream = Answers<EscrowManyResponse>;
 
     async fn escrow(&self, request: Request<EscrowRequest>) -> Result<Response<EscrowResponse>, Status> {
         let answer = self.unless_removed(self.keep(request)).await;
@@ -54,8 +54,8 @@ impl EscrowService for Context {
     async fn escrow_many(
         &self,
         request: Request<Streaming<EscrowManyRequest>>,
-    ) -> Result<Response<AnswerStream>, Status> {
-        self.import(request).map(Response::new)
+    ) -> Result<Response<Self::EscrowManyStream>, Status> {
+        self.import(request).await.map(Response::new)
     }
 
     async fn import_machines(

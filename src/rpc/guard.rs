@@ -7,6 +7,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
 use crate::error::chain;
+use crate::escrow::apply::too_new;
 use crate::escrow::command::{Action, Command};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, NodeId, RequestId};
@@ -84,7 +85,7 @@ impl Context {
     ) -> Result<(Caller, Option<Status>), Status> {
         let caller = self.caller(request)?;
         if self.is_draining() {
-            return Err(Status::unavailable("this node is stopping; use another"));
+            return Err(stopping());
         }
         if let Some(why) = self.node.expelled() {
             return Err(NodeError::Excluded(why.to_string()).into());
@@ -122,15 +123,27 @@ impl Context {
         }
     }
 
-    /// Whether a caller that was admitted may go on: a stream outlives the moment in which it was.
+    /// Refuses what the cluster does not allow yet. That passes by itself once every member runs a release that has it, so
+    /// it is no answer for good, as the conflict is that apply would make of it.
     ///
     /// # Errors
-    /// `PERMISSION_DENIED` if its certificate has expired or been revoked since; `UNAVAILABLE` if this node is stopping,
-    /// was removed or is quarantined.
-    pub(super) fn may_go_on(&self, certificate: Option<&PeerCertificate>) -> Result<(), Status> {
-        if self.is_draining() {
-            return Err(Status::unavailable("this node is stopping; use another"));
+    /// `UNAVAILABLE` below `required`, as this replica has it.
+    pub(super) async fn require_level(&self, required: FeatureLevel) -> Result<(), Status> {
+        let node = self.node.clone();
+        let allowed = on_own_thread(move || node.feature_level()).await?;
+        if required <= allowed {
+            return Ok(());
         }
+        Err(Status::unavailable(too_new(required, allowed).to_string()))
+    }
+
+    /// Whether a caller that was admitted may go on: a stream outlives the moment in which it was. A node that is stopping
+    /// finishes what is under way.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if its certificate has expired or been revoked since; `UNAVAILABLE` if this node was removed or
+    /// is quarantined.
+    pub(super) fn may_go_on(&self, certificate: Option<&PeerCertificate>) -> Result<(), Status> {
         if let Some(why) = self.node.expelled() {
             return Err(NodeError::Excluded(why.to_string()).into());
         }
@@ -287,6 +300,11 @@ impl Context {
         self.tls.check(certificate).map_err(|error| Status::permission_denied(error.to_string()))?;
         Ok(certificate)
     }
+}
+
+/// What is answered to new requests by a node that is stopping.
+pub(super) fn stopping() -> Status {
+    Status::unavailable("this node is stopping; use another")
 }
 
 fn connection<T>(request: &Request<T>) -> Result<&Connection, Status> {

@@ -18,19 +18,19 @@ pub mod policy;
 pub mod recovery;
 pub mod report;
 mod rotation;
+mod serving;
 pub mod status;
 pub mod wire;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::raft::Node;
 pub use crate::raft::now;
 use crate::tls::Tls;
 pub use escrow_many::IMPORTS_MAX;
+pub use serving::Places;
 
 /// Longest request a client may send: a secret of 64 KiB, a key package of 64 KiB, and room for names.
 pub const API_MESSAGE_MAX_BYTES: usize = 256 * 1024;
@@ -49,7 +49,7 @@ pub struct Context {
     /// Secrets that were compared with kept ones and were not the same.
     pub guesses: custody::Guesses,
     /// Room for [`IMPORTS_MAX`] importers.
-    pub imports: Arc<Semaphore>,
+    pub imports: Places,
 }
 
 impl Context {

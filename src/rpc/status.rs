@@ -145,7 +145,8 @@ pub fn needs_approval_alone(ask: &DegradedAsk) -> Status {
     with(with(Status::permission_denied(why), HINT_KEY, &hint), DEGRADED_KEY, "true")
 }
 
-fn with(mut status: Status, key: &'static str, value: &str) -> Status {
+/// The same status with `value` under `key`.
+pub(super) fn with(mut status: Status, key: &'static str, value: &str) -> Status {
     if let Ok(value) = value.parse::<MetadataValue<Ascii>>() {
         status.metadata_mut().insert(key, value);
     }

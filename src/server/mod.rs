@@ -12,7 +12,6 @@ mod shares;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -32,7 +31,7 @@ use crate::raft::storage::StorageOptions;
 use crate::raft::types::Member;
 use crate::raft::{Node, NodeError, NodeOptions, open_storage};
 use crate::rpc::custody::Guesses;
-use crate::rpc::{Context, IMPORTS_MAX, now};
+use crate::rpc::{Context, IMPORTS_MAX, Places, now};
 use crate::seal::{Keyring, NodeKey, SealError};
 use crate::store::StoreError;
 use crate::store::directory::{DataDir, Owner};
@@ -261,7 +260,7 @@ impl Server {
             reveal_timeout: config.recovery.quorum_timeout(),
             draining: CancellationToken::new(),
             guesses: Guesses::default(),
-            imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
+            imports: Places::new("imports", IMPORTS_MAX),
         };
         let bound = |limit: u64| usize::try_from(limit).unwrap_or(Semaphore::MAX_PERMITS);
         let connections = bound(config.limits.max_connections);

@@ -13,11 +13,13 @@ use crate::cli::{Exit, Failure, Global, Printer};
 use crate::client::Client;
 use crate::escrow::compliance::MachineReport;
 use crate::escrow::compliance::document::DOCUMENT_MAX_BYTES;
-use crate::escrow::ids::Timestamp;
+use crate::escrow::ids::{Invalid, Timestamp};
 use crate::proto;
 
-/// Documents of one stream: what is not answered when it breaks is uploaded again.
+/// Documents of one stream, and about how many bytes of them: what is not answered when it breaks is uploaded again.
 const ROUND_DOCUMENTS: usize = 8_192;
+/// See [`ROUND_DOCUMENTS`].
+const ROUND_BYTES: usize = 16 * 1024 * 1024;
 /// Most lines of which it is said what is wrong with them; all are counted.
 const COMPLAINTS_MAX: u64 = 100;
 
@@ -30,13 +32,21 @@ pub(super) struct PutCommand {
     /// The file has a document on each line. What is wrong with a line holds up no other.
     #[arg(long)]
     many: bool,
+    /// Begin with this line of it.
+    #[arg(long, value_name = "LINE", default_value_t = 1, requires = "many",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    from_line: u64,
 }
 
 impl PutCommand {
     pub(super) async fn run(self, global: &Global, printer: Printer) -> Result<(), Failure> {
         let source = open(&self.file)?;
         if self.many {
-            return Many::new(global.client()?, printer).upload(source, &self.file).await;
+            let mut many = Many::new(global.client()?, printer);
+            let uploaded = many.upload(Lines::of(source), self.from_line, &self.file).await;
+            many.progress.finish_and_clear();
+            uploaded.map_err(|failure| many.with_the_way_on(failure, self.from_line))?;
+            return many.report();
         }
         let mut text = String::new();
         let read = source.take(DOCUMENT_MAX_BYTES as u64 + 1).read_to_string(&mut text);
@@ -95,6 +105,10 @@ struct Many {
     /// Of each document of the round: the line it stands on.
     lines: Vec<u64>,
     documents: Vec<String>,
+    /// Bytes of them.
+    bytes: usize,
+    /// Up to this line everything is settled.
+    settled: u64,
     counts: Counts,
 }
 
@@ -116,47 +130,51 @@ impl Many {
         if let Ok(style) = ProgressStyle::with_template("{pos} documents, {per_sec}") {
             progress.set_style(style);
         }
-        let counts = Counts::default();
-        Self { client, printer, progress, lines: Vec::new(), documents: Vec::new(), counts }
+        Self {
+            client,
+            printer,
+            progress,
+            lines: Vec::new(),
+            documents: Vec::new(),
+            bytes: 0,
+            settled: 0,
+            counts: Counts::default(),
+        }
     }
 
-    async fn upload(mut self, source: Box<dyn Read>, file: &Path) -> Result<(), Failure> {
-        let mut source = BufReader::new(source);
-        let mut number = 0;
-        loop {
-            number += 1;
-            let mut text = String::new();
-            let most = DOCUMENT_MAX_BYTES as u64 + 2;
-            let read = (&mut source).take(most).read_line(&mut text);
-            if read.map_err(|error| unreadable(file, &error))? == 0 {
-                break;
-            }
-            if text.len() as u64 == most && !text.ends_with('\n') {
-                let what = format!("document: line {number} has more than {DOCUMENT_MAX_BYTES} bytes");
-                return Err(Failure::new(Exit::Invalid, what));
-            }
-            if text.trim().is_empty() {
+    async fn upload(&mut self, mut lines: Lines, from_line: u64, file: &Path) -> Result<(), Failure> {
+        while let Some(line) = lines.next().map_err(|error| unreadable(file, &error))? {
+            if lines.number < from_line {
                 continue;
             }
-            match MachineReport::from_json(&text) {
-                Ok(report) => {
-                    self.lines.push(number);
-                    self.documents.push(report.to_json());
+            let report = line.and_then(|text| match text.trim() {
+                "" => Ok(None),
+                text => MachineReport::from_json(text).map(Some),
+            });
+            match report {
+                Ok(Some(report)) => {
+                    let document = report.to_json();
+                    self.bytes += document.len();
+                    self.lines.push(lines.number);
+                    self.documents.push(document);
                 }
-                Err(invalid) => self.refused(number, &invalid.to_string()),
+                Ok(None) => {}
+                Err(invalid) => self.refused(lines.number, &invalid.to_string()),
             }
-            if self.documents.len() == ROUND_DOCUMENTS {
+            if self.documents.len() == ROUND_DOCUMENTS || self.bytes >= ROUND_BYTES {
                 self.round().await?;
             }
         }
-        self.round().await?;
-        self.progress.finish_and_clear();
-        self.report()
+        self.round().await
     }
 
     async fn round(&mut self) -> Result<(), Failure> {
-        let (lines, documents) = (std::mem::take(&mut self.lines), std::mem::take(&mut self.documents));
-        for (line, outcome) in lines.into_iter().zip(self.client.put_compliance_many(&documents).await?) {
+        let outcomes = self.client.put_compliance_many(&self.documents).await?;
+        self.bytes = 0;
+        self.documents.clear();
+        self.progress.inc(outcomes.len() as u64);
+        for (line, outcome) in std::mem::take(&mut self.lines).into_iter().zip(outcomes) {
+            self.settled = line;
             self.counts.clock_ahead += u64::from(outcome.clock_ahead);
             self.counts.state_changed += u64::from(outcome.state_changed);
             match outcome.outcome.as_str() {
@@ -166,8 +184,24 @@ impl Many {
                 _ => self.refused(line, &outcome.error),
             }
         }
-        self.progress.inc(documents.len() as u64);
         Ok(())
+    }
+
+    /// A failure that ended it, with what was done until then and where to go on.
+    fn with_the_way_on(&self, failure: Failure, from_line: u64) -> Failure {
+        if self.settled == 0 && failure.exit != Exit::Unavailable {
+            // It never began: that the caller may not, for one, is not mended by going on.
+            return failure;
+        }
+        let Counts { newest, repeated, superseded, refused, .. } = self.counts;
+        let message = format!(
+            "{}; so far {newest} were the newest, {repeated} had been kept, {superseded} were superseded and {refused} refused",
+            failure.message
+        );
+        let next = from_line.max(self.settled + 1);
+        let way = format!("doing the same again is safe; --from-line {next} goes on where it ended");
+        let hint = failure.hint.map_or(way.clone(), |hint| format!("{hint}; {way}"));
+        Failure { message, hint: Some(hint), ..failure }
     }
 
     fn refused(&mut self, line: u64, why: &str) {
@@ -202,5 +236,74 @@ impl Many {
             0 => Ok(()),
             refused => Err(Failure::new(Exit::Invalid, format!("{refused} documents were refused"))),
         }
+    }
+}
+
+/// The lines of a file, of which no more than a document's worth is in memory.
+struct Lines {
+    source: BufReader<Box<dyn Read>>,
+    /// Of the line that was read last.
+    number: u64,
+}
+
+impl Lines {
+    fn of(source: Box<dyn Read>) -> Self {
+        Self { source: BufReader::new(source), number: 0 }
+    }
+
+    /// The next line, or what is wrong with it; `None` behind the last.
+    fn next(&mut self) -> io::Result<Option<Result<String, Invalid>>> {
+        let mut line = self.part()?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        self.number += 1;
+        if line.len() > DOCUMENT_MAX_BYTES + 1 {
+            while !line.is_empty() && line.last() != Some(&b'\n') {
+                line = self.part()?;
+            }
+            let expected = format!("at most {DOCUMENT_MAX_BYTES} bytes");
+            return Ok(Some(Err(Invalid::new("document", expected))));
+        }
+        Ok(Some(String::from_utf8(line).map_err(|_| Invalid::new("document", "text in UTF-8"))))
+    }
+
+    /// The rest of a line, or as much of it as is too long.
+    fn part(&mut self) -> io::Result<Vec<u8>> {
+        let mut part = Vec::new();
+        let most = DOCUMENT_MAX_BYTES as u64 + 2;
+        self.source.by_ref().take(most).read_until(b'\n', &mut part)?;
+        Ok(part)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_line_holds_up_no_other() {
+        let longest = "x".repeat(DOCUMENT_MAX_BYTES);
+        let too_long = "y".repeat(3 * DOCUMENT_MAX_BYTES);
+        let mut file = format!("one\n{longest}\n{too_long}\n{longest}y\n").into_bytes();
+        file.extend_from_slice(b"\xff\xfe\n\nlast");
+        let mut lines = Lines::of(Box::new(io::Cursor::new(file)));
+        let mut next = || {
+            let line = lines.next().unwrap();
+            line.map(|line| {
+                (lines.number, line.map(|line| line.len()).map_err(|invalid| invalid.to_string()))
+            })
+        };
+        assert_eq!(next(), Some((1, Ok(4))));
+        assert_eq!(next(), Some((2, Ok(DOCUMENT_MAX_BYTES + 1))));
+        for number in [3, 4] {
+            let (found, line) = next().unwrap();
+            assert_eq!(found, number);
+            assert!(line.unwrap_err().starts_with("document: at most"));
+        }
+        assert_eq!(next(), Some((5, Err("document: text in UTF-8".to_owned()))));
+        assert_eq!(next(), Some((6, Ok(1))));
+        assert_eq!(next(), Some((7, Ok(4))));
+        assert_eq!(next(), None);
     }
 }

@@ -176,13 +176,18 @@ impl Cluster {
         }
     }
 
-    /// All that is known of compliance, and which users were seen, the last at the end.
+    /// All that is known of compliance, and which users were seen, the last at the end. Those that the newest report names
+    /// were seen for as long as it was confirmed, which is noted once another one comes.
     fn known(&self) -> Vec<(Option<ComplianceRecord>, Vec<ComplianceChange>, Vec<UserName>)> {
         let known = |machine: u8| {
             let (state, id) = (&self.state, machine_id(machine));
-            let users = lookup::machine(state, &id).unwrap().map(|machine| machine.users);
             let record = lookup::compliance(state, &id).unwrap();
-            (record, lookup::compliance_changes(state, &id).unwrap(), users.unwrap_or_default())
+            let mut machine = lookup::machine(state, &id).unwrap();
+            if let (Some(machine), Some(record)) = (&mut machine, &record) {
+                record.report.users.iter().for_each(|user| drop(machine.saw(user, record.at)));
+            }
+            let users = machine.map(|machine| machine.users).unwrap_or_default();
+            (record, lookup::compliance_changes(state, &id).unwrap(), users)
         };
         (0..2).map(known).collect()
     }

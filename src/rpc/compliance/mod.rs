@@ -3,19 +3,16 @@
 mod exemption;
 mod upload;
 
-use std::pin::Pin;
-use std::sync::Arc;
-
-use futures_util::Stream;
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::escrow::unexpected;
-use super::guard::{Caller, Connection};
-use super::report::{Places, ReportStream, columns, names_users};
+use super::guard::Caller;
+use super::report::{REPORTS_MAX, columns, names_users, without_repeats};
+use super::serving::{Answers, Places};
 use super::{Context, now, wire};
 use crate::escrow::command::{Action, Command, Reply, SetCompliancePolicy};
 use crate::escrow::compliance::{CompliancePolicy, history};
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Invalid, MachineId, Role, Timestamp};
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
@@ -24,41 +21,42 @@ use crate::proto::compliance_service_server::ComplianceService;
 use crate::proto::{
     DecideExemptionRequest, DecideExemptionResponse, GetComplianceRequest, GetComplianceResponse,
     ListExemptionsRequest, ListExemptionsResponse, PutComplianceRequest, PutComplianceResponse,
-    PutManyRequest, PutManyResponse, ReportRequest, RequestExemptionRequest, RequestExemptionResponse,
-    SetCompliancePolicyRequest, SetCompliancePolicyResponse, ShowCompliancePolicyRequest,
-    ShowCompliancePolicyResponse,
+    PutManyRequest, PutManyResponse, ReportChunk, ReportRequest, RequestExemptionRequest,
+    RequestExemptionResponse, SetCompliancePolicyRequest, SetCompliancePolicyResponse,
+    ShowCompliancePolicyRequest, ShowCompliancePolicyResponse,
 };
+use crate::raft::on_own_thread;
 
 /// Most streams of uploads that a node takes at once. Each has a few entries of the log under way.
 pub const UPLOADERS_MAX: usize = 16;
-
-type Answers = Pin<Box<dyn Stream<Item = Result<PutManyResponse, Status>> + Send>>;
 
 /// The compliance service of one node. Clones share its places.
 #[derive(Clone)]
 pub struct ComplianceDesk {
     context: Context,
     reports: Places,
-    uploaders: Arc<Semaphore>,
+    uploaders: Places,
 }
 
 impl ComplianceDesk {
-    /// With room for [`UPLOADERS_MAX`] streams and [`REPORTS_MAX`](super::report::REPORTS_MAX) reports.
+    /// With room for [`UPLOADERS_MAX`] streams and [`REPORTS_MAX`] reports.
     pub fn new(context: Context) -> Self {
-        Self { context, reports: Places::default(), uploaders: Arc::new(Semaphore::new(UPLOADERS_MAX)) }
+        let reports = Places::new("reports", REPORTS_MAX);
+        Self { context, reports, uploaders: Places::new("streams of uploads", UPLOADERS_MAX) }
     }
 }
 
 #[tonic::async_trait]
 impl ComplianceService for ComplianceDesk {
-    type PutManyStream = Answers;
-    type ReportStream = ReportStream;
+    type PutManyStream = Answers<PutManyResponse>;
+    type ReportStream = Answers<ReportChunk>;
 
     async fn put(
         &self,
         request: Request<PutComplianceRequest>,
     ) -> Result<Response<PutComplianceResponse>, Status> {
         let caller = self.context.admit(&request, Operation::ReportCompliance)?;
+        self.context.require_level(FeatureLevel::COMPLIANCE).await?;
         let kept = self.context.keep_one(&caller, request.into_inner());
         self.context.unless_removed(kept).await.map(Response::new)
     }
@@ -66,16 +64,8 @@ impl ComplianceService for ComplianceDesk {
     async fn put_many(
         &self,
         request: Request<Streaming<PutManyRequest>>,
-    ) -> Result<Response<Answers>, Status> {
-        let caller = self.context.admit(&request, Operation::ReportCompliance)?;
-        let connection = request.extensions().get::<Connection>();
-        let certificate = connection.map(|connection| connection.certificate.clone());
-        let Ok(place) = self.uploaders.clone().try_acquire_owned() else {
-            let why = format!("{UPLOADERS_MAX} streams of uploads are taken here already; use another node");
-            return Err(Status::resource_exhausted(why));
-        };
-        let answers = upload::answers(self.context.clone(), caller, certificate, request.into_inner(), place);
-        Ok(Response::new(Box::pin(answers)))
+    ) -> Result<Response<Self::PutManyStream>, Status> {
+        self.context.upload(&self.uploaders, request).await.map(Response::new)
     }
 
     async fn get(
@@ -114,8 +104,12 @@ impl ComplianceService for ComplianceDesk {
     ) -> Result<Response<ShowCompliancePolicyResponse>, Status> {
         self.context.admit(&request, Operation::ReadCompliance)?;
         let freshness = self.context.fresh(request.get_ref().consistency).await?;
-        let view = self.context.node.view()?;
-        let (record, policy) = (lookup::compliance_policy_record(&view)?, lookup::compliance_policy(&view)?);
+        let node = self.context.node.clone();
+        let (record, policy) = on_own_thread(move || {
+            let view = node.view()?;
+            Ok((lookup::compliance_policy_record(&view)?, lookup::compliance_policy(&view)?))
+        })
+        .await?;
         Ok(Response::new(ShowCompliancePolicyResponse {
             version: record.as_ref().map_or(0, |record| record.version),
             // Written anew, so that settings of this release which the record does not know are shown as well.
@@ -143,7 +137,7 @@ impl ComplianceService for ComplianceDesk {
         }
     }
 
-    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportStream>, Status> {
+    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<Self::ReportStream>, Status> {
         self.context.begin_report(&self.reports, request).await.map(Response::new)
     }
 }
@@ -153,6 +147,7 @@ impl Context {
     async fn decided(&self, request_id: &str, caller: Caller, action: Action) -> Result<Reply, Status> {
         let Caller { identity, source } = caller;
         let request = wire::request_id(request_id)?;
+        self.require_level(FeatureLevel::COMPLIANCE).await?;
         self.committed(&Command { request, at: now(), by: identity, source, action }).await
     }
 
@@ -178,7 +173,7 @@ impl Context {
             state_since_ms: since.map(|since| since.0),
             clock_ahead: record.is_some_and(|record| record.clock_ahead()),
             columns: columns(ReportKind::Computer),
-            rows: computer.rows,
+            rows: without_repeats(computer.rows),
             freshness: Some(freshness),
         })
     }

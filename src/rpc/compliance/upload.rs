@@ -1,12 +1,11 @@
 //! Taking what devices say. What says nothing new is seen on this node's own replica, and goes through the log as a
 //! contact of a few bytes; of a stream, a whole batch goes in one entry.
 
-use std::time::Duration;
-
-use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
+use tokio::task::JoinHandle;
+use tonic::{Request, Status, Streaming};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::{Context, unexpected};
@@ -15,49 +14,95 @@ use crate::escrow::command::{
     Action, Command, Contact, NoteContact, Refusal, Reply, ReportCompliance, UploadOutcome,
 };
 use crate::escrow::compliance::{MachineReport, Merged};
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Invalid, RequestId};
 use crate::escrow::lookup;
-use crate::escrow::policy::may_report;
+use crate::escrow::policy::{Operation, may_report};
 use crate::proto::{self, PutComplianceRequest, PutComplianceResponse, PutManyRequest, PutManyResponse};
 use crate::raft::on_own_thread;
+use crate::request_id::carried;
 use crate::rpc::guard::Caller;
 use crate::rpc::now;
-use crate::tls::PeerCertificate;
+use crate::rpc::serving::{Answers, Places, Serving};
 
 /// Batches of one stream that are worked on at once: while one is on its way to the quorum's disks, the next is read.
-const BATCHES_UNDER_WAY: usize = 4;
-/// Longest that a stream may be silent.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const BATCHES_UNDER_WAY_MAX: usize = 4;
+/// Answers that wait for the uploader to take them.
+const ANSWERS_AHEAD: usize = 1;
 
-/// The answers to a stream of batches, in their order.
-pub(super) fn answers(
+impl Context {
+    /// Begins to take what an importer uploads: batches, answered in their order.
+    pub(super) async fn upload(
+        &self,
+        places: &Places,
+        request: Request<Streaming<PutManyRequest>>,
+    ) -> Result<Answers<PutManyResponse>, Status> {
+        let caller = self.admit(&request, Operation::ReportComplianceMany)?;
+        self.require_level(FeatureLevel::COMPLIANCE).await?;
+        let (serving, answers) = Serving::begin(self, &request, places.take()?, ANSWERS_AHEAD);
+        let uploader = Uploader { context: self.clone(), caller, under_way: FuturesOrdered::new() };
+        tokio::spawn(carried(uploader.serve(serving, request.into_inner())).in_current_span());
+        Ok(answers)
+    }
+}
+
+/// One stream of uploads while it is served.
+struct Uploader {
     context: Context,
     caller: Caller,
-    certificate: Option<PeerCertificate>,
-    batches: Streaming<PutManyRequest>,
-    place: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<PutManyResponse, Status>> + Send {
-    // The place is given back with the end of the stream.
-    let batches = stream::unfold((batches, place), |(mut batches, place)| async move {
-        let batch = match timeout(IDLE_TIMEOUT, batches.message()).await {
-            Ok(batch) => batch.transpose()?,
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "nothing came for {} s; begin a new stream",
-                IDLE_TIMEOUT.as_secs()
-            ))),
-        };
-        Some((batch, (batches, place)))
-    });
-    let answer = move |batch: Result<PutManyRequest, Status>| {
-        let (context, caller, certificate) = (context.clone(), caller.clone(), certificate.clone());
-        async move {
-            context.may_go_on(certificate.as_ref())?;
-            let kept = context.keep_documents(&caller, batch?.documents);
+    /// Batches that are worked on, in their order.
+    under_way: FuturesOrdered<JoinHandle<Result<PutManyResponse, Status>>>,
+}
+
+impl Uploader {
+    async fn serve(mut self, serving: Serving<PutManyResponse>, batches: Streaming<PutManyRequest>) {
+        if let Err(why) = self.work(&serving, batches).await {
+            tracing::info!(by = %self.caller.identity, why = why.message(), "a stream of uploads breaks off");
+            serving.end(why);
+        }
+    }
+
+    /// Answers every batch that comes. What was read before the end of the stream, whatever ended it, is still answered.
+    async fn work(
+        &mut self,
+        serving: &Serving<PutManyResponse>,
+        mut batches: Streaming<PutManyRequest>,
+    ) -> Result<(), Status> {
+        let mut end: Option<Result<(), Status>> = None;
+        loop {
+            if self.under_way.is_empty()
+                && let Some(end) = end
+            {
+                return end;
+            }
+            let reads = end.is_none() && self.under_way.len() < BATCHES_UNDER_WAY_MAX;
+            tokio::select! {
+                biased;
+                Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    let answer = done.map_err(|error| Status::internal(format!("a batch ended: {error}")))??;
+                    serving.send(answer).await?;
+                }
+                batch = serving.next(&mut batches), if reads => {
+                    match batch.and_then(|batch| serving.check().map(|()| batch)) {
+                        Ok(Some(batch)) => self.begin(batch),
+                        Ok(None) => end = Some(Ok(())),
+                        Err(status) => end = Some(Err(status)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins to work on a batch, on a task of its own: it does not wait for answers that are not taken.
+    fn begin(&mut self, batch: PutManyRequest) {
+        let (context, caller) = (self.context.clone(), self.caller.clone());
+        let work = async move {
+            let kept = context.keep_documents(&caller, batch.documents);
             let (outcomes, index) = context.unless_removed(kept).await?;
             Ok(PutManyResponse { outcomes, index })
-        }
-    };
-    batches.map(answer).buffered(BATCHES_UNDER_WAY)
+        };
+        self.under_way.push_back(tokio::spawn(carried(work).in_current_span()));
+    }
 }
 
 /// One upload on its way through.

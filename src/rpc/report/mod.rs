@@ -10,16 +10,12 @@
 mod asked;
 mod send;
 
-use std::pin::Pin;
-use std::sync::Arc;
-
-use futures_util::Stream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Status};
+use tracing::Instrument as _;
 
 use self::asked::Asked;
 use self::send::Sender;
-use super::guard::Connection;
+use super::serving::{Answers, Places, Serving};
 use super::{Context, now, wire};
 use crate::escrow::audit::query::{Filter, Window};
 use crate::escrow::compliance::{CompliancePolicy, CompliancePolicyRecord};
@@ -31,33 +27,14 @@ use crate::escrow::reports::{Bundle, Column, MachineQuery, MachineReport, Report
 use crate::escrow::state::StateError;
 use crate::proto::{Freshness, ReportChunk, ReportColumn, ReportHeader, ReportRequest, ReportRow};
 use crate::raft::on_own_thread;
+use crate::request_id::carried;
 use crate::store::spool::Spool;
 use crate::store::spool::machines::MachineSink;
 
+/// Batches of rows that are made ahead of what a reader has taken.
+const BATCHES_AHEAD: usize = 2;
 /// Most reports that a node makes at once: each takes a pass over the base, room on the disk and a thread.
 pub const REPORTS_MAX: usize = 4;
-
-pub(super) type ReportStream = Pin<Box<dyn Stream<Item = Result<ReportChunk, Status>> + Send>>;
-
-/// Room for reports.
-#[derive(Debug, Clone)]
-pub(super) struct Places(Arc<Semaphore>);
-
-impl Default for Places {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(REPORTS_MAX)))
-    }
-}
-
-impl Places {
-    fn take(&self) -> Result<OwnedSemaphorePermit, Status> {
-        self.0.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!(
-                "{REPORTS_MAX} reports are being made here already; try again, or use another node"
-            ))
-        })
-    }
-}
 
 /// What a report is made of, and where that stands.
 struct Source {
@@ -97,22 +74,22 @@ impl Context {
         &self,
         places: &Places,
         request: Request<ReportRequest>,
-    ) -> Result<ReportStream, Status> {
+    ) -> Result<Answers<ReportChunk>, Status> {
         let kind: ReportKind = request.get_ref().report.parse()?;
         let operation = match kind {
             ReportKind::RecoveryAudit => Operation::ReadAudit,
             _ => Operation::ReadCompliance,
         };
         let caller = self.admit(&request, operation)?;
-        let connection = request.extensions().get::<Connection>();
-        let certificate = connection.map(|connection| connection.certificate.clone());
+        let asked = Asked::read(kind, names_users(caller.identity.role), request.get_ref())?;
+        let (serving, answers) = Serving::begin(self, &request, places.take()?, BATCHES_AHEAD);
         let request = request.into_inner();
-        let asked = Asked::read(kind, names_users(caller.identity.role), &request)?;
-        let place = places.take()?;
         self.node.wait_applied(request.min_index).await?;
         let freshness = self.fresh(request.consistency).await?;
         tracing::info!(by = %caller.identity, report = %kind, "a report is made");
-        Ok(Sender::start(self.clone(), certificate, place, asked, freshness))
+        let sender = Sender::new(self.clone(), serving, asked.order);
+        tokio::spawn(carried(sender.begin(asked, freshness)).in_current_span());
+        Ok(answers)
     }
 
     async fn source_of(&self, asked: &Asked, spool: &Spool) -> Result<Source, Status> {
@@ -213,6 +190,16 @@ pub(super) fn columns(kind: ReportKind) -> Vec<ReportColumn> {
         of_machine: column.of_machine,
     };
     kind.columns().iter().map(column).collect()
+}
+
+/// Rows of one machine, of which only the first says what is of the machine: together they are no larger than what is
+/// known of it, and fit in one message.
+pub(super) fn without_repeats(mut rows: Vec<ReportRow>) -> Vec<ReportRow> {
+    for row in rows.iter_mut().skip(1) {
+        let cells = ReportKind::Computer.columns().iter().zip(&mut row.cells);
+        cells.filter(|(column, _)| column.of_machine).for_each(|(_, cell)| cell.clear());
+    }
+    rows
 }
 
 fn cells(row: &Row) -> Vec<String> {

@@ -1,16 +1,10 @@
 //! Making the rows of a report and sending them, on a thread of its own: what it reads is on the disk.
 
-use std::time::Duration;
-
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
-use tracing::Instrument;
 
 use super::asked::{Asked, Order};
-use super::{Context, ReportStream, Source, SourceKind, cells};
+use super::{Context, Source, SourceKind, cells};
 use crate::escrow::audit::query::{Filter, Window};
 use crate::escrow::ids::MachineId;
 use crate::escrow::lookup;
@@ -18,32 +12,22 @@ use crate::escrow::reports::{KeyRequest, MachineReport, RecoveryFilter, Row};
 use crate::proto::report_chunk::Part;
 use crate::proto::{Freshness, ReportChunk, ReportHeader, ReportRow, ReportRows, ReportTotals};
 use crate::raft::NodeError;
-use crate::request_id::carried;
+use crate::rpc::serving::Serving;
 use crate::store::StoreError;
 use crate::store::format;
 use crate::store::spool::Spool;
 use crate::store::spool::sort::Sorter;
-use crate::tls::PeerCertificate;
 
 /// Rows sent at once, at most; and about how many bytes of them.
 const BATCH_ROWS: usize = 256;
 const BATCH_BYTES: usize = 64 * 1024;
-/// Batches that are made ahead of what a reader has taken.
-const BATCHES_AHEAD: usize = 2;
-/// Longest a reader may leave a batch waiting.
-const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a report ends before its totals.
-enum End {
-    /// Nobody reads it any more.
-    Gone,
-    /// It cannot go on.
-    Failed(Status),
-}
+struct End(Status);
 
 impl<E: Into<NodeError>> From<E> for End {
     fn from(error: E) -> Self {
-        Self::Failed(error.into().into())
+        Self(error.into().into())
     }
 }
 
@@ -57,53 +41,38 @@ enum Room {
 /// One report while it is sent.
 pub(super) struct Sender {
     context: Context,
-    certificate: Option<PeerCertificate>,
-    chunks: mpsc::Sender<Result<ReportChunk, Status>>,
+    serving: Serving<ReportChunk>,
     runtime: Handle,
     order: Order,
     batch: Vec<ReportRow>,
     batch_bytes: usize,
     totals: ReportTotals,
-    _place: OwnedSemaphorePermit,
 }
 
 impl Sender {
-    /// Starts taking down what the report needs and, from there, sending it.
-    pub fn start(
-        context: Context,
-        certificate: Option<PeerCertificate>,
-        place: OwnedSemaphorePermit,
-        asked: Asked,
-        freshness: Freshness,
-    ) -> ReportStream {
-        let (chunks, stream) = mpsc::channel(BATCHES_AHEAD);
-        let sender = Self {
+    pub fn new(context: Context, serving: Serving<ReportChunk>, order: Order) -> Self {
+        Self {
             context,
-            certificate,
-            chunks,
+            serving,
             runtime: Handle::current(),
-            order: asked.order,
+            order,
             batch: Vec::new(),
             batch_bytes: 0,
             totals: ReportTotals::default(),
-            _place: place,
-        };
-        tokio::spawn(carried(sender.begin(asked, freshness)).in_current_span());
-        Box::pin(ReceiverStream::new(stream))
+        }
     }
 
-    async fn begin(self, asked: Asked, freshness: Freshness) {
+    /// Takes down what the report needs and, from there, sends it.
+    pub async fn begin(self, asked: Asked, freshness: Freshness) {
         let spool = self.context.node.spool();
-        let chunks = self.chunks.clone();
         let source = tokio::select! {
             // Nobody waits for it any more: then nothing more is read of the base either.
-            () = chunks.closed() => return,
+            () = self.serving.left() => return,
             source = self.context.source_of(&asked, &spool) => source,
         };
-        drop(chunks);
         let source = match source {
             Ok(source) => source,
-            Err(status) => return drop(self.chunks.send(Err(status)).await),
+            Err(status) => return self.serving.end(status),
         };
         let header = super::header(&asked, &source, freshness);
         let span = tracing::Span::current();
@@ -117,9 +86,11 @@ impl Sender {
 
     fn serve(mut self, header: ReportHeader, asked: &Asked, source: Source, spool: Spool) {
         let made = self.send(Part::Header(header)).and_then(|()| self.make(asked, source, spool));
-        match made.and_then(|()| self.flush()).and_then(|()| self.send(Part::Totals(self.totals.clone()))) {
-            Ok(()) | Err(End::Gone) => {}
-            Err(End::Failed(status)) => drop(self.put(Err(status))),
+        let sent =
+            made.and_then(|()| self.flush()).and_then(|()| self.send(Part::Totals(self.totals.clone())));
+        if let Err(End(why)) = sent {
+            tracing::info!(why = why.message(), "a report breaks off");
+            self.serving.end(why);
         }
     }
 
@@ -259,20 +230,15 @@ impl Sender {
     }
 
     fn send(&self, part: Part) -> Result<(), End> {
-        self.put(Ok(ReportChunk { part: Some(part) }))
-    }
-
-    fn put(&self, chunk: Result<ReportChunk, Status>) -> Result<(), End> {
-        let sent = self.runtime.block_on(async { timeout(STALL_TIMEOUT, self.chunks.send(chunk)).await });
-        if matches!(sent, Ok(Ok(()))) { Ok(()) } else { Err(End::Gone) }
+        self.runtime.block_on(self.serving.send(ReportChunk { part: Some(part) })).map_err(End)
     }
 
     /// Whether it may go on: a long report outlives the moment in which its reader was admitted.
     fn check(&self) -> Result<(), End> {
-        if self.chunks.is_closed() {
-            return Err(End::Gone);
+        if self.serving.is_left() {
+            return Err(End(Status::cancelled("nobody reads it any more")));
         }
-        self.context.may_go_on(self.certificate.as_ref()).map_err(End::Failed)
+        self.serving.check().map_err(End)
     }
 }
 

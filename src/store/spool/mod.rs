@@ -25,7 +25,8 @@ use super::directory::{create_dir, free_bytes};
 pub const SPOOL_MAX_BYTES: u64 = 8 * 1024 * 1024 * 1024;
 /// Bytes of the file system that reports leave to the log and the state.
 pub const SPOOL_FREE_MIN_BYTES: u64 = 512 * 1024 * 1024;
-/// Bytes written between two looks at how much is free. What is smaller is written however full the disk is.
+/// Bytes that one report writes between two looks at how much is free: reports that are made at once go past what is to
+/// stay free by no more than that each.
 const LOOK_EVERY_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How much reports may write; less in tests.
@@ -94,11 +95,12 @@ struct Budget {
 }
 
 impl Spool {
-    /// A new file.
+    /// A new file. Nothing is written where little is free: the log needs it more.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::SpoolFull`], [`StoreError::Io`].
     pub fn file(&self) -> Result<SpoolWriter, StoreError> {
+        self.look_at_the_disk()?;
         let file =
             tempfile::tempfile_in(&self.0.path).map_err(|error| self.failed("creating a file in", error))?;
         Ok(SpoolWriter::new(file, self.clone()))
@@ -121,13 +123,21 @@ impl Spool {
             let most = limits.max_bytes;
             return Err(StoreError::SpoolFull(format!("more than {most} bytes, the most that one may take")));
         }
-        if before / LOOK_EVERY_BYTES != after / LOOK_EVERY_BYTES
-            && free_bytes(&self.0.path)? < limits.free_min_bytes
-        {
-            let least = limits.free_min_bytes;
-            return Err(StoreError::SpoolFull(format!("less than {least} bytes of the disk are free")));
+        if before / LOOK_EVERY_BYTES != after / LOOK_EVERY_BYTES {
+            self.look_at_the_disk()?;
         }
         Ok(())
+    }
+
+    fn look_at_the_disk(&self) -> Result<(), StoreError> {
+        let (free, least) = (free_bytes(&self.0.path)?, self.0.limits.free_min_bytes);
+        if free >= least {
+            return Ok(());
+        }
+        let (free, least) = (free >> 20, least >> 20);
+        Err(StoreError::SpoolFull(format!(
+            "{free} MiB of its disk are free, and {least} MiB are left to what is kept"
+        )))
     }
 
     fn failed(&self, action: &'static str, error: io::Error) -> StoreError {
@@ -186,10 +196,19 @@ mod tests {
     }
 
     #[test]
-    fn a_large_report_leaves_room_on_the_disk() {
+    fn on_a_full_disk_a_report_writes_nothing_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let spool = spools(dir.path(), u64::MAX, u64::MAX).begin();
-        let mut writer = spool.file().unwrap();
+        assert!(matches!(spool.file().err(), Some(StoreError::SpoolFull(_))));
+        assert_eq!(spool.written(), 0);
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_under_a_report_ends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = spools(dir.path(), u64::MAX, u64::MAX).begin();
+        // As if it had been opened while more was free.
+        let mut writer = SpoolWriter::new(tempfile::tempfile_in(dir.path()).unwrap(), spool.clone());
         let mebibyte = vec![0; 1024 * 1024];
         let failed = (0..64).find_map(|_| writer.write(&[], &mebibyte).err());
         assert!(matches!(failed, Some(StoreError::SpoolFull(_))));
