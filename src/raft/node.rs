@@ -90,6 +90,10 @@ impl NodeOptions {
             election_timeout_max: self.election_max_ms,
             // A node that comes back from a partition asks first and does not depose a working leader.
             enable_pre_vote: Some(true),
+            // A leader sends entries before they are on its own disk, and followers may make up the majority that commits
+            // them. After a power loss it may have lost what is committed: were it to go on leading its old term, it would
+            // put other entries in the same places, and nobody could tell them apart.
+            enable_leader_restore: Some(false),
             max_in_snapshot_log_to_keep: self.keep_entries,
             // Snapshots are taken by weight, not by count: see `raft::compaction`.
             snapshot_policy: openraft::SnapshotPolicy::Never,
