@@ -77,6 +77,7 @@ impl Clients {
             Reply::Escrowed(escrowed) => {
                 let told = self.world.oracle().escrowed(escrowed, &committed);
                 told.unwrap_or_else(|broken| self.world.fail(broken));
+                self.world.count("escrows");
                 true
             }
             // A node has left: it is to be sealed with a key that one never had.
@@ -105,12 +106,12 @@ impl Clients {
             Reply::Revealed(revealed) => {
                 let told = self.world.oracle().shown(&reason, revealed, &committed);
                 told.unwrap_or_else(|broken| self.world.fail(broken));
+                self.world.count("reveals");
             }
             // There is no such key yet, or it was one without an id of its own.
             Reply::Refused(_) => {
-                let mut oracle = self.world.oracle();
-                oracle.told_of(committed.position.index);
-                oracle.tally.refused += 1;
+                self.world.oracle().told_of(committed.position.index);
+                self.world.count("refused reveals");
             }
             other => self.world.fail(format!("{reason}: {other:?}")),
         }
@@ -124,12 +125,11 @@ impl Clients {
         };
         let Some(key) = self.world.one_of(&kept) else { return };
         let Some(seen) = self.world.quorum_read(at, key).await else {
-            self.world.oracle().tally.unanswered += 1;
-            return;
+            return self.world.count("unanswered reads");
         };
+        self.world.count("quorum reads");
         self.world.event(|| format!("a client read {key} at node {at} at {}", seen.index));
         let mut oracle = self.world.oracle();
-        oracle.tally.read += 1;
         let problem = if seen.index < floor {
             Some(format!("a quorum read at node {at} is as of {}, and {floor} was known before", seen.index))
         } else if !oracle.is_as_told(key, seen.key.as_ref()) {
@@ -166,7 +166,7 @@ impl Clients {
             }
             at = other;
         }
-        world.oracle().tally.unanswered += 1;
+        world.count("unanswered commands");
         None
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -177,9 +177,13 @@ impl Host {
         }
         world.event(|| format!("{} crashes, {kept} unsynced writes kept, base {base:?}", self.id));
         drop(opened);
+        world.count("crashes");
+        if self.disk().unsynced() > kept {
+            world.count("crashes that took what was not synced");
+        }
         self.disk().crash(kept);
         if let Base::Lost = base {
-            fs::remove_dir_all(self.dir.join("base")).expect("its base goes");
+            remove(&self.dir.join("base"));
         }
         if let Some(raft) = raft {
             SimRuntime::spawn(async move { drop(raft.shutdown().await) });
@@ -189,9 +193,7 @@ impl Host {
     /// Takes everything from the disks of a node that is down.
     pub fn wipe(&self) {
         *self.disk() = Disk::default();
-        if self.dir.exists() {
-            fs::remove_dir_all(&self.dir).expect("its directory goes");
-        }
+        remove(&self.dir);
     }
 
     fn options(&self, world: &World) -> NodeOptions {
@@ -204,6 +206,17 @@ impl Host {
             keep_entries: world.keep_entries,
             feature_level: FeatureLevel::SUPPORTED,
             metrics: Metrics::default(),
+        }
+    }
+}
+
+/// Removes a directory, though a thread of sled, which outlives it for a moment, may put something in.
+fn remove(dir: &Path) {
+    while let Err(error) = fs::remove_dir_all(dir) {
+        match error.kind() {
+            io::ErrorKind::NotFound => return,
+            io::ErrorKind::DirectoryNotEmpty => {}
+            _ => panic!("{}: {error}", dir.display()),
         }
     }
 }

@@ -39,6 +39,7 @@ impl World {
     pub fn leg(&self, from: NodeId, to: NodeId) -> Option<Duration> {
         let links = self.links();
         if links.cut.contains(&(from, to)) || self.draw(1_000) < links.lost {
+            self.count("messages lost");
             return None;
         }
         // Most are early, few are late.
@@ -89,6 +90,7 @@ impl World {
             }
             if let Some(later) = again {
                 SimRuntime::sleep(later).await;
+                world.count("messages delivered twice");
                 world.event(|| format!("{from} -> {to} {what} again"));
                 drop(work(raft).await);
             }

@@ -123,10 +123,12 @@ impl RaftLogStorage<Simulated> for SimulatedLog {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.life.world.count("logs truncated");
         self.write_and_sync(Write::Truncate(last)).await
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.life.world.count("logs purged");
         self.on_disk(|disk| disk.write(Write::Purge(upto))).map(drop)
     }
 }

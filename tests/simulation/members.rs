@@ -87,7 +87,7 @@ impl Change {
         let keyring = self.next_keyring(0);
         self.command(Action::AdmitNode(AdmitNode { node, keyring })).await;
         let raft = &self.raft;
-        if self.step("join", id, async { raft.add_learner(id, member, false).await }).await {
+        if self.step("nodes joined", id, async { raft.add_learner(id, member, false).await }).await {
             self.promote(id).await;
         }
     }
@@ -101,7 +101,7 @@ impl Change {
 
     async fn promote(&self, id: NodeId) -> bool {
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-        self.step("promote", id, async { self.raft.change_membership(change, true).await }).await
+        self.step("learners promoted", id, async { self.raft.change_membership(change, true).await }).await
     }
 
     /// First it is noted that it left, then it is taken out; what runs of it stays for a while.
@@ -109,7 +109,8 @@ impl Change {
         let keyring = self.next_keyring(1);
         self.command(Action::RemoveNode(RemoveNode { node: id, keyring })).await;
         let change = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
-        if !self.step("remove", id, async { self.raft.change_membership(change, false).await }).await {
+        if !self.step("voters removed", id, async { self.raft.change_membership(change, false).await }).await
+        {
             return;
         }
         SimRuntime::sleep(Duration::from_millis(self.world.draw(ZOMBIE_MAX_MS))).await;
@@ -124,10 +125,18 @@ impl Change {
         drop(self.clients.send(self.leader, command).await);
     }
 
-    async fn step<T>(&self, what: &str, id: NodeId, step: impl Future<Output = Written<T>> + Send) -> bool {
+    async fn step<T>(
+        &self,
+        what: &'static str,
+        id: NodeId,
+        step: impl Future<Output = Written<T>> + Send,
+    ) -> bool {
         self.world.event(|| format!("{what} {id} begins"));
         let done = matches!(SimRuntime::timeout(STEP_TIMEOUT, step).await, Ok(Ok(_)));
         self.world.event(|| format!("{what} {id}: {done}"));
+        if done {
+            self.world.count(what);
+        }
         done
     }
 

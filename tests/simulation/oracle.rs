@@ -9,16 +9,6 @@ use strongroom::escrow::records::{AuditEvent, AuditRecord, KeyRecord};
 use strongroom::escrow::state::Rows;
 use strongroom::raft::Committed;
 
-/// How often clients were told what.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Tally {
-    pub escrowed: u64,
-    pub revealed: u64,
-    pub refused: u64,
-    pub unanswered: u64,
-    pub read: u64,
-}
-
 /// See the module.
 #[derive(Default)]
 pub struct Oracle {
@@ -30,7 +20,6 @@ pub struct Oracle {
     shown: BTreeMap<String, Revealed>,
     /// The latest entry that anybody was told of.
     floor: u64,
-    pub tally: Tally,
 }
 
 impl Oracle {
@@ -53,7 +42,6 @@ impl Oracle {
     /// # Errors
     /// It was acknowledged otherwise before.
     pub fn escrowed(&mut self, escrowed: &Escrowed, committed: &Committed) -> Result<(), String> {
-        self.tally.escrowed += 1;
         self.told_of(committed.position.index);
         let told = Escrowed { already_escrowed: false, ..escrowed.clone() };
         let known = self.kept.entry(told.key_id).or_insert_with(|| told.clone());
@@ -70,7 +58,6 @@ impl Oracle {
     /// # Errors
     /// It was acknowledged otherwise before.
     pub fn shown(&mut self, reason: &str, revealed: &Revealed, committed: &Committed) -> Result<(), String> {
-        self.tally.revealed += 1;
         self.told_of(committed.position.index);
         let known = self.shown.entry(reason.to_owned()).or_insert_with(|| revealed.clone());
         if known == revealed {

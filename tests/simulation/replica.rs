@@ -101,6 +101,7 @@ impl RaftStateMachine<Simulated> for Replica {
             return Ok(());
         }
         world.outside(RaftStateMachine::<TypeConfig>::install_snapshot(&mut real, meta, snapshot))?;
+        world.count("snapshots installed");
         world.ledger().stands(id, self.life.storage()?.machine.digest());
         Ok(())
     }
@@ -122,6 +123,7 @@ impl RaftSnapshotBuilder<Simulated> for Replica {
             RaftSnapshotBuilder::<TypeConfig>::build_snapshot(&mut builder).await
         })?;
         world.event(|| format!("{} has snapshot {}", self.life.host.id, snapshot.meta));
+        world.count("snapshots taken");
         // It has taken its time to be written: what was applied meanwhile is not in it.
         SimRuntime::sleep(world.snapshot_takes()).await;
         self.life.check()?;

@@ -15,9 +15,8 @@ use strongroom::escrow::ids::{NodeId, Role};
 use crate::clients::Clients;
 use crate::faults;
 use crate::mutation::Mutation;
-use crate::oracle::Tally;
 use crate::sample;
-use crate::world::World;
+use crate::world::{Counts, World};
 
 /// Clients at the same time.
 const CLIENTS: usize = 3;
@@ -39,9 +38,8 @@ pub struct Outcome {
     pub trace: (u64, u64),
     /// What the runtime did: each task that ran, each timer, each number drawn. Empty unless recorded.
     pub schedule: Vec<String>,
-    pub tally: Tally,
-    /// Entries that were committed.
-    pub committed: u64,
+    /// How often what happened.
+    pub counts: Counts,
 }
 
 /// How a run is watched.
@@ -79,8 +77,7 @@ pub fn run_as(
         broken: world.broken(),
         trace: world.trace(),
         schedule: runtime.take_trace(),
-        tally: world.oracle().tally,
-        committed: world.ledger().len(),
+        counts: world.counts(),
     };
     // Tasks hold on to the world, and the world to tasks.
     runtime.block_on(async { world.end() });

@@ -63,7 +63,10 @@ pub async fn receive(
         life.check().map_err(|error| error.to_string())?;
         world.outside(receiver.write(chunk)).map_err(|error| error.to_string())?;
     }
-    let file = world.outside(receiver.finish()).map_err(|error| error.to_string())?;
+    let file = world.outside(receiver.finish()).map_err(|error| {
+        world.count("snapshots damaged on the way");
+        error.to_string()
+    })?;
     let snapshot = snapshot_of(file).map_err(|error| error.to_string())?;
     raft.install_full_snapshot(vote, snapshot).await.map_err(|error| error.to_string())
 }

@@ -220,6 +220,7 @@ impl RaftNetworkV2<Simulated> for Wire {
         request: TransferLeaderRequest<Simulated>,
         option: RPCOption,
     ) -> Rpc<TransferLeaderResponse<Simulated>> {
+        self.life.world.count("leaderships handed over");
         self.ask(option.hard_ttl(), "transfer", move |raft| {
             let request = request.clone();
             async move { raft.handle_transfer_leader(request).await }

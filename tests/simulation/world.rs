@@ -22,8 +22,10 @@ use crate::oracle::Oracle;
 use crate::seeded::Seeded;
 use crate::types::Raft;
 
-/// What simulated disks are kept in where there is such a thing: nothing is asked of the real ones.
+/// Where the files of simulated nodes are kept if there is room: nothing is asked of a real disk.
 const MEMORY_DISK: &str = "/dev/shm";
+/// Room for the runs side by side, of which each node takes less than a megabyte, and the store wants some to spare.
+const MEMORY_DISK_MIN_BYTES: u64 = 512 * 1024 * 1024;
 
 /// See the module.
 pub struct World {
@@ -40,10 +42,14 @@ pub struct World {
     retired: Mutex<BTreeSet<NodeId>>,
     slow_disks: Mutex<BTreeSet<NodeId>>,
     trace: Mutex<Trace>,
+    counts: Mutex<Counts>,
     dir: TempDir,
     /// Where the product's own threads are waited for.
     outside: tokio::runtime::Runtime,
 }
+
+/// How often what happened.
+pub type Counts = BTreeMap<&'static str, u64>;
 
 /// What happened, as a number: equal for equal runs.
 #[derive(Default)]
@@ -57,7 +63,9 @@ impl World {
     /// Without any nodes. What happens is told on standard error if `is_told`.
     pub fn new(seed: u64, mutation: Option<Mutation>, is_told: bool) -> Arc<Self> {
         let mut chance = Seeded::of(seed);
-        let dir = tempfile::tempdir_in(MEMORY_DISK).or_else(|_| tempfile::tempdir()).expect("a directory");
+        let room = rustix::fs::statvfs(MEMORY_DISK).map_or(0, |disk| disk.f_bavail * disk.f_frsize);
+        let in_memory = room >= MEMORY_DISK_MIN_BYTES;
+        let dir = if in_memory { tempfile::tempdir_in(MEMORY_DISK) } else { tempfile::tempdir() };
         Arc::new(Self {
             keep_entries: chance.one_of(&[0, 0, 3, 20]),
             streams: chance.draw(2) == 0,
@@ -69,8 +77,9 @@ impl World {
             hosts: Mutex::default(),
             retired: Mutex::default(),
             slow_disks: Mutex::default(),
+            counts: Mutex::default(),
             trace: Trace { is_told, ..Trace::default() }.into(),
-            dir,
+            dir: dir.expect("a directory"),
             outside: tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"),
         })
     }
@@ -143,6 +152,16 @@ impl World {
     pub fn trace(&self) -> (u64, u64) {
         let trace = self.trace.lock().unwrap();
         (trace.events, trace.hasher.finish())
+    }
+
+    /// Counts something that happened.
+    pub fn count(&self, what: &'static str) {
+        *self.counts.lock().unwrap().entry(what).or_default() += 1;
+    }
+
+    /// How often what happened.
+    pub fn counts(&self) -> Counts {
+        self.counts.lock().unwrap().clone()
     }
 
     /// A new node, not started.
