@@ -11,7 +11,7 @@ use openraft::raft::ClientWriteResponse;
 use openraft::{AsyncRuntime as _, ReadPolicy};
 use openraft_rt_sim::SimRuntime;
 use strongroom::escrow::command::Command;
-use strongroom::escrow::ids::{KeyId, NodeId};
+use strongroom::escrow::ids::{KeyId, NodeId, RequestId};
 use strongroom::escrow::lookup;
 use strongroom::escrow::records::KeyRecord;
 use strongroom::raft::Committed;
@@ -20,6 +20,7 @@ use strongroom::raft::log_store::position;
 use strongroom::raft::node::APPLY_TIMEOUT;
 use strongroom::raft::types::EncodedCommand;
 use strongroom::store::format;
+use uuid::Uuid;
 
 use crate::host::Life;
 use crate::mutation::Mutation;
@@ -48,9 +49,12 @@ impl World {
     /// Commits a command that came in at node `at`; `None` if that is not known, or did not happen.
     pub async fn propose(self: &Arc<Self>, at: NodeId, command: &Command) -> Option<Committed> {
         let life = self.life_of(at)?;
-        let body = EncodedCommand(format::encode(command));
+        let (world, mut command) = (self.clone(), command.clone());
         let answer = self.at_the_leader(&life, PROPOSE_TIMEOUT, "propose", move |raft| {
-            let body = body.clone();
+            if world.is_mutated(Mutation::RetryAsNewRequest) {
+                command.request = RequestId(Uuid::from_u128(world.draw(u64::MAX).into()));
+            }
+            let body = EncodedCommand(format::encode(&command));
             async move { written(raft.client_write(body).await) }
         });
         let committed = answer.await.filter(|_| life.is_on())?;
@@ -91,11 +95,11 @@ impl World {
         life: &Life,
         limit: Duration,
         what: &'static str,
-        question: F,
+        mut question: F,
     ) -> Option<T>
     where
         T: Send + 'static,
-        F: Fn(Raft) -> Fut + Clone + Send + 'static,
+        F: FnMut(Raft) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = Result<Attempt<T>, String>> + Send,
     {
         let end = Self::elapsed() + limit;

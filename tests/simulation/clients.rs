@@ -8,11 +8,9 @@ use futures_util::future::join;
 use openraft::AsyncRuntime as _;
 use openraft_rt_sim::SimRuntime;
 use strongroom::escrow::command::{Action, Command, Reply};
-use strongroom::escrow::ids::{NodeId, RequestId};
+use strongroom::escrow::ids::NodeId;
 use strongroom::raft::Committed;
-use uuid::Uuid;
 
-use crate::mutation::Mutation;
 use crate::sample;
 use crate::world::World;
 
@@ -145,7 +143,7 @@ impl Clients {
     }
 
     /// Sends a command until it is answered, a few times, each time to another node, and now and then to two at once.
-    pub async fn send(&self, mut at: NodeId, mut command: Command) -> Option<Committed> {
+    pub async fn send(&self, mut at: NodeId, command: Command) -> Option<Committed> {
         let world = &self.world;
         for attempt in 0..ATTEMPTS {
             let other = world.one_of(&world.in_use().iter().map(|host| host.id).collect::<Vec<_>>())?;
@@ -160,9 +158,6 @@ impl Clients {
             world.event(|| format!("a client of node {at} hears of {request}, attempt {number}: {answer:?}"));
             if answer.is_some() {
                 return answer;
-            }
-            if world.is_mutated(Mutation::RetryAsNewRequest) {
-                command.request = RequestId(Uuid::from_u128(self.request().into()));
             }
             at = other;
         }

@@ -30,6 +30,9 @@ pub async fn cause(world: &Arc<World>, clients: &Arc<Clients>, until: Duration) 
     while World::elapsed() < until && world.broken().is_none() {
         SimRuntime::sleep(Duration::from_millis(20 + world.draw(350))).await;
         world.look_around();
+        if let Some(life) = world.one_of(&nodes(world)).and_then(|id| world.life_of(id)) {
+            world.look_at_replica(&life);
+        }
         match world.draw(100) {
             0..=17 => cut(world),
             18..=27 => world.change_links(|links| links.cut.clear()),

@@ -14,7 +14,7 @@ use strongroom::escrow::ids::NodeId;
 use strongroom::escrow::lookup;
 use strongroom::escrow::memory::Memory;
 use strongroom::escrow::records::AuditRecord;
-use strongroom::raft::log_store::position;
+use strongroom::raft::log_store::{log_id, position};
 use strongroom::raft::storage::Storage;
 use strongroom::raft::types::{Applied, LogId, Vote};
 use strongroom::store::digest::Digest;
@@ -144,7 +144,9 @@ impl Ledger {
             return;
         }
         self.stands(node, applied.digest());
-        let of_log = log.entries.values().filter(|entry| entry.log_id.index <= applied.index());
+        // A snapshot that was just installed is in its place before the log yields to it.
+        let yields = applied.position.is_some_and(|position| !log.holds(log_id(position)));
+        let of_log = log.entries.values().filter(|entry| entry.log_id.index <= applied.index() && !yields);
         for entry in of_log {
             let at = usize::try_from(entry.log_id.index).unwrap();
             if self.committed.get(at).is_none_or(|known| known.entry != *entry) {

@@ -62,11 +62,11 @@ impl World {
         from: &Life,
         to: NodeId,
         what: &'static str,
-        work: F,
+        mut work: F,
     ) -> Result<T, Refused>
     where
         T: Send + 'static,
-        F: Fn(Raft) -> Fut + Send + 'static,
+        F: FnMut(Raft) -> Fut + Send + 'static,
         Fut: Future<Output = T> + Send,
     {
         from.check().map_err(|_| Refused)?;

@@ -17,10 +17,10 @@
 //!
 //! After each step ([`ledger`]): one leader a term, one vote a voter and term; every replica applies the same entries, with
 //! the same answers and digests as a replay of the committed log in memory; logs hold nothing else below what is applied;
-//! acknowledged entries are on the disks of a majority ([`world::World::acknowledged`]). After each start and at the end:
-//! every row and the whole audit chain. What clients were told ([`oracle`]): nothing acknowledged is missing or changed, no
-//! request is done twice, no quorum read is older than what was known before it. In the end everything heals, all members
-//! are level, and each takes a new key.
+//! acknowledged entries are on the disks of a majority ([`world::World::acknowledged`]). After each start, between faults
+//! and at the end: every row and the whole audit chain. What clients were told ([`oracle`]): nothing acknowledged is missing
+//! or changed, no request is done twice, no quorum read is older than what was known before it. In the end everything
+//! heals, all members are level, and each takes a new key.
 //!
 //! # Determinism
 //!
@@ -37,10 +37,10 @@
 //! | acknowledged before it is synced | acknowledged entries are on the disks of a majority |
 //! | apply reads the clock | digests and answers equal those of a replay |
 //! | a vote is not persisted; a voter with a wiped disk returns | one vote a voter and term; one leader a term; the same entries everywhere |
-//! | a snapshot is said to be installed and is not | the store refuses an entry that does not follow |
+//! | a snapshot is said to be installed and is not | the store refuses an entry that does not follow; answers part |
 //! | a quorum read without ReadIndex | no quorum read is older than what was known |
 //! | a leader that restarts goes on in its old term | the same entries everywhere; found by these seeds in openraft's default |
-//! | a retry is a new request | no request is on record twice |
+//! | a request that comes again has another id | no request is on record twice |
 //!
 //! # Running it
 //!

@@ -17,7 +17,7 @@ pub enum Mutation {
     /// A leader that starts again goes on in its old term, as openraft has it by default, though its disk may lack what
     /// followers have committed.
     ResumeOldTerm,
-    /// A client's retry is a request of its own.
+    /// A request that is sent again, or comes twice, has an id of its own each time.
     RetryAsNewRequest,
     /// A voter that lost its disk comes back under its old id.
     WipedVoterReturns,
@@ -36,22 +36,32 @@ impl Mutation {
         Self::WipedVoterReturns,
     ];
 
-    /// Words that say what it was found by: not by the harness falling over it.
+    /// Words of what it may be found by: not the harness falling over it.
     pub fn signs(self) -> &'static [&'static str] {
         match self {
             Self::AcknowledgeBeforeFsync => &["is acknowledged, and on the disks of"],
-            Self::ApplyByOwnClock => &["its state differs", "by a replay it is"],
-            Self::ForgetVote | Self::WipedVoterReturns => &[
-                "votes for",
-                "both lead term",
-                "another entry",
-                "is acknowledged, and on the disks of",
-                "has stopped by itself",
-            ],
-            Self::InstallNothing => &["cannot apply", "has stopped by itself"],
             Self::ReadWithoutReadIndex => &["a quorum read"],
-            Self::ResumeOldTerm => &["another entry", "a quorum read", "has stopped by itself"],
             Self::RetryAsNewRequest => &["on record 2 times", "on record 3 times"],
+            Self::ApplyByOwnClock
+            | Self::ForgetVote
+            | Self::InstallNothing
+            | Self::ResumeOldTerm
+            | Self::WipedVoterReturns => PARTED,
         }
     }
 }
+
+/// Replicas, or those who vote, do not agree any more.
+const PARTED: &[&str] = &[
+    "another entry",
+    "another replica",
+    "its state differs",
+    "differs from the others",
+    "by a replay it is",
+    "cannot apply",
+    "votes for",
+    "both lead term",
+    "is acknowledged, and on the disks of",
+    "a quorum read",
+    "has stopped by itself",
+];
