@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::escrow::command::Reply;
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::{ClusterId, NodeId};
+use crate::escrow::ids::{ClusterId, ClusterName, NodeId};
 use crate::escrow::lookup;
 use crate::escrow::records::{ClusterRecord, LogPosition};
 use crate::metrics::Metrics;
@@ -75,6 +75,32 @@ pub struct NodeOptions {
     pub feature_level: FeatureLevel,
     /// Where it counts.
     pub metrics: Metrics,
+}
+
+impl NodeOptions {
+    /// How openraft is set up for a node of `cluster`.
+    ///
+    /// # Errors
+    /// [`NodeError::Fatal`] if the times contradict each other.
+    pub fn consensus(&self, cluster: &ClusterName) -> Result<openraft::Config, NodeError> {
+        let config = openraft::Config {
+            cluster_name: cluster.to_string(),
+            heartbeat_interval: self.heartbeat_ms,
+            election_timeout_min: self.election_min_ms,
+            election_timeout_max: self.election_max_ms,
+            // A node that comes back from a partition asks first and does not depose a working leader.
+            enable_pre_vote: Some(true),
+            // A leader sends entries before they are on its own disk, and followers may make up the majority that commits
+            // them. After a power loss it may have lost what is committed: were it to go on leading its old term, it would
+            // put other entries in the same places, and nobody could tell them apart.
+            enable_leader_restore: Some(false),
+            max_in_snapshot_log_to_keep: self.keep_entries,
+            // Snapshots are taken by weight, not by count: see `raft::compaction`.
+            snapshot_policy: openraft::SnapshotPolicy::Never,
+            ..Default::default()
+        };
+        config.validate().map_err(|error| NodeError::Fatal(error.to_string()))
+    }
 }
 
 /// A committed command and its answer.
@@ -184,19 +210,7 @@ impl Node {
         if let Some(held) = storage.held_log()?.filter(HeldLog::is_too_much) {
             return Err(NodeError::Unrepaired(held));
         }
-        let config = openraft::Config {
-            cluster_name: tls.identity().cluster.to_string(),
-            heartbeat_interval: options.heartbeat_ms,
-            election_timeout_min: options.election_min_ms,
-            election_timeout_max: options.election_max_ms,
-            // A node that comes back from a partition asks first and does not depose a working leader.
-            enable_pre_vote: Some(true),
-            max_in_snapshot_log_to_keep: options.keep_entries,
-            // Snapshots are taken by weight, not by count: see `raft::compaction`.
-            snapshot_policy: openraft::SnapshotPolicy::Never,
-            ..Default::default()
-        };
-        let config = config.validate().map_err(|error| NodeError::Fatal(error.to_string()))?;
+        let config = options.consensus(&tls.identity().cluster)?;
         let expulsion = Expulsion::load(directory.removal_mark())?;
         let journal = journal::open(&directory)?;
         let spools = Spools::open(&directory.reports(), SpoolLimits::default())?;

@@ -115,6 +115,20 @@ fn apply_one(
     entry: &EntryOf<TypeConfig>,
     caller: Option<ApplyResponder<TypeConfig>>,
 ) -> io::Result<()> {
+    let applied = apply_entry(machine, entry).inspect_err(|error| {
+        tracing::error!(%error, index = entry.log_id.index, "this replica stops applying");
+    })?;
+    if let Some(caller) = caller {
+        caller.send(applied);
+    }
+    Ok(())
+}
+
+/// Applies one entry of the log, whatever it is. Blocks.
+///
+/// # Errors
+/// As [`Machine::apply`].
+pub fn apply_entry(machine: &Machine, entry: &EntryOf<TypeConfig>) -> io::Result<Applied> {
     let at = position(&entry.log_id);
     let reply = match &entry.payload {
         EntryPayload::Blank => machine.apply(at, Payload::Blank),
@@ -123,12 +137,7 @@ fn apply_one(
             machine.apply(at, Payload::Membership(&encode_membership(membership)))
         }
     };
-    let reply = reply
-        .inspect_err(|error| tracing::error!(%error, index = at.index, "this replica stops applying"))?;
-    if let Some(caller) = caller {
-        caller.send(Applied(reply));
-    }
-    Ok(())
+    Ok(Applied(reply?))
 }
 
 /// Writes snapshots while entries go on being applied.

@@ -6,6 +6,8 @@ mod crash;
 mod export;
 mod properties;
 mod replace;
+#[path = "../common/rows.rs"]
+mod rows;
 mod sample;
 mod snapshots;
 mod support;

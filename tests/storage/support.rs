@@ -8,9 +8,7 @@ use openraft::storage::StorageHelper;
 use strongroom::escrow::apply::apply;
 use strongroom::escrow::command::{Command, Reply};
 use strongroom::escrow::memory::Memory;
-use strongroom::escrow::records::*;
-use strongroom::escrow::rows::*;
-use strongroom::escrow::state::{Row, Rows};
+use strongroom::escrow::records::LogPosition;
 use strongroom::raft::storage::{Storage, StorageOptions};
 use strongroom::raft::types::TypeConfig;
 use strongroom::store::StoreError;
@@ -21,7 +19,7 @@ use strongroom::store::machine::MachineOptions;
 use strongroom::store::policy::SnapshotPolicy;
 use tempfile::TempDir;
 
-use super::sample;
+use super::{rows, sample};
 
 /// Small enough that a test sees chunks rotate and the overlay drain.
 pub fn small() -> StorageOptions {
@@ -117,17 +115,7 @@ impl Node {
 #[track_caller]
 pub fn assert_same(storage: &Storage, expected: &Memory) {
     let view = storage.machine.view().unwrap();
-    let mut rows = 0;
-    macro_rules! compare {
-        ($($row:ty),*) => {$(
-            let found: Vec<$row> = view.rows(&[], None, usize::MAX).unwrap();
-            assert_eq!(found, expected.all::<$row>().unwrap(), "{:?}", <$row>::TABLE);
-            rows += found.len();
-        )*};
-    }
-    compare!(ClusterRecord, Heads, KeyringRecord, NodeRecord, MachineRecord, KeyRecord, MachineKey);
-    compare!(UserMachine, AuditRecord, RequestRow, RequestSlot);
-    assert_eq!(storage.machine.applied().rows, rows as u64);
+    assert_eq!(rows::differ(&view, expected, storage.machine.applied().rows), None);
 }
 
 /// What a crash at this moment would leave on the disk. How far entries are committed is written behind them: sync the
