@@ -7,6 +7,7 @@
 
 use super::{Halt, Turn};
 use crate::escrow::command::{ImportOutcome, Refusal, Reply};
+use crate::escrow::compliance::LastContact;
 use crate::escrow::ids::{Invalid, Timestamp};
 use crate::escrow::inventory::{ImportedMachine, InventoryRecord};
 use crate::escrow::lookup;
@@ -54,6 +55,10 @@ fn note<S: State>(turn: &mut Turn<'_, S>, imported: &ImportedMachine) -> Result<
             machine.users_seen_at.insert(0, NEVER_SEEN);
             turn.state.put(&UserMachine { user: user.clone(), machine: id.clone() });
         }
+    }
+    if is_new {
+        // Who never speaks has been silent since then.
+        turn.state.put(&LastContact { machine: id.clone(), at: turn.at, said: None });
     }
     let has_more_users = machine.users.len() > users_before;
     if is_new || has_more_users {
