@@ -37,7 +37,7 @@ pub const OVERLAY_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Size of what is written to the base at once, in bytes. sled holds off readers for as long as that takes.
 pub const GENERATION_MAX_BYTES: usize = 512 * 1024;
 /// Memory of sled's page cache, in bytes; its own default is a gigabyte.
-pub const CACHE_BYTES: u64 = 96 * 1024 * 1024;
+pub const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// How long the keeper waits for more before it drains what is there.
 pub const DRAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long the keeper waits for the views that hold back the base, before it answers [`StoreError::Busy`].

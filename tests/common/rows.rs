@@ -1,5 +1,9 @@
 //! Two states, row by row.
 
+use strongroom::escrow::compliance::{
+    ComplianceChange, CompliancePolicyRecord, ComplianceRecord, Exemption, HistoryIndex, LastContact,
+};
+use strongroom::escrow::inventory::InventoryRecord;
 use strongroom::escrow::memory::Memory;
 use strongroom::escrow::records::*;
 use strongroom::escrow::rows::*;
@@ -19,25 +23,10 @@ pub fn differ(found: &impl Rows, expected: &Memory, rows: u64) -> Option<String>
             known += has.len() as u64;
         )*};
     }
-    compare!(
-        ClusterRecord,
-        Heads,
-        KeyringRecord,
-        NodeRecord,
-        DepartedNode,
-        FeatureLevelRecord,
-        MachineRecord
-    );
-    compare!(
-        KeyRecord,
-        MachineKey,
-        UserMachine,
-        KeyHistory,
-        AuditRecord,
-        RequestRow,
-        RequestSlot,
-        RevealTally,
-        DenialTally
-    );
+    compare!(ClusterRecord, Heads, KeyringRecord, NodeRecord, DepartedNode, FeatureLevelRecord, PolicyRecord);
+    compare!(MachineRecord, UserMachine, LastContact, InventoryRecord);
+    compare!(KeyRecord, MachineKey, KeyHistory, Approval, UsedApproval, ReconciledEntry, ResealRecord);
+    compare!(AuditRecord, RequestRow, RequestSlot, RevealTally, DenialTally, ExemptionTally);
+    compare!(ComplianceRecord, ComplianceChange, HistoryIndex, Exemption, CompliancePolicyRecord);
     (rows != known).then(|| format!("{rows} rows are counted, and there are {known}"))
 }
