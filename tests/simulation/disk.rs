@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use openraft::EntryPayload;
 use strongroom::raft::types::{LogId, Vote};
 
+use crate::ledger::Halves;
 use crate::types::Entry;
 
 /// One thing that was written.
@@ -38,6 +40,16 @@ impl Content {
     pub fn holds(&self, id: LogId) -> bool {
         self.purged.is_some_and(|purged| purged.index >= id.index)
             || self.entries.get(&id.index).is_some_and(|entry| entry.log_id == id)
+    }
+
+    /// The configurations that were appended behind this entry.
+    pub fn memberships_behind(&self, id: LogId) -> Vec<Halves> {
+        let behind = self.entries.range(id.index + 1..).map(|(_, entry)| &entry.payload);
+        let memberships = behind.filter_map(|payload| match payload {
+            EntryPayload::Membership(membership) => Some(membership.get_joint_config().clone()),
+            _ => None,
+        });
+        memberships.collect()
     }
 
     fn take(&mut self, write: Write) {

@@ -15,7 +15,7 @@ use strongroom::raft::log_store::log_id;
 use tempfile::TempDir;
 
 use crate::host::{Host, Life};
-use crate::ledger::Ledger;
+use crate::ledger::{Halves, Ledger};
 use crate::links::Links;
 use crate::mutation::Mutation;
 use crate::oracle::Oracle;
@@ -235,16 +235,23 @@ impl World {
         Duration::from_micros(self.draw(20_000))
     }
 
-    /// P1: what is acknowledged is on the disks of a majority of those who voted on it.
+    /// P1: what is acknowledged is on the disks of a majority. Of whom, says the configuration that stands before the entry
+    /// in the log, or one that stands behind it: a leader goes by the last it has appended, and to leave a joint
+    /// configuration it needs the newer half alone.
     pub fn acknowledged(&self, position: LogPosition) {
         let id = log_id(position);
-        let halves = self.ledger().voters_at(id);
         let hosts = self.hosts.lock().unwrap();
-        for half in halves {
-            let holding = half.iter().filter(|voter| hosts[voter].disk().durable().holds(id)).count();
-            if holding * 2 <= half.len() {
-                self.fail(format!("{id} is acknowledged, and on the disks of {holding} of voters {half:?}"));
-            }
+        let in_force = self.ledger().voters_at(id);
+        let behind = hosts.values().flat_map(|host| host.disk().written().memberships_behind(id));
+        let lacks_one = |halves: &Halves| {
+            let holds = |voter: &&NodeId| hosts[*voter].disk().durable().holds(id);
+            halves.iter().any(|half| half.iter().filter(holds).count() * 2 <= half.len())
+        };
+        let configurations: Vec<_> = std::iter::once(in_force).chain(behind).collect();
+        if configurations.iter().all(lacks_one) {
+            let holding = hosts.values().filter(|host| host.disk().durable().holds(id)).map(|host| host.id);
+            let holding: Vec<_> = holding.collect();
+            self.fail(format!("{id} is acknowledged, and on the disks of {holding:?} of {configurations:?}"));
         }
     }
 
