@@ -117,11 +117,15 @@ impl RaftSnapshotBuilder<Simulated> for Replica {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Simulated, SnapshotFile>> {
         SimRuntime::sleep(self.life.world.snapshot_takes()).await;
-        let (mut real, world) = (self.real()?, &self.life.world);
-        let snapshot = world.outside(async {
-            let mut builder = RaftStateMachine::<TypeConfig>::get_snapshot_builder(&mut real).await;
-            RaftSnapshotBuilder::<TypeConfig>::build_snapshot(&mut builder).await
-        })?;
+        let world = &self.life.world;
+        let snapshot = {
+            // Not over the pause that follows: a crash must find the base free.
+            let mut real = self.real()?;
+            world.outside(async {
+                let mut builder = RaftStateMachine::<TypeConfig>::get_snapshot_builder(&mut real).await;
+                RaftSnapshotBuilder::<TypeConfig>::build_snapshot(&mut builder).await
+            })?
+        };
         world.event(|| format!("{} has snapshot {}", self.life.host.id, snapshot.meta));
         world.count("snapshots taken");
         // It has taken its time to be written: what was applied meanwhile is not in it.
