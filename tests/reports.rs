@@ -187,9 +187,9 @@ async fn a_node_that_stops_finishes_its_reports_and_one_that_is_killed_says_by_t
     let mut printing = test.command(&test.cluster.layout().profile("officer"), &[2], &command);
     printing.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut printing = printing.spawn().expect("it starts");
-    let mut first = [0; 7];
+    let mut first = [0; 9];
     printing.stdout.as_mut().expect("piped").read_exact(&mut first).expect("it begins");
-    assert_eq!(&first, b"machine");
+    assert_eq!(&first, b"\"machine\"");
     test.cluster.kill(2).await.expect("killed");
     unavailable(rest(&mut report).await, "the report: ");
     // It is not taken for whole, although rows came.
