@@ -6,17 +6,19 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "shared/machines.rs"]
+mod machines;
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{ALL, TestCluster};
+use machines::{bytes_under, document, memory_mib};
 use strongroom::cli::local_cluster::{ClusterPlan, LocalCluster};
 use strongroom::client::ClientError;
 use strongroom::escrow::features::FeatureLevel;
-use strongroom::escrow::ids::Timestamp;
 
 /// Machines if nothing is said.
 const MACHINES: u64 = 20_000;
@@ -112,21 +114,6 @@ async fn upload(test: &TestCluster, machines: u64, at: u64) -> Upload {
     Upload { took: began.elapsed(), again }
 }
 
-fn document(n: u64, at: u64) -> String {
-    let (at, make, model) = (Timestamp(at), n % 7, n % 113);
-    let fixed = if n.is_multiple_of(10) { "decrypted" } else { "encrypted" };
-    format!(
-        r#"{{"machine":"PC-{n:07}","at":"{at}","domain":"CORP","name":"LAPTOP-{n:07}","make":"Maker {make}",
-        "model":"Model {model}","type":"portable","os":"Windows 11 24H2","agent":"1.0","users":["CORP\\user{n}"],
-        "policy":{{"enforcement":"enforced","cipher":"xts-aes-256","os":"required","fixed":"required"}},
-        "volumes":[{{"volume":"C:","kind":"os","label":"System","protection":"on","conversion":"encrypted","percent":100,
-        "method":"xts-aes-256","protectors":["tpm","recovery-password"]}},
-        {{"volume":"D:","kind":"fixed","label":"Data","protection":"on","conversion":"{fixed}","percent":100,
-        "method":"xts-aes-256","protectors":["recovery-password"],"auto_unlock":true}}]}}"#
-    )
-    .replace('\n', "")
-}
-
 /// Makes a report at node 1 by the command line, and counts its lines.
 fn make(test: &TestCluster, report: &[&str]) -> (Duration, usize) {
     let layout = test.cluster.layout();
@@ -148,26 +135,8 @@ fn make(test: &TestCluster, report: &[&str]) -> (Duration, usize) {
 /// Memory and disk of node 1.
 fn show_node(test: &TestCluster, when: &str) {
     let pid = test.cluster.pid(1).expect("it runs");
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let of = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 10
-    };
+    let (memory, most) = memory_mib(&pid.to_string());
     let data = test.cluster.layout().node(1).expect("a node").data_path();
     let disk = bytes_under(&data) >> 20;
-    println!(
-        "  {when}: node 1 has {} MiB of memory (at most {} MiB so far), {disk} MiB of disk",
-        of("VmRSS:"),
-        of("VmHWM:")
-    );
-}
-
-fn bytes_under(path: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    let sizes = entries.flatten().map(|entry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => bytes_under(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    });
-    sizes.sum()
+    println!("  {when}: node 1 has {memory} MiB of memory (at most {most} MiB so far), {disk} MiB of disk");
 }

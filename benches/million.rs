@@ -4,18 +4,24 @@
 //! say the same again, first alone and then while a snapshot is written. Printed are rates, how long the slowest entry
 //! took, memory and disk. Compare figures of one run only.
 
-use std::path::Path;
+#[path = "shared/cluster.rs"]
+mod cluster;
+#[path = "shared/machines.rs"]
+mod machines;
+
 use std::time::{Duration, Instant};
+
+use cluster::initialize;
+use machines::{bytes_under, document, memory_mib};
 
 use strongroom::escrow::apply::COMPLIANCE_BATCH_MAX;
 use strongroom::escrow::command::{
-    Action, Command, Contact, Initialize, NoteContact, RaiseFeatureLevel, Reply, ReportCompliance,
-    UploadOutcome,
+    Action, Command, Contact, NoteContact, RaiseFeatureLevel, Reply, ReportCompliance, UploadOutcome,
 };
 use strongroom::escrow::compliance::{MachineReport, Merged};
 use strongroom::escrow::features::FeatureLevel;
-use strongroom::escrow::ids::{ClusterId, Identity, RequestId, Role, Timestamp};
-use strongroom::escrow::records::{KeyringRecord, LogPosition, NodeRecord, Source};
+use strongroom::escrow::ids::{Identity, RequestId, Role, Timestamp};
+use strongroom::escrow::records::{LogPosition, Source};
 use strongroom::store::format::{self, Payload};
 use strongroom::store::log::{Log, LogOptions};
 use strongroom::store::machine::{Machine, MachineOptions};
@@ -156,62 +162,14 @@ impl Bed {
     }
 
     fn show(&self) {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let of = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-            line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 10
-        };
+        let (memory, most) = memory_mib("self");
         let stats = self.machine.stats().expect("stats");
         println!(
-            "  memory {} MiB (at most {} so far); {} rows of {} MiB, base {} MiB, all files {} MiB",
-            of("VmRSS:"),
-            of("VmHWM:"),
+            "  memory {memory} MiB (at most {most} so far); {} rows of {} MiB, base {} MiB, all files {} MiB",
             stats.rows,
             stats.row_bytes >> 20,
             stats.base_bytes >> 20,
             bytes_under(self.dir.path()) >> 20,
         );
     }
-}
-
-fn initialize() -> Action {
-    let node = NodeRecord {
-        id: 1,
-        peer_address: "node1:7421".to_owned(),
-        api_address: "node1:7420".to_owned(),
-        zone: String::new(),
-        storage: Uuid::nil(),
-        recipient: "age1node".to_owned(),
-        admitted_at: Timestamp(0),
-    };
-    Action::Initialize(Initialize {
-        cluster: ClusterId(Uuid::nil()),
-        name: "acme".parse().expect("a name"),
-        offline_recipient: "age1offline".to_owned(),
-        node,
-        keyring: KeyringRecord { generation: 1, current_key_version: 1, age_file: vec![1] },
-    })
-}
-
-fn document(n: u64, at: u64) -> String {
-    let (at, make, model) = (Timestamp(at), n % 7, n % 113);
-    format!(
-        r#"{{"machine":"PC-{n:07}","at":"{at}","domain":"CORP","name":"LAPTOP-{n:07}","make":"Maker {make}",
-        "model":"Model {model}","type":"portable","os":"Windows 11 24H2","agent":"1.0","users":["CORP\\user{n}"],
-        "policy":{{"enforcement":"enforced","cipher":"xts-aes-256","os":"required","fixed":"required"}},
-        "volumes":[{{"volume":"C:","kind":"os","label":"System","protection":"on","conversion":"encrypted","percent":100,
-        "method":"xts-aes-256","protectors":["tpm","recovery-password"]}},
-        {{"volume":"D:","kind":"fixed","label":"Data","protection":"on","conversion":"encrypted","percent":100,
-        "method":"xts-aes-256","protectors":["recovery-password"],"auto_unlock":true}}]}}"#
-    )
-}
-
-fn bytes_under(path: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    let sizes = entries.flatten().map(|entry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => bytes_under(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    });
-    sizes.sum()
 }

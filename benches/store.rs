@@ -1,13 +1,17 @@
 //! The store alone: append with real fsync, apply, drain, lookup. Compare ratios, never times of different machines.
 
+#[path = "shared/cluster.rs"]
+mod cluster;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use cluster::initialize;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use strongroom::escrow::command::{Action, Command, Escrow, Initialize};
-use strongroom::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
+use strongroom::escrow::command::{Action, Command, Escrow};
+use strongroom::escrow::ids::{Identity, KeyId, RequestId, Role, Timestamp};
 use strongroom::escrow::lookup;
-use strongroom::escrow::records::{Fingerprint, KeyringRecord, LogPosition, NodeRecord, Sealed, Source};
+use strongroom::escrow::records::{Fingerprint, LogPosition, Sealed, Source};
 use strongroom::escrow::secrets::SecretKind;
 use strongroom::store::format::{self, Payload};
 use strongroom::store::log::{Log, LogOptions};
@@ -97,26 +101,6 @@ fn command(request: u64, role: Role, action: Action) -> Command {
     }
 }
 
-fn initialize() -> Command {
-    let node = NodeRecord {
-        id: 1,
-        peer_address: "node1:7421".to_owned(),
-        api_address: "node1:7420".to_owned(),
-        zone: String::new(),
-        storage: Uuid::nil(),
-        recipient: "age1node".to_owned(),
-        admitted_at: Timestamp(0),
-    };
-    let initialize = Initialize {
-        cluster: ClusterId(Uuid::nil()),
-        name: "acme".parse().expect("a name"),
-        offline_recipient: "age1offline".to_owned(),
-        node,
-        keyring: KeyringRecord { generation: 1, current_key_version: 1, age_file: vec![1] },
-    };
-    command(0, Role::Node, Action::Initialize(initialize))
-}
-
 /// Spread over the key space, as GUIDs are.
 fn key_id(number: u64) -> KeyId {
     KeyId(Uuid::from_u128(u128::from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)) << 64 | u128::from(number)))
@@ -153,7 +137,7 @@ impl Bed {
         let snapshots = Snapshots::open(&dir.path().join("snapshots")).expect("snapshots");
         let machine = Machine::open(&dir.path().join("base"), &MachineOptions::default(), snapshots, &log);
         let mut bed = Self { machine: machine.expect("a machine"), next: 0, _dir: dir, _log: log };
-        bed.apply(&format::encode(&initialize()));
+        bed.apply(&format::encode(&command(0, Role::Node, initialize())));
         bed
     }
 

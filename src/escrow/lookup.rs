@@ -412,10 +412,7 @@ pub fn last_contact<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<Las
 pub fn compliance<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<ComplianceRecord>, StateError> {
     let Some(record) = rows.row::<ComplianceRecord>(&machine.row_key())? else { return Ok(None) };
     let said = last_contact(rows, machine)?.and_then(|contact| contact.said);
-    Ok(Some(match said {
-        Some(said) => record.with_times_of(&said),
-        None => record,
-    }))
+    Ok(Some(record.with_times_of(said.as_ref())))
 }
 
 /// The changes of state of a machine, the oldest first: what [`as_of`](super::compliance::history::as_of) looks at.

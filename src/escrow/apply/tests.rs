@@ -60,7 +60,8 @@ fn command(request: u128, role: Role, action: Action) -> Command {
     }
 }
 
-fn initialize() -> Initialize {
+/// The first command of a cluster.
+pub(super) fn initialize() -> Initialize {
     Initialize {
         cluster: ClusterId(Uuid::nil()),
         name: "acme".parse().unwrap(),

@@ -59,8 +59,10 @@ impl ComplianceRecord {
 
     /// The same with its times as they moved since it was written.
     #[must_use]
-    pub fn with_times_of(mut self, said: &Said) -> Self {
-        (self.report.at, self.at, self.since) = (said.device, said.at, said.run.at);
+    pub fn with_times_of(mut self, said: Option<&Said>) -> Self {
+        if let Some(said) = said {
+            (self.report.at, self.at, self.since) = (said.device, said.at, said.run.at);
+        }
         self
     }
 }

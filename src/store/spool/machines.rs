@@ -211,10 +211,7 @@ impl Bundles {
         if let Some(said) = said {
             said.tell_again_in(&mut changes);
         }
-        let compliance = match said {
-            Some(said) => record.map(|record| record.with_times_of(said)),
-            None => record,
-        };
+        let compliance = record.map(|record| record.with_times_of(said));
         let machine = decoded(Table::Machine, machine)?;
         Ok(Bundle { machine, inventory, contact, compliance, exemption, keys, changes })
     }

@@ -6,17 +6,16 @@ use uuid::Uuid;
 
 use super::*;
 use crate::escrow::apply::apply;
-use crate::escrow::command::{Action, Command, Initialize};
+use crate::escrow::apply::tests::initialize;
+use crate::escrow::command::{Action, Command};
 use crate::escrow::compliance::facts::{RECOVERY_KEYS_MAX, VOLUMES_MAX};
 use crate::escrow::compliance::history::{CHANGES_MAX, HISTORY_MAX_BYTES};
 use crate::escrow::compliance::words::{Cipher, Conversion, Protection, Protector, VolumeKind};
 use crate::escrow::compliance::{HistoryIndex, VolumeReport};
 use crate::escrow::features::FeatureLevel;
-use crate::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, VOLUME_ID_MAX_BYTES};
+use crate::escrow::ids::{Identity, KeyId, RequestId, Role, VOLUME_ID_MAX_BYTES};
 use crate::escrow::memory::Memory;
-use crate::escrow::records::{
-    FeatureLevelRecord, KeyringRecord, LogPosition, MachineRecord, NodeRecord, Source,
-};
+use crate::escrow::records::{FeatureLevelRecord, LogPosition, MachineRecord, Source};
 use crate::escrow::state::{Row, Table};
 
 /// Rows that are read and written for every command: the cluster, the heads, the feature level.
@@ -81,23 +80,7 @@ struct Cost {
 impl Counted {
     fn begin() -> Self {
         let mut counted = Self::default();
-        let node = NodeRecord {
-            id: 1,
-            peer_address: "node1:7421".to_owned(),
-            api_address: "node1:7420".to_owned(),
-            zone: String::new(),
-            storage: Uuid::nil(),
-            recipient: "age1node".to_owned(),
-            admitted_at: Timestamp(0),
-        };
-        let initialize = Initialize {
-            cluster: ClusterId(Uuid::nil()),
-            name: "acme".parse().unwrap(),
-            offline_recipient: "age1offline".to_owned(),
-            node,
-            keyring: KeyringRecord { generation: 1, current_key_version: 1, age_file: vec![1] },
-        };
-        counted.apply(Role::Node, 0, Action::Initialize(initialize));
+        counted.apply(Role::Node, 0, Action::Initialize(initialize()));
         let level = FeatureLevel::COMPLIANCE;
         counted.put(&FeatureLevelRecord { level, raised_at: Timestamp(0) });
         counted
