@@ -1,30 +1,16 @@
 //! The base: all rows up to some entry, in sled. It is a cache of what snapshot and log say, and is treated as one.
-//!
-//! sled's `flush` does not end in an fsync on Linux, so after a power loss the base may be anything. It is therefore
-//! used after a crash only if either the page cache survived (same boot, same directory: the process died, not the
-//! machine) or every row was read again and the digest matched. If not, it is moved aside and rebuilt.
-//!
-//! ```text
-//! base/current      the number of the directory in use; replaced in one step
-//! base/<n>/         a sled database
-//! base/witness      how it was left: closed cleanly, or by which boot
-//! base/damaged-<n>  the last one that was moved aside, for whoever wants to know why
-//! ```
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use sled::{Batch, Db};
 
 use super::StoreError;
 use super::applied::Applied;
-use super::directory::{create_dir, sync_dir, write_durably};
+use super::directory::create_dir;
 use super::format::{self, FormatError};
 use super::overlay::Changes;
 
@@ -35,8 +21,6 @@ pub(super) const FIRST_ROW_KEY: &[u8] = &[1];
 /// sled's threads hold its lock for a moment after it was dropped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
-/// Where Linux says which boot this is.
-const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
 
 /// One sled database. Clones share it.
 #[derive(Clone)]
@@ -47,7 +31,7 @@ pub(super) struct Base {
 
 impl Base {
     /// Opens the database at `path`, or makes an empty one. Blocks.
-    fn open(path: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+    pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
         create_dir(path).map_err(|error| StoreError::io("creating", path, error))?;
         let config = sled::Config::new()
             .path(path)
@@ -140,272 +124,4 @@ impl Base {
 fn is_locked(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock
         || error.to_string().contains("could not acquire lock"))
-}
-
-/// The folder `base/`: which database is in use, and whether it can be trusted.
-pub(super) struct BaseDir {
-    path: PathBuf,
-    cache_bytes: u64,
-    number: u64,
-}
-
-/// How the base was left.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Witness {
-    /// Closed after its files were fsynced.
-    clean: bool,
-    /// The boot it was last opened in.
-    boot: String,
-    /// Device and inode of its directory: a copy or a restored disk image has others.
-    device: u64,
-    inode: u64,
-}
-
-impl BaseDir {
-    /// Looks at the folder, makes it if there is none, and clears what a crash left.
-    pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
-        create_dir(path).map_err(|error| StoreError::io("creating", path, error))?;
-        let current = path.join("current");
-        let number = match fs::read_to_string(&current) {
-            Ok(text) => text.trim().parse().unwrap_or(0),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(StoreError::io("reading", &current, error)),
-        };
-        let dir = Self { path: path.to_owned(), cache_bytes, number };
-        dir.remove_leftovers().map_err(|error| StoreError::io("clearing", path, error))?;
-        Ok(dir)
-    }
-
-    /// Databases that never came into use or are no longer.
-    fn remove_leftovers(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            let number = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
-            if number.is_some_and(|number| number != self.number) {
-                fs::remove_dir_all(entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
-    fn database(&self, number: u64) -> PathBuf {
-        self.path.join(number.to_string())
-    }
-
-    /// The database in use, if there is one that can be trusted.
-    ///
-    /// # Errors
-    /// [`StoreError::Damaged`] if there is one that cannot: move it aside.
-    pub fn open_current(&self) -> Result<Option<(Base, Applied)>, StoreError> {
-        let path = self.database(self.number);
-        if self.number == 0 || !path.is_dir() {
-            return Ok(None);
-        }
-        // Before sled opens its files, and may write to them: if the power is lost then, a note of a clean base would
-        // vouch for whatever is left.
-        let trusted = self.is_trusted(&path);
-        if trusted {
-            self.witness(false)?;
-        } else {
-            self.distrust();
-        }
-        let base = Base::open(&path, self.cache_bytes)?;
-        let Some(applied) = base.applied()? else {
-            return Err(StoreError::Damaged("the base does not say where it stands".to_owned()));
-        };
-        if !trusted {
-            read_through(&base, &applied)?;
-            self.witness(false)?;
-        }
-        Ok(Some((base, applied)))
-    }
-
-    /// Makes an empty database beside the one in use.
-    pub fn create(&self) -> Result<(u64, Base), StoreError> {
-        let number = self.number + 1;
-        let path = self.database(number);
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(|error| StoreError::io("removing", &path, error))?;
-        }
-        Ok((number, Base::open(&path, self.cache_bytes)?))
-    }
-
-    /// Brings a database into use, in one step. The one before is left to [`BaseDir::remove`].
-    pub fn switch_to(&mut self, number: u64) -> Result<(), StoreError> {
-        let current = self.path.join("current");
-        write_durably(&current, format!("{number}\n").as_bytes())
-            .map_err(|error| StoreError::io("writing", &current, error))?;
-        // Not before: if that failed, the old one is still in use, and is the one to sync and to vouch for.
-        self.number = number;
-        self.witness(false)
-    }
-
-    /// The number of the database in use.
-    pub fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Removes a database that is not in use.
-    pub fn remove(&self, number: u64) -> Result<(), StoreError> {
-        let path = self.database(number);
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("removing", &path, error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Moves the database in use out of the way; of earlier ones that were, none is kept.
-    pub fn set_aside(&self) -> Result<(), StoreError> {
-        let path = self.database(self.number);
-        self.try_set_aside(&path).map_err(|error| StoreError::io("setting aside", &path, error))
-    }
-
-    fn try_set_aside(&self, path: &Path) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with("damaged-") {
-                fs::remove_dir_all(entry.path())?;
-            }
-        }
-        if path.is_dir() {
-            fs::rename(path, self.path.join(format!("damaged-{}", self.number)))?;
-        }
-        sync_dir(&self.path)
-    }
-
-    /// Notes that the database is in use, or that it was closed cleanly (after [`BaseDir::sync_files`]).
-    pub fn witness(&self, clean: bool) -> Result<(), StoreError> {
-        let path = self.witness_path();
-        let write = || {
-            let metadata = fs::metadata(self.database(self.number))?;
-            let witness = Witness { clean, boot: boot_id(), device: metadata.dev(), inode: metadata.ino() };
-            write_durably(&path, &serde_json::to_vec(&witness)?)
-        };
-        write().map_err(|error| StoreError::io("writing", &path, error))
-    }
-
-    /// Where the note lies that [`BaseDir::witness`] writes.
-    pub fn witness_path(&self) -> PathBuf {
-        self.path.join("witness")
-    }
-
-    /// Forgets how the database was left, so that it is read through before it is used again.
-    pub fn distrust(&self) {
-        distrust(&self.witness_path());
-    }
-
-    /// Syncs every file of the database that is in use: sled does not.
-    pub fn sync_files(&self) -> Result<(), StoreError> {
-        let path = self.database(self.number);
-        sync_tree(&path).map_err(|error| StoreError::io("syncing", &path, error))
-    }
-
-    /// Whether it was closed cleanly, or only the process died and not the machine.
-    fn is_trusted(&self, database: &Path) -> bool {
-        let read = || -> Option<(Witness, fs::Metadata)> {
-            let witness = serde_json::from_slice(&fs::read(self.witness_path()).ok()?).ok()?;
-            Some((witness, fs::metadata(database).ok()?))
-        };
-        read().is_some_and(|(witness, metadata)| {
-            let same_place = (witness.device, witness.inode) == (metadata.dev(), metadata.ino());
-            let same_boot = !witness.boot.is_empty() && witness.boot == boot_id();
-            same_place && (witness.clean || same_boot)
-        })
-    }
-}
-
-/// Compares all rows with the digest; on a thread of its own, for sled may panic over damaged files.
-fn read_through(base: &Base, applied: &Applied) -> Result<(), StoreError> {
-    let base = base.clone();
-    let panicked = |_| StoreError::Damaged("sled panicked while reading the base".to_owned());
-    let counted = std::thread::spawn(move || base.recount()).join().map_err(panicked)??;
-    if applied.describes(&counted) {
-        return Ok(());
-    }
-    Err(StoreError::Damaged("the rows of the base do not match its digest".to_owned()))
-}
-
-/// See [`BaseDir::distrust`].
-pub(super) fn distrust(witness: &Path) {
-    // If even this fails the disk is gone, and with it what could be trusted wrongly.
-    let _ = fs::remove_file(witness);
-}
-
-fn sync_tree(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
-        } else {
-            fs::File::open(entry.path())?.sync_all()?;
-        }
-    }
-    sync_dir(path)
-}
-
-/// Which boot this is; empty where the system does not say, and then nothing is taken for granted.
-fn boot_id() -> String {
-    fs::read_to_string(BOOT_ID_PATH).map(|text| text.trim().to_owned()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn filled(path: &Path) -> BaseDir {
-        let mut dir = BaseDir::open(path, 1024 * 1024).unwrap();
-        let (number, base) = dir.create().unwrap();
-        let mut applied = Applied::default();
-        applied.change(b"\x01key", None, Some(b"value"));
-        base.write(&Changes::from([("\x01key".into(), Some("value".into()))]), &applied).unwrap();
-        base.flush().unwrap();
-        dir.switch_to(number).unwrap();
-        dir
-    }
-
-    #[test]
-    fn a_clean_base_counts_as_in_use_from_its_next_opening_on() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = filled(root.path());
-        dir.witness(true).unwrap();
-        let _base = dir.open_current().unwrap().unwrap();
-        let witness: Witness = serde_json::from_slice(&fs::read(dir.witness_path()).unwrap()).unwrap();
-        assert!(!witness.clean);
-    }
-
-    #[test]
-    fn a_copy_of_a_clean_base_is_read_through() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = filled(root.path());
-        let (base, applied) = dir.open_current().unwrap().unwrap();
-        let foreign = Changes::from([("\x01more".into(), Some("value".into()))]);
-        base.write(&foreign, &applied).unwrap();
-        base.flush().unwrap();
-        drop(base);
-        dir.witness(true).unwrap();
-        // As a restored backup does, it has another inode under the same name.
-        let (path, copy) = (dir.database(dir.number()), root.path().join("copy"));
-        fs::create_dir(&copy).unwrap();
-        for name in ["conf", "db"] {
-            fs::copy(path.join(name), copy.join(name)).unwrap();
-        }
-        fs::rename(&path, root.path().join("old")).unwrap();
-        fs::rename(&copy, &path).unwrap();
-        assert!(matches!(dir.open_current().err(), Some(StoreError::Damaged(_))));
-        assert!(!dir.witness_path().exists());
-    }
-
-    #[test]
-    fn a_switch_that_fails_leaves_the_old_base_in_use() {
-        let root = tempfile::tempdir().unwrap();
-        let mut dir = filled(root.path());
-        let before = dir.number();
-        let (number, _base) = dir.create().unwrap();
-        fs::remove_file(root.path().join("current")).unwrap();
-        fs::create_dir(root.path().join("current")).unwrap();
-        assert!(matches!(dir.switch_to(number), Err(StoreError::Io { .. })));
-        assert_eq!(dir.number(), before);
-    }
 }

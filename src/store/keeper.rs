@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 use super::applied::Applied;
-use super::base::{self, Base, BaseDir};
+use super::base::Base;
+use super::base_dir::{self, BaseDir};
 use super::export::ExportJob;
 use super::log::Log;
 use super::overlay::Changes;
@@ -147,7 +148,7 @@ struct LastWord {
 impl Drop for LastWord {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            base::distrust(&self.witness);
+            base_dir::distrust(&self.witness);
             self.shared.stop(Stop::Failed("the keeper of the base panicked".to_owned()));
         }
     }

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 use super::applied::{Applied, Effect};
-use super::base::BaseDir;
+use super::base_dir::BaseDir;
 use super::digest::Digest;
 use super::export::{self, RowSink};
 use super::format::{self, Payload};

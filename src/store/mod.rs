@@ -44,7 +44,7 @@
 //! | [`mod@format`] | bytes with a version; the only file that names bincode |
 //! | [`log`] | the Raft log, over raft-log |
 //! | [`machine`] | the state: apply, view, snapshot, install |
-//! | `shared`, `overlay`, `base`, `keeper`, [`pass`], `scrub` | its parts |
+//! | `shared`, `overlay`, `base`, `base_dir`, `keeper`, [`pass`], `scrub` | its parts |
 //! | [`view`] | reading at one index, and the transaction of one entry |
 //! | [`applied`], [`digest`] | where the state stands, and its sum |
 //! | [`snapshot`] | snapshot files: write, read, receive |
@@ -57,6 +57,7 @@
 
 pub mod applied;
 mod base;
+mod base_dir;
 pub mod digest;
 pub mod directory;
 pub mod export;

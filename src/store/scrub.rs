@@ -102,7 +102,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::store::base::BaseDir;
+    use crate::store::base_dir::BaseDir;
 
     /// A base with more rows than one step reads, and what is known of it.
     struct Filled {
