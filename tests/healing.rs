@@ -71,23 +71,21 @@ fn row_hash(key: &[u8], value: &[u8]) -> [u64; 4] {
 /// Takes the record of a key out of a stopped node's base. With `unnoticed`, what the base says of itself fits again, as
 /// if applying had gone wrong: nothing on this node alone can tell.
 fn lose_key(data: &Path, key: KeyId, unnoticed: bool) {
-    let db = sled::open(database(data)).expect("the base of a stopped node");
-    let is_record = |row: &sled::IVec| {
-        row[0] == KeyRecord::TABLE as u8 && row.windows(16).any(|part| part == key.0.as_bytes())
-    };
-    let rows = db.iter().map(|row| row.expect("it is whole"));
-    let (row, value) = rows.into_iter().find(|(row, _)| is_record(row)).expect("the record of the key");
-    let mut applied: Applied = format::decode(&db.get([0]).expect("read").expect("there")).expect("decodes");
+    let base = StoppedBase::open(&database(data));
+    let is_record =
+        |row: &[u8]| row[0] == KeyRecord::TABLE as u8 && row.windows(16).any(|part| part == key.0.as_bytes());
+    let found = base.rows().into_iter().find(|(row, _)| is_record(row));
+    let (row, value) = found.expect("the record of the key");
+    let mut applied: Applied = format::decode(&base.applied()).expect("decodes");
     for (lane, hash) in applied.digest.0.iter_mut().zip(row_hash(&row, &value)) {
         *lane = lane.wrapping_sub(hash);
     }
     applied.rows -= 1;
     applied.bytes -= (row.len() + value.len()) as u64;
-    db.remove(&row).expect("removed");
+    base.change(|rows| drop(rows.remove(&row)));
     if unnoticed {
-        db.insert([0], format::encode(&applied)).expect("written");
+        base.set_applied(format::encode(&applied));
     }
-    db.flush().expect("flushed");
 }
 
 /// A page of a node's admin port, with its head.

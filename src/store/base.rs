@@ -1,15 +1,18 @@
-//! The base: all rows up to some entry, in sled. It is a cache of what snapshot and log say, and is treated as one.
+//! The base: all rows up to some entry, in sled, as [`block`]s. It is a cache of what snapshot and log say, and is treated
+//! as one.
 
 use std::io;
+use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sled::{Batch, Db};
+use sled::{Batch, Db, IVec};
 
 use super::StoreError;
 use super::applied::Applied;
+use super::block::{self, Block, LAST_BOUND};
 use super::directory::create_dir;
 use super::format::{self, FormatError};
 use super::overlay::Changes;
@@ -67,32 +70,57 @@ impl Base {
 
     /// The value under `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.db.get(key)?.map(|value| Bytes::copy_from_slice(&value)))
+        let Some((_, block)) = self.block(Bound::Included(key))? else { return Ok(None) };
+        Ok(block.get(key)?.map(Bytes::copy_from_slice))
     }
 
     /// The rows whose keys are in `range`, in their order.
-    pub fn range<R>(&self, range: R) -> impl Iterator<Item = Result<(Bytes, Bytes), StoreError>> + use<R>
-    where
-        R: std::ops::RangeBounds<Vec<u8>>,
-    {
-        self.db.range(range).map(|row| {
-            let (key, value) = row?;
-            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
-        })
+    ///
+    /// While others write the base, a row that nobody writes comes once, as it is; one that is written may come or not,
+    /// as it was or will be.
+    pub fn range<R: RangeBounds<Vec<u8>>>(&self, range: R) -> RowsOfBase {
+        RowsOfBase {
+            base: self.clone(),
+            lower: range.start_bound().cloned(),
+            upper: range.end_bound().cloned(),
+            read: Vec::new().into_iter(),
+            is_over: false,
+        }
     }
 
     /// All rows, in the order of keys.
-    pub fn rows(&self) -> impl Iterator<Item = Result<(Bytes, Bytes), StoreError>> + use<> {
+    pub fn rows(&self) -> RowsOfBase {
         self.range(FIRST_ROW_KEY.to_vec()..)
+    }
+
+    /// The first block whose bound is not before `from`, and that bound; `None` behind the last one. With a key it is the
+    /// block that holds it, if any does.
+    fn block(&self, from: Bound<&[u8]>) -> Result<Option<(IVec, Block)>, StoreError> {
+        let Some(found) = self.db.range::<&[u8], _>((from, Bound::Unbounded)).next() else { return Ok(None) };
+        let (bound, packed) = found?;
+        Ok(Some((bound, Block::unpack(&packed)?)))
     }
 
     /// Writes changed rows and where the state stands with them, together or not at all.
     pub fn write(&self, changes: &Changes, upto: &Applied) -> Result<(), StoreError> {
         let mut batch = Batch::default();
-        for (key, change) in changes {
-            match change {
-                Some(value) => batch.insert(&key[..], &value[..]),
-                None => batch.remove(&key[..]),
+        let mut changes = changes.iter().peekable();
+        while let Some((key, _)) = changes.peek() {
+            let (bound, before) =
+                self.block(Bound::Included(key))?.unwrap_or_else(|| (LAST_BOUND.into(), Block::empty()));
+            let mut rows = before.rows()?;
+            while let Some((key, change)) = changes.next_if(|(key, _)| key[..] <= bound[..]) {
+                match change {
+                    Some(value) => rows.insert(key, value),
+                    None => rows.remove(&key[..]),
+                };
+            }
+            if rows.is_empty() {
+                batch.remove(bound);
+                continue;
+            }
+            for (bound, packed) in block::pack(&rows, &bound) {
+                batch.insert(bound, packed);
             }
         }
         batch.insert(APPLIED_KEY, format::encode(upto));
@@ -121,7 +149,191 @@ impl Base {
     }
 }
 
+/// See [`Base::range`].
+pub(super) struct RowsOfBase {
+    base: Base,
+    /// Where what was not read yet begins.
+    lower: Bound<Vec<u8>>,
+    upper: Bound<Vec<u8>>,
+    /// Rows of the last block that was read.
+    read: std::vec::IntoIter<(Bytes, Bytes)>,
+    is_over: bool,
+}
+
+impl RowsOfBase {
+    /// Reads the next block. Each is looked up anew: if the one after the last was cut meanwhile, both parts are found.
+    fn read_block(&mut self) -> Result<(), StoreError> {
+        let from = match &self.lower {
+            Bound::Unbounded => Bound::Included(FIRST_ROW_KEY),
+            lower => lower.as_ref().map(Vec::as_slice),
+        };
+        let Some((bound, block)) = self.base.block(from)? else {
+            self.is_over = true;
+            return Ok(());
+        };
+        let range = (self.lower.as_ref().map(Vec::as_slice), self.upper.as_ref().map(Vec::as_slice));
+        let mut read = Vec::new();
+        for row in block.iter() {
+            let (key, value) = row?;
+            if RangeBounds::<[u8]>::contains(&range, key) {
+                read.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            }
+        }
+        self.is_over = match &self.upper {
+            Bound::Included(upper) | Bound::Excluded(upper) => bound[..] >= upper[..],
+            Bound::Unbounded => false,
+        };
+        self.lower = Bound::Excluded(bound.to_vec());
+        self.read = read.into_iter();
+        Ok(())
+    }
+}
+
+impl Iterator for RowsOfBase {
+    type Item = Result<(Bytes, Bytes), StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(row) = self.read.next() {
+                return Some(Ok(row));
+            }
+            if self.is_over {
+                return None;
+            }
+            if let Err(error) = self.read_block() {
+                self.is_over = true;
+                return Some(Err(error));
+            }
+        }
+    }
+}
+
 fn is_locked(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock
         || error.to_string().contains("could not acquire lock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::collection::{btree_map, vec};
+    use proptest::option;
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::block::BLOCK_MAX_BYTES;
+
+    fn empty() -> (TempDir, Base) {
+        let root = tempfile::tempdir().unwrap();
+        let base = Base::open(&root.path().join("1"), 1024 * 1024).unwrap();
+        base.write(&Changes::new(), &Applied::default()).unwrap();
+        (root, base)
+    }
+
+    fn rows(rows: RowsOfBase) -> Vec<(Bytes, Bytes)> {
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
+    fn key(number: u32) -> Bytes {
+        format!("\u{7}machine-{number:06}").into()
+    }
+
+    fn any_change() -> impl Strategy<Value = Option<Bytes>> {
+        let sizes = prop_oneof![8 => 0..200_usize, 1 => BLOCK_MAX_BYTES - 40..BLOCK_MAX_BYTES + 40];
+        option::of((any::<u8>(), sizes).prop_map(|(byte, size)| vec![byte; size].into()))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn what_is_written_is_what_is_there(
+            batches in vec(btree_map(0..300_u32, any_change(), 0..150), 1..8),
+            asked in vec((0..300_u32, 0..300_u32), 8),
+        ) {
+            let (_root, base) = empty();
+            let mut expected = BTreeMap::new();
+            for batch in batches {
+                let changes: Changes = batch.into_iter().map(|(number, change)| (key(number), change)).collect();
+                base.write(&changes, &Applied::default()).unwrap();
+                for (key, change) in changes {
+                    match change {
+                        Some(value) => expected.insert(key, value),
+                        None => expected.remove(&key),
+                    };
+                }
+                let all: Vec<_> = expected.clone().into_iter().collect();
+                prop_assert_eq!(rows(base.rows()), all);
+            }
+            for (from, to) in asked {
+                let (from, to) = (key(from.min(to)), key(from.max(to)));
+                prop_assert_eq!(base.get(&from).unwrap(), expected.get(&from).cloned());
+                let range = (Bound::Excluded(from.to_vec()), Bound::Included(to.to_vec()));
+                let some: Vec<_> = expected.iter().filter(|(key, _)| **key > from && **key <= to).collect();
+                let found = rows(base.range(range));
+                prop_assert_eq!(found.iter().map(|(key, value)| (key, value)).collect::<Vec<_>>(), some);
+            }
+            prop_assert_eq!(base.applied().unwrap(), Some(Applied::default()));
+        }
+    }
+
+    /// How many blocks there are, and the bytes of the largest one's rows.
+    fn blocks(base: &Base) -> (usize, usize) {
+        let blocks: Vec<usize> = base
+            .db
+            .range(FIRST_ROW_KEY..)
+            .map(|found| Block::unpack(&found.unwrap().1).unwrap())
+            .map(|block| block.iter().map(Result::unwrap).map(|(key, value)| key.len() + value.len()).sum())
+            .collect();
+        (blocks.len(), blocks.into_iter().max().unwrap_or_default())
+    }
+
+    #[test]
+    fn blocks_are_cut_when_they_are_full_and_go_when_they_are_empty() {
+        let (_root, base) = empty();
+        let value: Bytes = vec![b'x'; 100].into();
+        let filled: Changes = (0..1_000).map(|number| (key(number), Some(value.clone()))).collect();
+        base.write(&filled, &Applied::default()).unwrap();
+        let (count, largest) = blocks(&base);
+        assert!((25..=40).contains(&count), "{count} blocks");
+        assert!(largest <= BLOCK_MAX_BYTES, "{largest} bytes");
+        let emptied = (10..1_000).map(|number| (key(number), None)).collect();
+        base.write(&emptied, &Applied::default()).unwrap();
+        assert_eq!(blocks(&base).0, 1);
+        assert_eq!(rows(base.rows()).len(), 10);
+        let again = Changes::from([(key(999), Some(value))]);
+        base.write(&again, &Applied::default()).unwrap();
+        assert_eq!(rows(base.rows()).last().map(|(key, _)| key.clone()), Some(key(999)));
+    }
+
+    #[test]
+    fn rows_that_nobody_writes_are_read_once_while_blocks_are_cut_around_them() {
+        let (_root, base) = empty();
+        let (kept, others): (Vec<u32>, Vec<u32>) = (0..4_000).partition(|number| number % 4 == 0);
+        let value: Bytes = vec![b'x'; 100].into();
+        let filled = kept.iter().map(|number| (key(*number), Some(value.clone()))).collect();
+        base.write(&filled, &Applied::default()).unwrap();
+        let expected: Vec<Bytes> = kept.iter().map(|number| key(*number)).collect();
+        let is_kept = |key: &Bytes| filled.contains_key(key);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for round in 0..6 {
+                    for some in others.chunks(100) {
+                        let change = (round % 2 == 0).then(|| value.clone());
+                        let changes = some.iter().map(|number| (key(*number), change.clone())).collect();
+                        base.write(&changes, &Applied::default()).unwrap();
+                    }
+                }
+            });
+            let mut rounds = 0;
+            while rounds < 3 || !writer.is_finished() {
+                let read: Vec<Bytes> = rows(base.rows()).into_iter().map(|(key, _)| key).collect();
+                assert!(read.is_sorted_by(|one, next| one < next), "in order, and none twice");
+                assert_eq!(read.into_iter().filter(is_kept).collect::<Vec<_>>(), expected);
+                rounds += 1;
+            }
+        });
+    }
 }

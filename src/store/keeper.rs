@@ -189,7 +189,7 @@ impl Keeper {
                     self.answer(done, scrubbed);
                 }
                 Ok(Task::Sealed) => {
-                    let written = self.write_sealed();
+                    let written = self.write_sealed(self.shared.newest_sealed());
                     self.look_at(&written);
                 }
                 Ok(Task::Snapshot(done)) => {
@@ -250,10 +250,9 @@ impl Keeper {
         }
     }
 
-    /// Brings the generations that are sealed by now into the base, oldest first, and none that is sealed meanwhile:
-    /// whoever drains is told where the base stands then.
-    fn write_sealed(&mut self) -> Result<(), StoreError> {
-        let newest = self.shared.newest_sealed();
+    /// Brings the sealed generations up to `newest` into the base, oldest first, and none that is sealed meanwhile: whoever
+    /// drains is told where the base stands then.
+    fn write_sealed(&mut self, newest: Option<u64>) -> Result<(), StoreError> {
         while self.write_oldest(newest, self.view_patience, |_, _| Ok(()))? {}
         Ok(())
     }
@@ -282,8 +281,8 @@ impl Keeper {
 
     /// Brings all that is applied by now into the base, and says where that is.
     pub(super) fn drain(&mut self) -> Result<Applied, StoreError> {
-        let upto = self.shared.seal();
-        self.write_sealed()?;
+        let (upto, newest) = self.shared.seal();
+        self.write_sealed(Some(newest))?;
         Ok(upto)
     }
 

@@ -45,6 +45,7 @@
 //! | [`log`] | the Raft log, over raft-log |
 //! | [`machine`] | the state: apply, view, snapshot, install |
 //! | `shared`, `overlay`, `base`, `base_dir`, `keeper`, [`pass`], `scrub` | its parts |
+//! | [`block`] | how the rows of the base are packed into sled's values |
 //! | [`view`] | reading at one index, and the transaction of one entry |
 //! | [`applied`], [`digest`] | where the state stands, and its sum |
 //! | [`snapshot`] | snapshot files: write, read, receive |
@@ -58,6 +59,7 @@
 pub mod applied;
 mod base;
 mod base_dir;
+pub mod block;
 pub mod digest;
 pub mod directory;
 pub mod export;

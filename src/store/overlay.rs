@@ -135,19 +135,21 @@ impl Overlay {
         }
     }
 
-    /// Ends the active generation with the state `upto`, which is that after the last entry taken.
-    pub fn seal(&mut self, upto: Applied) {
+    /// Ends the active generation with the state `upto`, which is that after the last entry taken. Says which number it has.
+    pub fn seal(&mut self, upto: Applied) -> u64 {
         let (epoch, views) = channel();
         self.epoch = epoch;
         let views_before = std::mem::replace(&mut self.views, views);
+        let number = self.active_number;
         self.sealed.push_back(Arc::new(Sealed {
             changes: std::mem::take(&mut self.active),
             upto,
             bytes: std::mem::take(&mut self.active_bytes),
-            number: self.active_number,
+            number,
             views_before: views_before.into(),
         }));
         self.active_number += 1;
+        number
     }
 
     /// The generation that goes to the base next.

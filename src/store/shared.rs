@@ -107,12 +107,13 @@ impl Shared {
         true
     }
 
-    /// Seals what is applied by now, and says where that is.
-    pub fn seal(&self) -> Applied {
+    /// Seals what is applied by now. Says where that is, and the number of the generation it ends with: another may be
+    /// sealed right behind it.
+    pub fn seal(&self) -> (Applied, u64) {
         let mut state = self.lock();
         let upto = state.applied.clone();
-        state.overlay.seal(upto.clone());
-        upto
+        let number = state.overlay.seal(upto.clone());
+        (upto, number)
     }
 
     pub fn oldest_sealed(&self) -> Option<Arc<Sealed>> {

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 mod admin;
+mod base;
 mod disk;
 mod held;
 mod load;
@@ -27,6 +28,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use uuid::Uuid;
 
 pub use self::admin::*;
+pub use self::base::*;
 pub use self::disk::*;
 pub use self::held::*;
 pub use self::load::*;

@@ -20,9 +20,9 @@ pub fn data(test: &TestCluster, node: NodeId) -> PathBuf {
 fn rows<R: Row>(test: &TestCluster, node: NodeId) -> Vec<R> {
     let base = data(test, node).join("base");
     let current = fs::read_to_string(base.join("current")).expect("a base is in use");
-    let db = sled::open(base.join(current.trim())).expect("the base of a stopped node");
-    let rows = db.scan_prefix([R::TABLE as u8]);
-    rows.map(|row| format::decode(&row.expect("it is whole").1).expect("a row")).collect()
+    let rows = StoppedBase::open(&base.join(current.trim())).rows();
+    let rows = rows.into_iter().filter(|(key, _)| key[0] == R::TABLE as u8);
+    rows.map(|(_, value)| format::decode(&value).expect("a row")).collect()
 }
 
 /// What a stopped node holds, and what it can open with.

@@ -10,6 +10,7 @@ use strongroom::store::directory::DataDir;
 use strongroom::store::format::Payload;
 use strongroom::store::machine::{Machine, MachineOptions};
 
+use super::base::StoppedBase;
 use super::sample;
 use super::support::{Node, assert_same, crash_copy, files, small, undrained, wait_until};
 
@@ -247,12 +248,13 @@ async fn rows_changed_behind_our_back_are_found_by_a_scrub_and_healed_by_reopeni
     drop(node);
     {
         let database = databases(&dir.path().join("base"))[0].parent().unwrap().to_owned();
-        let database = sled::open(database).unwrap();
-        let (key, mut value) = database.iter().last().unwrap().unwrap();
-        let at = value.len() - 1;
-        value[at] ^= 1;
-        database.insert(key, value).unwrap();
-        database.flush().unwrap();
+        let base = StoppedBase::open(&database);
+        let (last, _) = base.rows().pop_last().unwrap();
+        base.change(|rows| {
+            if let Some(value) = rows.get_mut(&last) {
+                *value.last_mut().unwrap() ^= 1;
+            }
+        });
     }
     let node = Node::open(dir.path(), manual()).await.unwrap();
     assert!(matches!(node.storage.machine.scrub().await.err(), Some(StoreError::Damaged(_))));
@@ -281,12 +283,8 @@ async fn a_row_that_applying_cannot_read_is_healed_by_reopening() {
     drop(node);
     {
         let database = databases(&dir.path().join("base"))[0].parent().unwrap().to_owned();
-        let database = sled::open(database).unwrap();
-        // Table 0 says where the base stands; all others are rows.
-        for row in database.range(vec![1]..) {
-            database.insert(row.unwrap().0, b"\xff").unwrap();
-        }
-        database.flush().unwrap();
+        StoppedBase::open(&database)
+            .change(|rows| rows.values_mut().for_each(|value| *value = b"\xff".to_vec()));
     }
     let node = Node::open(dir.path(), manual()).await.unwrap();
     let apply = |machine: Machine| {

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/base.rs"]
+#[allow(dead_code, reason = "each test binary uses its own part")]
+mod base;
 mod crash;
 mod export;
 mod properties;
