@@ -2,20 +2,61 @@
 
 use std::path::Path;
 
-use strongroom::escrow::ids::Timestamp;
+use strongroom::escrow::ids::{KeyId, Timestamp};
+use uuid::Builder;
 
-/// What machine number `n` says at `at`: a laptop with two volumes, one in ten of which is not encrypted.
+/// One machine in so many has each of the [`Flaw`]s.
+const ONE_IN: u64 = 50;
+/// How much older than the others' what a stale machine says is: 60 days. The policy lets it count for 30.
+const STALE_MS: u64 = 60 * 24 * 60 * 60 * 1_000;
+
+/// What is amiss with some of the machines, so that not all of them stand alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// The key of its second volume is not in escrow.
+    NoKey,
+    /// The first volume has another recovery protector than the one whose key is in escrow.
+    OtherProtector,
+    /// What it said is too old to count.
+    Stale,
+}
+
+/// What is amiss with machine number `n`.
+pub fn flaw(n: u64) -> Option<Flaw> {
+    match n % ONE_IN {
+        1 => Some(Flaw::NoKey),
+        2 => Some(Flaw::OtherProtector),
+        3 => Some(Flaw::Stale),
+        _ => None,
+    }
+}
+
+/// The id of the recovery key of a volume of machine number `n`: 0 and 1 are its volumes, 2 was never in escrow. Spread
+/// over all ids, as those of protectors are.
+pub fn key(n: u64, volume: u64) -> KeyId {
+    let number = u128::from(n * 3 + volume + 1);
+    // Odd, so that no two are the same.
+    let spread = number.wrapping_mul(0x0b4f_6c1d_93a7_e825_d16b_38f9_24c7_5ea3);
+    KeyId(Builder::from_random_bytes(spread.to_be_bytes()).into_uuid())
+}
+
+/// What machine number `n` says at `at`, or long before if it is stale: a laptop with two volumes, one in ten of which is
+/// not encrypted.
 pub fn document(n: u64, at: u64) -> String {
-    let (at, make, model) = (Timestamp(at), n % 7, n % 113);
+    let (make, model) = (n % 7, n % 113);
+    let flaw = flaw(n);
+    let at = Timestamp(if flaw == Some(Flaw::Stale) { at - STALE_MS } else { at });
     let fixed = if n.is_multiple_of(10) { "decrypted" } else { "encrypted" };
+    let os_key = key(n, if flaw == Some(Flaw::OtherProtector) { 2 } else { 0 });
+    let fixed_key = key(n, 1);
     format!(
         r#"{{"machine":"PC-{n:07}","at":"{at}","domain":"CORP","name":"LAPTOP-{n:07}","make":"Maker {make}",
         "model":"Model {model}","type":"portable","os":"Windows 11 24H2","agent":"1.0","users":["CORP\\user{n}"],
         "policy":{{"enforcement":"enforced","cipher":"xts-aes-256","os":"required","fixed":"required"}},
         "volumes":[{{"volume":"C:","kind":"os","label":"System","protection":"on","conversion":"encrypted","percent":100,
-        "method":"xts-aes-256","protectors":["tpm","recovery-password"]}},
+        "method":"xts-aes-256","protectors":["tpm","recovery-password"],"recovery_keys":["{os_key}"]}},
         {{"volume":"D:","kind":"fixed","label":"Data","protection":"on","conversion":"{fixed}","percent":100,
-        "method":"xts-aes-256","protectors":["recovery-password"],"auto_unlock":true}}]}}"#
+        "method":"xts-aes-256","protectors":["recovery-password"],"auto_unlock":true,"recovery_keys":["{fixed_key}"]}}]}}"#
     )
     .replace('\n', "")
 }
