@@ -27,6 +27,8 @@ pub struct Stood {
     pub is_newest: bool,
     /// When it was last heard of by then, as far as that is known.
     pub heard_at: Option<Timestamp>,
+    /// It was never heard of, then or since: others alone have told of it.
+    pub is_unheard: bool,
 }
 
 impl Stood {
@@ -40,7 +42,14 @@ impl Stood {
             is_dropped: false,
             is_newest: true,
             heard_at: contact.map(|contact| contact.at),
+            is_unheard: contact.is_none(),
         }
+    }
+
+    /// Since when nothing was heard of it, if that is known: of a machine that was never heard of, since the cluster was
+    /// told of it, at `first_seen`.
+    pub fn silent_since(&self, first_seen: Timestamp) -> Option<Timestamp> {
+        self.heard_at.or(self.is_unheard.then_some(first_seen))
     }
 
     /// At `at`, by the changes of its state, the oldest first.
@@ -48,7 +57,8 @@ impl Stood {
         let heard = contact.map(|contact| contact.at).filter(|heard| *heard <= at);
         let Some(run) = as_of(changes, at) else {
             let dropped = contact.and_then(|contact| contact.said.as_ref()?.dropped);
-            return Self { is_dropped: dropped.is_some(), heard_at: heard, ..Self::default() };
+            let is_unheard = contact.is_none();
+            return Self { is_dropped: dropped.is_some(), heard_at: heard, is_unheard, ..Self::default() };
         };
         let told_at = run.told_by(at);
         Self {
@@ -61,6 +71,7 @@ impl Stood {
                 .and_then(|contact| contact.said.as_ref())
                 .is_some_and(|said| said.run == run.moment()),
             heard_at: heard.or(told_at),
+            is_unheard: false,
         }
     }
 }
