@@ -202,6 +202,20 @@ fn the_worst_batch_about_many_machines_costs_the_same_for_each() {
     assert!(cost.written <= OF_EVERY_COMMAND + 5 * COMPLIANCE_BATCH_MAX, "{} rows", cost.written);
 }
 
+/// On the node that takes it, before it goes through the log.
+#[test]
+fn that_a_report_says_nothing_new_is_seen_from_one_small_row() {
+    let mut counted = with_a_full_history();
+    let told = large("PC-0001", 200_000, 1).checked().unwrap();
+    assert!(!lookup::said_last(&counted, &told.machine, &told.digest()).unwrap());
+    counted.report(200_000, vec![told.clone()]);
+    counted.read.set(0);
+    counted.read_bytes.set(0);
+    assert!(lookup::said_last(&counted, &told.machine, &told.digest()).unwrap());
+    let (read, read_bytes) = (counted.read.get(), counted.read_bytes.get());
+    assert!(read == 1 && read_bytes < 1_500, "{read} rows of {read_bytes} bytes as text");
+}
+
 #[test]
 fn an_unchanged_report_writes_one_small_row() {
     let mut counted = Counted::begin();
