@@ -72,7 +72,7 @@ pub(super) fn rows(judged: &Judged<'_>) -> Vec<Row> {
 fn machine(judged: &Judged<'_>) -> Row {
     let (exemption, exempt_until) = judged.exemption();
     let grant = judged.bundle.exemption.as_ref().and_then(|exemption| exemption.in_force(judged.at));
-    let policy = judged.report().map(|report| &report.policy);
+    let policy = judged.device_policy();
     let error = judged.state().and_then(|state| state.error);
     let error = error.map(|code| match judged.error_text() {
         Some(text) => format!("{code}: {text}"),
@@ -88,7 +88,7 @@ fn machine(judged: &Judged<'_>) -> Row {
         judged.said(|report| &report.os),
         judged.said(|report| &report.make),
         judged.said(|report| &report.model),
-        Cell::text(judged.report().map(|report| &report.agent)),
+        Cell::text(judged.agent()),
         judged.users_cell(),
         judged.status_cell(),
         Cell::time(judged.verdict.until),

@@ -82,7 +82,7 @@ fn tenths(part: u64, whole: u64) -> u64 {
 /// How one machine stands, as its row in the details.
 pub(super) fn detail(judged: &Judged<'_>) -> Row {
     let (exemption, exempt_until) = judged.exemption();
-    let policy = judged.report().map(|report| &report.policy);
+    let policy = judged.device_policy();
     let error = judged.state().and_then(|state| state.error);
     let drives = |kind| Cell::Text(judged.drives(kind).to_owned());
     vec![

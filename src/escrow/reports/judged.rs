@@ -5,7 +5,7 @@ use super::query::{MachineFilter, MachineQuery};
 use super::row::Cell;
 use crate::escrow::compliance::words::{ReasonKind, VolumeKind};
 use crate::escrow::compliance::{
-    CompliancePolicy, ComplianceRecord, Evidence, Exemption, Finding, KeyFacts, MachineReport, MachineState,
+    CompliancePolicy, ComplianceRecord, DevicePolicy, Evidence, Exemption, Finding, KeyFacts, MachineState,
     Reason, Stood, Verdict, VolumeReport, findings, verdict,
 };
 use crate::escrow::ids::{Timestamp, UserName, VolumeId};
@@ -72,10 +72,6 @@ impl<'a> Judged<'a> {
         self.bundle.compliance.as_ref()
     }
 
-    pub fn report(&self) -> Option<&'a MachineReport> {
-        self.record().map(|record| &record.report)
-    }
-
     pub fn state(&self) -> Option<&MachineState> {
         self.stood.state.as_ref()
     }
@@ -83,6 +79,16 @@ impl<'a> Judged<'a> {
     /// The newest report, if it is of the time that is asked about: what is not part of a state is not kept.
     fn record_of_then(&self) -> Option<&'a ComplianceRecord> {
         self.record().filter(|record| !self.query.as_of || record.at <= self.at)
+    }
+
+    /// The policy that the device was given, if it is that of the time.
+    pub fn device_policy(&self) -> Option<&'a DevicePolicy> {
+        self.record_of_then().map(|record| &record.report.policy)
+    }
+
+    /// The version of the agent, if it is that of the time.
+    pub fn agent(&self) -> Option<&'a str> {
+        self.record_of_then().map(|record| record.report.agent.as_str())
     }
 
     /// Whether the device's clock was ahead.
@@ -100,7 +106,7 @@ impl<'a> Judged<'a> {
 
     /// The text of the device's error, if it is the error of that time.
     pub fn error_text(&self) -> Option<&'a str> {
-        let error = self.report().filter(|_| self.stood.is_newest)?.error.as_ref()?;
+        let error = self.record().filter(|_| self.stood.is_newest)?.report.error.as_ref()?;
         Some(&error.text)
     }
 
