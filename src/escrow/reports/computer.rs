@@ -25,6 +25,7 @@ pub const COLUMNS: &[Column] = &[
     machine_column("os_drive", Text),
     machine_column("fixed_drives", Text),
     machine_column("exemption", Text),
+    machine_column("exempt_since", Time),
     machine_column("exempt_until", Time),
     machine_column("exempt_by", Text),
     machine_column("exempt_reason", Text),
@@ -70,7 +71,7 @@ pub(super) fn rows(judged: &Judged<'_>) -> Vec<Row> {
 }
 
 fn machine(judged: &Judged<'_>) -> Row {
-    let (exemption, exempt_until) = judged.exemption();
+    let exempt = judged.exemption();
     let grant = judged.bundle.exemption.as_ref().and_then(|exemption| exemption.in_force(judged.at));
     let policy = judged.device_policy();
     let error = judged.state().and_then(|state| state.error);
@@ -95,8 +96,9 @@ fn machine(judged: &Judged<'_>) -> Row {
         Cell::list(of_machine.map(reason_in_short)),
         drives(VolumeKind::Os),
         drives(VolumeKind::Fixed),
-        Cell::Text(exemption.to_owned()),
-        Cell::time(exempt_until),
+        Cell::Text(exempt.word.to_owned()),
+        Cell::time(exempt.since),
+        Cell::time(exempt.until),
         Cell::text(grant.map(|grant| &grant.by)),
         Cell::text(grant.map(|grant| &grant.request.reason)),
         Cell::text(judged.state().map(|state| state.enforcement)),

@@ -37,7 +37,7 @@ pub(super) fn row(judged: &Judged<'_>, days: u32) -> Option<Row> {
         Cell::time(judged.stood.heard_at),
         Cell::Number(silent_ms / DAY_MS),
         judged.status_cell(),
-        Cell::Text(judged.exemption().0.to_owned()),
+        Cell::Text(judged.exemption().word.to_owned()),
         judged.users_cell(),
         judged.said(|report| report.machine_type.as_str()),
         Cell::time(judged.stood.told_at),
