@@ -436,16 +436,18 @@ async fn below_its_feature_level_compliance_is_not_there_yet() {
     let document = document(1, &before()).to_string();
     let own = document.replace("PC-00001", "PC-0001");
     let deposits = "machine,volume,kind,secret\nPC-1,C:,generic,not-shown\n";
+    let machines = "machine,name\nPC-1,ada-laptop\n";
     let policy = test.dir.path().join("policy.json");
     std::fs::write(&policy, "{}").expect("written");
     let policy = policy.to_str().expect("a path");
-    let commands: [(&str, &[&str], &str); 6] = [
+    let commands: [(&str, &[&str], &str); 7] = [
         ("agent-PC-0001", &["compliance", "put", "-"], &own),
         ("importer", &["compliance", "put", "-"], &document),
         ("importer", &["compliance", "put", "-", "--many"], &document),
         ("helpdesk", &["compliance", "exempt", "request", "PC-00001", "--reason", "too early"], ""),
         ("officer", &["compliance", "policy", "set", policy], ""),
         ("importer", &["import", "csv", "-"], deposits),
+        ("importer", &["import", "csv", "-"], machines),
     ];
     for (profile, arguments, input) in commands {
         let arguments = [arguments, &["--timeout", "1"]].concat();

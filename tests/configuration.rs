@@ -256,7 +256,7 @@ fn the_disk_of_another_node_or_of_a_newer_release_or_without_its_identity_is_ref
     fs::rename(world.path("elsewhere.key"), world.path("data/node.key")).unwrap();
 
     let identity = world.path("data/storage.json");
-    let newer = fs::read_to_string(&identity).unwrap().replacen("\"format\": 1", "\"format\": 1000", 1);
+    let newer = fs::read_to_string(&identity).unwrap().replacen("\"format\": ", "\"format\": 1000", 1);
     fs::write(&identity, newer).unwrap();
     let problem = world.refused_for(&[]);
     assert!(problem.starts_with("data_dir: ") && problem.contains("written by a newer release"), "{problem}");

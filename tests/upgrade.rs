@@ -18,8 +18,8 @@ use strongroom::escrow::records::{LogPosition, Source};
 use strongroom::proto::StatusResponse;
 use strongroom::raft::storage::{Storage, StorageOptions};
 use strongroom::seal::receipt::Receipt;
-use strongroom::store::directory::DataDir;
-use strongroom::store::format::{self, Payload};
+use strongroom::store::directory::{DIRECTORY_FORMAT, DataDir};
+use strongroom::store::format::{self, Payload, VERSION};
 
 const HOLD: &str = "[upgrade]\nhold_feature_level = 1\n";
 
@@ -140,12 +140,18 @@ impl Stopped {
         said
     }
 
-    /// Asserts that the node refuses to start, says `what` is of format 2, and leaves its data as it is.
-    fn assert_refuses_newer(&self, file: &str, what: &str) {
+    /// Asserts that the node refuses to start, says `what` is of a newer format than `ours`, and leaves its data as it is.
+    fn assert_refuses_newer(&self, file: &str, what: &str, ours: u32) {
+        let (found, supported) = (format!("of format {}", ours + 1), format!("up to format {ours}"));
+        self.assert_refuses(file, &[file, what, &found, &supported, "newer release"]);
+    }
+
+    /// Asserts that the node refuses to start over `file`, says all of `parts`, and leaves its data as it is.
+    fn assert_refuses(&self, file: &str, parts: &[&str]) {
         let before = contents(&self.data);
         // What can be told before anything is opened is told with all else that is wrong with the configuration.
         let said = self.refuses(if file == "storage.json" { 2 } else { 1 });
-        for part in [file, what, "of format 2", "up to format 1", "newer release"] {
+        for part in parts {
             assert!(said.contains(part), "{said:?} does not say {part:?}");
         }
         let after = contents(&self.data);
@@ -178,16 +184,26 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_data_directory_of_a_newer_format_is_refused_and_left_as_it_is() {
+async fn a_data_directory_of_another_format_is_refused_and_left_as_it_is() {
     let mut stopped = Stopped::new().await;
     let path = stopped.data.join("storage.json");
     let text = fs::read_to_string(&path).expect("an identity");
-    for (field, what) in [("format", "is of a data directory"), ("records", "holds records")] {
-        let newer = text.replace(&format!("\"{field}\": 1"), &format!("\"{field}\": 2"));
+    let formats = [
+        ("format", "is of a data directory", DIRECTORY_FORMAT),
+        ("records", "holds records", VERSION.into()),
+    ];
+    for (field, what, ours) in formats {
+        let newer = text.replace(&format!("\"{field}\": {ours}"), &format!("\"{field}\": {}", ours + 1));
         assert_ne!(newer, text);
         fs::write(&path, newer).expect("written");
-        stopped.assert_refuses_newer("storage.json", what);
+        stopped.assert_refuses_newer("storage.json", what, ours);
     }
+    // A build before the first release.
+    let older = text.replace(&format!("\"format\": {DIRECTORY_FORMAT}"), "\"format\": 1");
+    assert_ne!(older, text);
+    fs::write(&path, older).expect("written");
+    let parts = ["data_dir: ", "of format 1", "before the first release", "an empty data directory"];
+    stopped.assert_refuses("storage.json", &parts);
     fs::write(&path, text).expect("written");
     stopped.assert_starts().await;
 }
@@ -203,7 +219,7 @@ async fn a_snapshot_of_a_newer_format_is_refused_and_not_set_aside() {
     newer[VERSION_AT] += 1;
     fs::write(&snapshot, newer).expect("written");
     let name = snapshot.file_name().expect("a name").to_string_lossy().into_owned();
-    stopped.assert_refuses_newer(&name, "is a snapshot");
+    stopped.assert_refuses_newer(&name, "is a snapshot", VERSION.into());
     fs::write(&snapshot, bytes).expect("written");
     stopped.assert_starts().await;
 }
@@ -219,7 +235,7 @@ async fn a_log_with_entries_of_a_newer_format_is_refused() {
     storage.log.append(vec![(next, record)], drop).await.expect("appended");
     storage.close().await.expect("closed");
     drop(storage);
-    stopped.assert_refuses_newer("/log", "holds entries");
+    stopped.assert_refuses_newer("/log", "holds entries", VERSION.into());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -408,6 +408,12 @@ pub fn last_contact<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<Las
     rows.row(&machine.row_key())
 }
 
+/// Whether what a machine said last has this digest. One small row is read for that, and not what it said.
+pub fn said_last<S: Rows>(rows: &S, machine: &MachineId, digest: &[u8; 32]) -> Result<bool, StateError> {
+    let said = last_contact(rows, machine)?.and_then(|contact| contact.said);
+    Ok(said.is_some_and(|said| said.digest == *digest))
+}
+
 /// The newest that is known of the compliance of a machine.
 pub fn compliance<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<ComplianceRecord>, StateError> {
     let Some(record) = rows.row::<ComplianceRecord>(&machine.row_key())? else { return Ok(None) };

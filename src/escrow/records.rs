@@ -165,7 +165,7 @@ pub struct MachineRecord {
     pub users: Vec<UserName>,
     /// When each of them was seen, in the same order.
     pub users_seen_at: Vec<Timestamp>,
-    /// When it was first heard of. When last is in
+    /// When it was first heard of, or told of by an import. When it was heard of last is in
     /// [`LastContact`](super::compliance::LastContact), which moves more often.
     pub first_seen: Timestamp,
     /// A key of it was revealed and its device has not rotated since.

@@ -2,6 +2,7 @@
 
 use super::error::NodeError;
 use super::node::Node;
+use super::on_own_thread;
 use crate::escrow::ids::Timestamp;
 use crate::escrow::records::LogPosition;
 use crate::store::spool::Spool;
@@ -24,8 +25,9 @@ impl Node {
         as_of: Option<Timestamp>,
     ) -> Result<(MachineSink, LogPosition), NodeError> {
         let tables = if as_of.is_some() { TABLES_WITH_CHANGES } else { TABLES };
-        let exported = self.inner.storage.machine.export(tables, MachineSink::new(spool, as_of)?).await;
-        let (sink, applied) = exported?;
+        // It makes a file for each table, and looks at the disk for each.
+        let sink = on_own_thread(move || Ok(MachineSink::new(spool, as_of)?)).await?;
+        let (sink, applied) = self.inner.storage.machine.export(tables, sink).await?;
         Ok((sink, applied.position.unwrap_or_default()))
     }
 }

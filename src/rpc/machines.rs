@@ -11,6 +11,7 @@ use crate::escrow::apply::MACHINES_PER_ENTRY_MAX;
 use crate::escrow::command::{Action, Command, ImportOutcome, Reply};
 use crate::escrow::compliance::facts::USERS_MAX;
 use crate::escrow::compliance::words::MachineType;
+use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Invalid, RequestId};
 use crate::escrow::inventory::{Description, ImportedMachine};
 use crate::escrow::policy::Operation;
@@ -23,6 +24,7 @@ impl Context {
         request: Request<ImportMachinesRequest>,
     ) -> Result<ImportMachinesResponse, Status> {
         let caller = self.admit(&request, Operation::EscrowMany)?;
+        self.require_level(FeatureLevel::BULK).await?;
         let machines = request.into_inner().machines;
         if !(1..=MACHINES_PER_ENTRY_MAX).contains(&machines.len()) {
             let expected = format!("1 to {MACHINES_PER_ENTRY_MAX} in one message, not {}", machines.len());

@@ -28,7 +28,13 @@ use super::{StoreError, format};
 use crate::escrow::ids::{ClusterName, NodeId};
 
 /// The layout written, and the newest one that is opened.
-pub const DIRECTORY_FORMAT: u32 = 1;
+///
+/// It was raised when rows became others before the first release, which no format within told of. From the first release
+/// on, layouts are pinned (see [`mod@format`]).
+pub const DIRECTORY_FORMAT: u32 = 2;
+/// The oldest layout that is opened. What builds before the first release wrote is not kept readable: one of its rows could
+/// be taken for something else, or stop the node at some later entry, and every other node with it.
+const DIRECTORY_FORMAT_OLDEST: u32 = 2;
 /// Only the owner enters: what rests here is sealed, but names and times are nobody else's business either.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
@@ -46,7 +52,7 @@ const REMOVED_FILE: &str = "removed";
 struct Identity {
     format: u32,
     /// The newest [`format::VERSION`] that anything in the directory may be written in. Noted before the first of it is
-    /// written, so that an older release stops here, before it has touched a file.
+    /// written, so that an older release stops here, before it has touched a file. The first builds did not note it.
     #[serde(default = "first_version")]
     records: u32,
     storage: Uuid,
@@ -92,7 +98,8 @@ impl DataDir {
     ///
     /// # Errors
     /// [`StoreError::Locked`] if a process has it open; [`StoreError::Directory`] if it is not ours;
-    /// [`StoreError::Newer`] if it, or what lies in it, is of a newer format; [`StoreError::Io`].
+    /// [`StoreError::Newer`] if it, or what lies in it, is of a newer format; [`StoreError::Unreleased`] if a build before
+    /// the first release wrote it; [`StoreError::Io`].
     pub fn open_or_create(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let path = path.into();
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -329,6 +336,10 @@ fn read_identity(path: &Path) -> Result<Option<Identity>, StoreError> {
     if identity.format > DIRECTORY_FORMAT {
         return newer("is of a data directory", identity.format, DIRECTORY_FORMAT);
     }
+    if identity.format < DIRECTORY_FORMAT_OLDEST {
+        let (found, oldest) = (identity.format, DIRECTORY_FORMAT_OLDEST);
+        return Err(StoreError::Unreleased { path: path.to_owned(), found, oldest });
+    }
     if identity.records > records {
         return newer("says that the data directory holds records", identity.records, records);
     }
@@ -429,14 +440,25 @@ pub(super) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Directories from before records were noted hold the first version of them.
+    /// The first of them did not note the version of records.
     #[test]
-    fn an_identity_without_the_version_of_records_is_of_the_first() {
-        let root = tempfile::tempdir().unwrap();
+    fn a_directory_of_a_build_before_the_first_release_is_refused_and_left_as_it_is() {
         let storage = Uuid::new_v4();
-        let text = format!("{{\"format\": 1, \"storage\": \"{storage}\"}}");
-        fs::write(root.path().join(IDENTITY_FILE), text).unwrap();
-        assert_eq!(DataDir::open_or_create(root.path()).unwrap().storage(), storage);
+        for records in ["", "\"records\": 1, "] {
+            let root = tempfile::tempdir().unwrap();
+            let text = format!("{{\"format\": 1, {records}\"storage\": \"{storage}\"}}");
+            let identity = root.path().join(IDENTITY_FILE);
+            fs::write(&identity, &text).unwrap();
+            for refused in
+                [DataDir::open_or_create(root.path()).map(|_| ()), DataDir::inspect(root.path()).map(|_| ())]
+            {
+                let error = refused.unwrap_err().to_string();
+                for part in ["of format 1", "before the first release", "an empty data directory"] {
+                    assert!(error.contains(part), "{error:?} does not say {part:?}");
+                }
+            }
+            assert_eq!(fs::read_to_string(&identity).unwrap(), text);
+        }
     }
 
     #[test]
@@ -516,15 +538,16 @@ mod tests {
         drop(DataDir::open_or_create(root.path()).unwrap());
         let identity = root.path().join(IDENTITY_FILE);
         let text = fs::read_to_string(&identity).unwrap();
-        for (field, what) in [("format", "a data directory"), ("records", "records")] {
-            let newer = text.replace(&format!("\"{field}\": 1"), &format!("\"{field}\": 2"));
+        let records = format::VERSION.into();
+        for (field, what, ours) in
+            [("format", "a data directory", DIRECTORY_FORMAT), ("records", "records", records)]
+        {
+            let newer = text.replace(&format!("\"{field}\": {ours}"), &format!("\"{field}\": {}", ours + 1));
             assert_ne!(newer, text);
             fs::write(&identity, newer).unwrap();
             let error = DataDir::open_or_create(root.path()).unwrap_err().to_string();
-            assert!(
-                error.contains(what) && error.contains("of format 2") && error.contains("up to format 1"),
-                "{error}"
-            );
+            let formats = [format!("of format {}", ours + 1), format!("up to format {ours}")];
+            assert!(error.contains(what) && formats.iter().all(|part| error.contains(part)), "{error}");
         }
 
         fs::remove_file(&identity).unwrap();

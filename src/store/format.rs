@@ -2,7 +2,9 @@
 //! endian, variable length integers). The only file that names bincode, so that another encoding can take its
 //! place under the next version.
 //!
-//! Golden vectors in `testdata/` must keep decoding for as long as a version is read.
+//! Golden vectors in `testdata/` must keep decoding for as long as a version is read. That begins with the first tagged
+//! release: until then layouts may still change under version 1, and the data directories of earlier builds are refused
+//! ([`DIRECTORY_FORMAT`](super::directory::DIRECTORY_FORMAT)).
 
 use bincode::config;
 use bincode::error::DecodeError;

@@ -1,4 +1,4 @@
-//! Golden vectors of compliance: what was once written must keep decoding.
+//! Golden vectors of compliance: what was once written must keep decoding, from the first tagged release on.
 
 use std::fmt::Debug;
 

@@ -1,4 +1,8 @@
 //! Golden vectors: what was once written must keep decoding, and what must be refused stays refused for its reason.
+//!
+//! That holds from the first tagged release on. Until then a layout may still change, and its line with it; whoever changes
+//! one raises [`DIRECTORY_FORMAT`](crate::store::directory::DIRECTORY_FORMAT), so that what an earlier build wrote is refused
+//! at the door and not misread.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;

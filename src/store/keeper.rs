@@ -245,6 +245,10 @@ impl Keeper {
                 self.dir.distrust();
                 self.shared.stop(Stop::Failed(error.to_string()));
             }
+            // Nobody waits for it any more, or writes came first: no fault.
+            Err(error @ (StoreError::Abandoned | StoreError::Crowded)) => {
+                tracing::debug!(%error, "the keeper of the base gives up a report");
+            }
             Err(error) => tracing::warn!(%error, "the keeper of the base could not do as it was asked"),
             Ok(_) => {}
         }

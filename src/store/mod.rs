@@ -34,6 +34,7 @@
 //! | while one was installed | either the old state, or the new snapshot is there and the base is rebuilt from it |
 //! | the log's last record is torn | it was never acknowledged: cut off |
 //! | anything is of a newer format | [`StoreError::Newer`]: nothing is touched; the newer release has to come back |
+//! | a build before the first release wrote the directory | [`StoreError::Unreleased`]: nothing is touched; the node is set up anew |
 //! | the log is damaged elsewhere | [`StoreError::Log`]: such a node may have forgotten what it acknowledged; replace it |
 //!
 //! # Files
@@ -173,6 +174,21 @@ pub enum StoreError {
     /// It failed earlier, and applies nothing since.
     #[error("stopped after an earlier failure: {0}")]
     Stopped(String),
+    /// The data directory was written by a build before the first release. It is left as it is.
+    #[error(
+        "data directory {} is of format {found}, and this release opens format {oldest} and newer: it was written by a \
+         build before the first release, and such data is not kept readable; set the node up anew with an empty data \
+         directory, as one that replaces this one, and it is filled from the others; nothing was changed",
+        path.display()
+    )]
+    Unreleased {
+        /// Which directory.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The oldest format that is opened.
+        oldest: u32,
+    },
     /// Neither base nor snapshot reaches up to where the log begins.
     #[error(
         "the state cannot be rebuilt: the log was purged up to index {}, the newest snapshot stands at {}; \

@@ -15,8 +15,8 @@ use crate::escrow::records::LogPosition;
 use crate::escrow::state::{Row, Rows, State, StateError};
 
 /// The state after one entry, unchanged however much is applied while it is read. Cheap to make; to be dropped soon,
-/// because the base stands still behind it: within a request, not across the sending of a report (which reads a
-/// snapshot).
+/// because the base stands still behind it: within a request, not across the sending of a report (which reads what it took
+/// down in a [`spool`](super::spool)).
 #[derive(Clone)]
 pub struct View {
     pub(super) base: Base,

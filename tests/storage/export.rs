@@ -266,23 +266,28 @@ async fn what_is_spooled_of_each_machine_is_what_is_kept_of_it_but_for_secrets()
     // So little that keys are sorted on the disk.
     let limits = SpoolLimits { sort_memory_bytes: 4_096, ..SpoolLimits::default() };
     let spools = Spools::open(folder.path(), limits).unwrap();
-    // When the second of three reports counted.
-    let as_of = Timestamp(1_700_000_001_500);
-    let sink = MachineSink::new(spools.begin(), Some(as_of)).unwrap();
-    let (sink, upto) = machine.export(TABLES_WITH_CHANGES, sink).await.unwrap();
-    assert_eq!(upto.index(), machine.applied_index());
-    let spooled: Vec<Bundle> = sink.bundles().unwrap().map(Result::unwrap).collect();
     let view = machine.view().unwrap();
     let machines: Vec<MachineRecord> = view.rows(&[], None, usize::MAX).unwrap();
-    let mut kept: Vec<Bundle> =
-        machines.into_iter().map(|known| Bundle::read(&view, known).unwrap()).collect();
+    let kept: Vec<Bundle> = machines.into_iter().map(|known| Bundle::read(&view, known).unwrap()).collect();
     assert_eq!(kept[0].changes.len(), 3);
-    for bundle in &mut kept {
-        bundle.changes = history::as_of(&bundle.changes, as_of).cloned().into_iter().collect();
+    // The base is not written past a view.
+    drop(view);
+    let mut spooled = Vec::new();
+    // Before the first of three reports, when the second and when the last counted.
+    for (at, taken) in [(1_699_999_999_999, 2), (1_700_000_001_500, 2), (1_700_000_002_000, 1)] {
+        let as_of = Timestamp(at);
+        let sink = MachineSink::new(spools.begin(), Some(as_of)).unwrap();
+        let (sink, upto) = machine.export(TABLES_WITH_CHANGES, sink).await.unwrap();
+        assert_eq!(upto.index(), machine.applied_index());
+        spooled = sink.bundles().unwrap().map(Result::unwrap).collect();
+        let around = |bundle: &Bundle| {
+            let changes = history::around(&bundle.changes, as_of).to_vec();
+            Bundle { changes, ..bundle.clone() }
+        };
+        assert_eq!(spooled, kept.iter().map(around).collect::<Vec<_>>());
+        assert_eq!(spooled[0].changes.len(), taken, "the one that counts, the next, and no other");
     }
-    assert_eq!(spooled, kept);
     assert_eq!(spooled.iter().map(|bundle| bundle.keys.len()).sum::<usize>(), 350);
-    assert_eq!(spooled[0].changes.len(), 1, "the one that counts and no other");
     let keys = spooled.iter().flat_map(|bundle| &bundle.keys);
     assert!(
         keys.clone()
@@ -290,7 +295,6 @@ async fn what_is_spooled_of_each_machine_is_what_is_kept_of_it_but_for_secrets()
     );
     assert_eq!(keys.filter(|known| known.history.disclosed_at.is_some()).count(), 1);
 
-    drop(view);
     let sink = MachineSink::new(spools.begin(), None).unwrap();
     let (sink, _) = machine.export(TABLES, sink).await.unwrap();
     assert!(

@@ -119,7 +119,7 @@ impl Render {
             To::Table(out) => {
                 let text = match widths(self.kind) {
                     Some(_) => totals_text(self.kind, totals),
-                    None => computer_text(&self.columns, &self.rows),
+                    None => with_more(computer_text(&self.columns, &self.rows), more),
                 };
                 writeln!(out, "{text}").and_then(|()| out.flush())
             }
@@ -140,7 +140,8 @@ impl Render {
     }
 }
 
-/// Every text is quoted, so that where another mark than the comma separates, a cell does not end in the middle of one.
+/// Every text is quoted but one that reads as a number, so that where another mark than the comma separates, a cell does not
+/// end in the middle of one.
 fn csv_writer<W: Write>(out: W) -> csv::Writer<W> {
     csv::WriterBuilder::new().quote_style(csv::QuoteStyle::NonNumeric).from_writer(out)
 }
@@ -185,6 +186,11 @@ fn totals_text(kind: ReportKind, totals: &ReportTotals) -> String {
     }
 }
 
+/// The page about a machine, and that there is more of it.
+fn with_more(page: String, more: Option<String>) -> String {
+    more.into_iter().fold(page, |page, more| format!("{page}\n\n{more}"))
+}
+
 /// Where there is more than was shown, how to see it.
 fn more_text(kind: ReportKind, totals: &ReportTotals) -> Option<String> {
     if !totals.truncated {
@@ -192,6 +198,7 @@ fn more_text(kind: ReportKind, totals: &ReportTotals) -> Option<String> {
     }
     let narrow = match kind {
         ReportKind::RecoveryAudit => "narrow it with --since and --until",
+        ReportKind::Computer => "leave it out",
         _ => "narrow it to some machines",
     };
     Some(match totals.next.as_str() {
@@ -339,6 +346,10 @@ pub(super) mod tests {
         assert!(text.ends_with("--after M-1"), "{text}");
         let text = more(ReportKind::Findings, true, "").unwrap();
         assert!(!text.contains("--after"), "{text}");
+        let text = more(ReportKind::Computer, true, "").unwrap();
+        assert!(text.ends_with("raise --limit, or leave it out"), "{text}");
+        assert_eq!(with_more("page".to_owned(), Some(text.clone())), format!("page\n\n{text}"));
+        assert_eq!(with_more("page".to_owned(), None), "page");
         let text = more(ReportKind::RecoveryAudit, true, "").unwrap();
         assert!(text.contains("--since") && !text.contains("--after"), "{text}");
     }

@@ -188,14 +188,17 @@ fn confirm<S: State>(turn: &mut Turn<'_, S>, contact: &Contact) -> Result<Upload
     Ok(UploadOutcome::Taken { merged, rotation_owed_since })
 }
 
-/// Puts the times of confirmations into the run that they are of, once there are many.
+/// Puts the times of confirmations into the run that they are of, once there are many, and drops what is too old by them.
 fn settle<S: State>(turn: &mut Turn<'_, S>, id: &MachineId, said: &mut Said) -> Result<(), StateError> {
     if said.again.len() <= CONFIRMATIONS_MAX {
         return Ok(());
     }
-    let mut run: ComplianceChange = turn.required(&ComplianceChange::row_key(id, said.run))?;
-    said.again.drain(..).for_each(|told| run.add(told));
-    turn.state.put(&run);
+    let mut history = History::read(&*turn.state, id)?;
+    history.tell_again(said.run, said.again.drain(..))?;
+    history.bound(said.at)?;
+    said.dropped = history.floor().map(|floor| floor.at);
+    let writes = history.into_writes();
+    write(turn, id, writes);
     Ok(())
 }
 

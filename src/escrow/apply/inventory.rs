@@ -1,13 +1,12 @@
 //! Noting what an importer knows of machines.
 //!
-//! Whatever a device said of itself stays: what is imported is a row of its own, the contact of a device is its own as well,
+//! Whatever a device said of itself stays: what is imported is a row of its own, an import is no contact of the device,
 //! and users come in front of those that are known, which are the first to be forgotten, as far as there is room. An import
 //! of the same again changes nothing, so nothing of it is remembered by request. Like an escrow that is kept, it leaves no
 //! audit record.
 
 use super::{Halt, Turn};
 use crate::escrow::command::{ImportOutcome, Refusal, Reply};
-use crate::escrow::compliance::LastContact;
 use crate::escrow::ids::{Invalid, Timestamp};
 use crate::escrow::inventory::{ImportedMachine, InventoryRecord};
 use crate::escrow::lookup;
@@ -55,10 +54,6 @@ fn note<S: State>(turn: &mut Turn<'_, S>, imported: &ImportedMachine) -> Result<
             machine.users_seen_at.insert(0, NEVER_SEEN);
             turn.state.put(&UserMachine { user: user.clone(), machine: id.clone() });
         }
-    }
-    if is_new {
-        // Who never speaks has been silent since then.
-        turn.state.put(&LastContact { machine: id.clone(), at: turn.at, said: None });
     }
     let has_more_users = machine.users.len() > users_before;
     if is_new || has_more_users {

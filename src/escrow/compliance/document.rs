@@ -15,6 +15,11 @@ pub const SCHEMA: &str = include_str!("report.schema.json");
 
 /// What errors call the document as a whole.
 const FIELD: &str = "document";
+/// Most bytes of the beginning and of the end of what an error says: it repeats what stood in the document, which may be
+/// longer than a message of an error may be. At the end stands what was expected, and where.
+const ERROR_ENDS_MAX_BYTES: (usize, usize) = (160, 640);
+/// The same of the path of the field, of which an unknown name may be a part.
+const PATH_ENDS_MAX_BYTES: (usize, usize) = (96, 96);
 
 impl MachineReport {
     /// Reads a document and checks it.
@@ -51,10 +56,22 @@ pub(super) fn read<T: DeserializeOwned>(root: &str, text: &str) -> Result<T, Inv
             (path, "") => path.to_owned(),
             (path, root) => format!("{root}.{path}"),
         };
-        Invalid::new(field, format!("a valid value: {}", error.inner()))
+        let said = shortened(error.inner().to_string(), ERROR_ENDS_MAX_BYTES);
+        Invalid::new(shortened(field, PATH_ENDS_MAX_BYTES), format!("a valid value: {said}"))
     })?;
     reader.end().map_err(|_| Invalid::new(whole, "one JSON object and nothing after it"))?;
     Ok(value)
+}
+
+/// The text without its middle if it is longer than its beginning and its end may be.
+fn shortened(text: String, (begin, end): (usize, usize)) -> String {
+    if text.len() <= begin + end {
+        return text;
+    }
+    let is_boundary = |at: &usize| text.is_char_boundary(*at);
+    let begin = (0..=begin).rev().find(is_boundary).unwrap_or(0);
+    let end = (text.len() - end..text.len()).find(is_boundary).unwrap_or(text.len());
+    format!("{} … {}", &text[..begin], &text[end..])
 }
 
 #[cfg(test)]

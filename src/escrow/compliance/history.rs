@@ -11,7 +11,9 @@
 //!
 //! What is too old or too much is dropped from the front, and stays dropped: the *floor* refuses what comes late from
 //! there. A run is never longer than what the machine said, and more runs never become fewer by another report; so what is
-//! dropped depends on the reports alone as well.
+//! dropped depends on the reports alone as well. A confirmation moves the bound of days and does not touch the history: what
+//! is too old by then counts as dropped at once, and its row goes with the next change, or when confirmations are put into
+//! the run that they are of.
 //!
 //! A report touches the runs beside its time and no others; which there are is in one small row, the [`HistoryIndex`]. So
 //! it costs the same however long the history is.
@@ -33,6 +35,8 @@ pub const CHANGES_MAX: usize = 128;
 pub const HISTORY_MAX_BYTES: usize = 256 * 1024;
 /// How far back before the newest report the state of a machine is known, in days: a year, and a month to look into it.
 pub const HISTORY_MAX_DAYS: u64 = 400;
+/// Most runs that are looked at for how a machine stood at a time.
+pub const AROUND_MAX: usize = 2;
 /// Most repeats of which the time is kept, of one run.
 pub const AGAIN_MAX: usize = 32;
 /// What came in no later than this after its time came in at once, in milliseconds: a retry through another node.
@@ -327,7 +331,7 @@ impl<'a, S: Rows> History<'a, S> {
     /// oldest time that counts is kept, however long it had been in it.
     pub fn bound(&mut self, newest: Timestamp) -> Result<(), StateError> {
         let runs = &self.index.runs;
-        let oldest = Timestamp(newest.0.saturating_sub(HISTORY_MAX_DAYS * DAY_MS));
+        let oldest = oldest_kept(newest);
         let too_old = runs.partition_point(|run| run.first.at <= oldest).saturating_sub(1);
         let too_many = runs.len().saturating_sub(CHANGES_MAX);
         // From the newest on: what is beyond the bound with those behind it.
@@ -372,6 +376,24 @@ impl<'a, S: Rows> History<'a, S> {
         let firsts: Vec<Moment> = self.index.runs.iter().map(|run| run.first).collect();
         firsts.into_iter().map(|first| self.run(first).unwrap().clone()).collect()
     }
+}
+
+/// How far the past reaches back of a machine of which the newest was told at `newest`. Of what was told by then, the last
+/// is kept.
+fn oldest_kept(newest: Timestamp) -> Timestamp {
+    Timestamp(newest.0.saturating_sub(HISTORY_MAX_DAYS * DAY_MS))
+}
+
+/// Those of the runs, in order, that say how a machine stood at `at`: the one that counts, if there is one, and what comes
+/// behind it, two in all. The second says whether the first is [too old](is_too_old).
+pub fn around(runs: &[ComplianceChange], at: Timestamp) -> &[ComplianceChange] {
+    let begin = runs.partition_point(|run| run.at <= at).saturating_sub(1);
+    &runs[begin..runs.len().min(begin + AROUND_MAX)]
+}
+
+/// Whether the first of these runs does not count any more, the newest having been told at `newest`.
+pub fn is_too_old(runs: &[ComplianceChange], newest: Timestamp) -> bool {
+    runs.get(1).is_some_and(|second| second.at <= oldest_kept(newest))
 }
 
 /// How a machine stood at `at`, by its runs in order: in which state, and since when. `None` if that is not known.

@@ -5,7 +5,7 @@
 //! in by that time.
 
 use super::contact::LastContact;
-use super::history::{ComplianceChange, as_of};
+use super::history::{ComplianceChange, around, as_of, is_too_old};
 use super::record::ComplianceRecord;
 use super::state::MachineState;
 use crate::escrow::ids::Timestamp;
@@ -27,6 +27,8 @@ pub struct Stood {
     pub is_newest: bool,
     /// When it was last heard of by then, as far as that is known.
     pub heard_at: Option<Timestamp>,
+    /// It was never heard of, then or since: others alone have told of it.
+    pub is_unheard: bool,
 }
 
 impl Stood {
@@ -40,15 +42,27 @@ impl Stood {
             is_dropped: false,
             is_newest: true,
             heard_at: contact.map(|contact| contact.at),
+            is_unheard: contact.is_none(),
         }
+    }
+
+    /// Since when nothing was heard of it, if that is known: of a machine that was never heard of, since the cluster was
+    /// told of it, at `first_seen`.
+    pub fn silent_since(&self, first_seen: Timestamp) -> Option<Timestamp> {
+        self.heard_at.or(self.is_unheard.then_some(first_seen))
     }
 
     /// At `at`, by the changes of its state, the oldest first.
     pub fn then(changes: &[ComplianceChange], contact: Option<&LastContact>, at: Timestamp) -> Self {
         let heard = contact.map(|contact| contact.at).filter(|heard| *heard <= at);
-        let Some(run) = as_of(changes, at) else {
-            let dropped = contact.and_then(|contact| contact.said.as_ref()?.dropped);
-            return Self { is_dropped: dropped.is_some(), heard_at: heard, ..Self::default() };
+        let said = contact.and_then(|contact| contact.said.as_ref());
+        let around = around(changes, at);
+        // It may be there still, if nothing but confirmations came in since.
+        let is_too_old = said.is_some_and(|said| is_too_old(around, said.at));
+        let Some(run) = as_of(around, at).filter(|_| !is_too_old) else {
+            let is_dropped = is_too_old || said.is_some_and(|said| said.dropped.is_some());
+            let is_unheard = contact.is_none();
+            return Self { is_dropped, heard_at: heard, is_unheard, ..Self::default() };
         };
         let told_at = run.told_by(at);
         Self {
@@ -57,10 +71,9 @@ impl Stood {
             told_at,
             told_later: !run.told().any(|told| told.is_known_by(at)),
             is_dropped: false,
-            is_newest: contact
-                .and_then(|contact| contact.said.as_ref())
-                .is_some_and(|said| said.run == run.moment()),
+            is_newest: said.is_some_and(|said| said.run == run.moment()),
             heard_at: heard.or(told_at),
+            is_unheard: false,
         }
     }
 }

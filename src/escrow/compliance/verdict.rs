@@ -138,7 +138,8 @@ impl<'a> Evidence<'a> {
 
     /// Since when the machine had not been heard of, if that is longer than the policy's `stale_days`.
     pub fn silent_since(&self) -> Option<Timestamp> {
-        self.stood.heard_at.filter(|heard| is_longer_than(self.policy.stale_days, *heard, self.at))
+        let silent = self.stood.silent_since(self.first_seen);
+        silent.filter(|since| is_longer_than(self.policy.stale_days, *since, self.at))
     }
 
     /// When the time of grace of a new machine ends. Of a time before the cluster heard of it, by what was told late, it

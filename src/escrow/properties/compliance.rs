@@ -9,7 +9,7 @@ use crate::escrow::apply::apply;
 use crate::escrow::command::{
     Action, Command, Contact, NoteContact, RaiseFeatureLevel, Reply, ReportCompliance, UploadOutcome,
 };
-use crate::escrow::compliance::history::{AGAIN_MAX, CHANGES_MAX, HISTORY_MAX_DAYS, as_of};
+use crate::escrow::compliance::history::{AGAIN_MAX, CHANGES_MAX, HISTORY_MAX_DAYS, around, as_of};
 use crate::escrow::compliance::record::CLOCK_AHEAD_MAX_MS;
 use crate::escrow::compliance::words::{
     Cipher, Conversion, DriveRule, Enforcement, MachineType, Protection, Protector, VolumeKind,
@@ -134,6 +134,23 @@ fn of_a_clock_that_is_ahead() -> impl Strategy<Value = Vec<Upload>> {
     })
 }
 
+/// Uploads of two states within 900 days, and the same in another order, with some of them twice.
+fn past_the_retention() -> impl Strategy<Value = (Vec<Upload>, Vec<Upload>)> {
+    let upload = (0..2_u8, 0..900_u64, 0..2_u8).prop_map(|(machine, day, state)| Upload {
+        report: report(machine, day * DAY_MS, state, 0),
+        stamp: LATER,
+    });
+    vec(upload, 1..AGAIN_MAX).prop_flat_map(|mut uploads| {
+        let twice = proptest::sample::subsequence(uploads.clone(), 0..=uploads.len());
+        let other = twice.prop_map({
+            let uploads = uploads.clone();
+            move |twice| [uploads.clone(), twice].concat()
+        });
+        uploads.sort_by_key(|upload| upload.report.at);
+        (Just(uploads), other.prop_shuffle())
+    })
+}
+
 /// A cluster that takes reports.
 struct Cluster {
     state: Memory,
@@ -174,6 +191,23 @@ impl Cluster {
         if merged(self.apply(Role::Importer, *stamp, note)) == [Merged::Changed] {
             self.put(*stamp, vec![report.clone()]);
         }
+    }
+
+    /// How the machines stood on each of these days.
+    fn stood(&self, days: std::ops::Range<u64>) -> Vec<(u64, u8, Stood)> {
+        let of = |machine: u8| {
+            let id = machine_id(machine);
+            let contact = lookup::last_contact(&self.state, &id).unwrap();
+            let changes = lookup::compliance_changes(&self.state, &id).unwrap();
+            days.clone().map(move |day| {
+                let at = Timestamp(day * DAY_MS);
+                let stood = Stood::then(&changes, contact.as_ref(), at);
+                // What a report takes along of the past says the same.
+                assert_eq!(Stood::then(around(&changes, at), contact.as_ref(), at), stood);
+                (day, machine, stood)
+            })
+        };
+        (0..2).flat_map(of).collect()
     }
 
     /// All that is known of compliance, and which users were seen, the last at the end. Those that the newest report names
@@ -303,6 +337,33 @@ proptest! {
         let soon = Timestamp(uploads.last().unwrap().stamp.0 + 7_000);
         again.extend(uploads.iter().filter(is_ahead).map(|one| Upload { stamp: soon, ..one.clone() }));
         prop_assert_eq!(merge_all(&again), (record, runs, floor));
+    }
+
+    #[test]
+    fn past_what_is_kept_confirmations_and_reports_make_one_result(
+        (one, other) in past_the_retention(), again in 900..1_900_u64,
+    ) {
+        let mut confirmed = Cluster::begin();
+        one.iter().for_each(|upload| confirmed.upload(upload));
+        let mut shuffled = Cluster::begin();
+        other.iter().for_each(|upload| shuffled.upload(upload));
+        prop_assert_eq!(confirmed.stood(0..901), shuffled.stood(0..901));
+        // Whether what is said next is a confirmation or a report that is put whole.
+        let last = |machine: u8| {
+            let record = lookup::compliance(&confirmed.state, &machine_id(machine)).unwrap()?;
+            Some(MachineReport { at: Timestamp(again * DAY_MS), ..record.report })
+        };
+        let reports: Vec<MachineReport> = (0..2).filter_map(last).collect();
+        for report in &reports {
+            confirmed.upload(&Upload { report: report.clone(), stamp: LATER });
+            // The one that was dropped does not come back by what is told of a time before.
+            let at = Timestamp(report.at.0 - HISTORY_MAX_DAYS * DAY_MS);
+            let between = MachineReport { at, ..report.clone() };
+            shuffled.upload(&Upload { report: between.clone(), stamp: LATER });
+            shuffled.upload(&Upload { report: report.clone(), stamp: LATER });
+            confirmed.upload(&Upload { report: between, stamp: LATER });
+        }
+        prop_assert_eq!(confirmed.stood(0..again + 1), shuffled.stood(0..again + 1));
     }
 
     #[test]

@@ -23,8 +23,8 @@ pub struct Bundle {
     pub exemption: Option<Exemption>,
     /// Its keys, in the order of their ids, [without what is sealed](without_secrets).
     pub keys: Vec<MachineKeyState>,
-    /// Its changes of state, the oldest first: at least the one that counts at the time that is asked about, if it is in
-    /// the past.
+    /// Its changes of state, the oldest first: at least those [around](crate::escrow::compliance::history::around) the time
+    /// that is asked about, if it is in the past.
     pub changes: Vec<ComplianceChange>,
 }
 

@@ -25,6 +25,7 @@ pub const COLUMNS: &[Column] = &[
     machine_column("os_drive", Text),
     machine_column("fixed_drives", Text),
     machine_column("exemption", Text),
+    machine_column("exempt_since", Time),
     machine_column("exempt_until", Time),
     machine_column("exempt_by", Text),
     machine_column("exempt_reason", Text),
@@ -70,9 +71,9 @@ pub(super) fn rows(judged: &Judged<'_>) -> Vec<Row> {
 }
 
 fn machine(judged: &Judged<'_>) -> Row {
-    let (exemption, exempt_until) = judged.exemption();
+    let exempt = judged.exemption();
     let grant = judged.bundle.exemption.as_ref().and_then(|exemption| exemption.in_force(judged.at));
-    let policy = judged.report().map(|report| &report.policy);
+    let policy = judged.device_policy();
     let error = judged.state().and_then(|state| state.error);
     let error = error.map(|code| match judged.error_text() {
         Some(text) => format!("{code}: {text}"),
@@ -88,15 +89,16 @@ fn machine(judged: &Judged<'_>) -> Row {
         judged.said(|report| &report.os),
         judged.said(|report| &report.make),
         judged.said(|report| &report.model),
-        Cell::text(judged.report().map(|report| &report.agent)),
+        Cell::text(judged.agent()),
         judged.users_cell(),
         judged.status_cell(),
         Cell::time(judged.verdict.until),
         Cell::list(of_machine.map(reason_in_short)),
         drives(VolumeKind::Os),
         drives(VolumeKind::Fixed),
-        Cell::Text(exemption.to_owned()),
-        Cell::time(exempt_until),
+        Cell::Text(exempt.word.to_owned()),
+        Cell::time(exempt.since),
+        Cell::time(exempt.until),
         Cell::text(grant.map(|grant| &grant.by)),
         Cell::text(grant.map(|grant| &grant.request.reason)),
         Cell::text(judged.state().map(|state| state.enforcement)),

@@ -20,6 +20,7 @@ pub const DETAILS: &[Column] = &[
     column("reasons", List),
     column("status_until", Time),
     column("exemption", Text),
+    column("exempt_since", Time),
     column("exempt_until", Time),
     column("users", List),
     column("os_drive", Text),
@@ -81,8 +82,8 @@ fn tenths(part: u64, whole: u64) -> u64 {
 
 /// How one machine stands, as its row in the details.
 pub(super) fn detail(judged: &Judged<'_>) -> Row {
-    let (exemption, exempt_until) = judged.exemption();
-    let policy = judged.report().map(|report| &report.policy);
+    let exempt = judged.exemption();
+    let policy = judged.device_policy();
     let error = judged.state().and_then(|state| state.error);
     let drives = |kind| Cell::Text(judged.drives(kind).to_owned());
     vec![
@@ -92,8 +93,9 @@ pub(super) fn detail(judged: &Judged<'_>) -> Row {
         judged.status_cell(),
         judged.reasons_cell(),
         Cell::time(judged.verdict.until),
-        Cell::Text(exemption.to_owned()),
-        Cell::time(exempt_until),
+        Cell::Text(exempt.word.to_owned()),
+        Cell::time(exempt.since),
+        Cell::time(exempt.until),
         judged.users_cell(),
         drives(VolumeKind::Os),
         drives(VolumeKind::Fixed),

@@ -5,8 +5,8 @@ use super::query::{MachineFilter, MachineQuery};
 use super::row::Cell;
 use crate::escrow::compliance::words::{ReasonKind, VolumeKind};
 use crate::escrow::compliance::{
-    CompliancePolicy, ComplianceRecord, Evidence, Exemption, Finding, KeyFacts, MachineReport, MachineState,
-    Reason, Stood, Verdict, VolumeReport, findings, verdict,
+    CompliancePolicy, ComplianceRecord, DevicePolicy, Evidence, Exemption, ExemptionGrant, Finding, KeyFacts,
+    MachineState, Reason, Stood, Verdict, VolumeReport, findings, verdict,
 };
 use crate::escrow::ids::{Timestamp, UserName, VolumeId};
 use crate::escrow::inventory::Description;
@@ -72,10 +72,6 @@ impl<'a> Judged<'a> {
         self.bundle.compliance.as_ref()
     }
 
-    pub fn report(&self) -> Option<&'a MachineReport> {
-        self.record().map(|record| &record.report)
-    }
-
     pub fn state(&self) -> Option<&MachineState> {
         self.stood.state.as_ref()
     }
@@ -83,6 +79,16 @@ impl<'a> Judged<'a> {
     /// The newest report, if it is of the time that is asked about: what is not part of a state is not kept.
     fn record_of_then(&self) -> Option<&'a ComplianceRecord> {
         self.record().filter(|record| !self.query.as_of || record.at <= self.at)
+    }
+
+    /// The policy that the device was given, if it is that of the time.
+    pub fn device_policy(&self) -> Option<&'a DevicePolicy> {
+        self.record_of_then().map(|record| &record.report.policy)
+    }
+
+    /// The version of the agent, if it is that of the time.
+    pub fn agent(&self) -> Option<&'a str> {
+        self.record_of_then().map(|record| record.report.agent.as_str())
     }
 
     /// Whether the device's clock was ahead.
@@ -100,7 +106,7 @@ impl<'a> Judged<'a> {
 
     /// The text of the device's error, if it is the error of that time.
     pub fn error_text(&self) -> Option<&'a str> {
-        let error = self.report().filter(|_| self.stood.is_newest)?.error.as_ref()?;
+        let error = self.record().filter(|_| self.stood.is_newest)?.report.error.as_ref()?;
         Some(&error.text)
     }
 
@@ -169,32 +175,35 @@ impl<'a> Judged<'a> {
         report.volumes.iter().find(|said| said.volume == *volume)
     }
 
-    /// Where the exemption of the machine stands, and until when what was granted holds.
-    pub fn exemption(&self) -> (&'static str, Option<Timestamp>) {
-        let Some(exemption) = &self.bundle.exemption else { return ("none", None) };
+    /// Where the exemption of the machine stands, and since when and until when what was granted holds.
+    pub fn exemption(&self) -> Exempt {
+        let none = Exempt { word: "none", since: None, until: None };
+        let Some(exemption) = &self.bundle.exemption else { return none };
+        let granted = |word, grant: &ExemptionGrant, until| Exempt { word, since: Some(grant.at), until };
         if let Some(grant) = exemption.in_force(self.at) {
-            return ("granted", grant.until);
+            return granted("granted", grant, grant.until);
         }
         let Exemption { request, grant, rejection, ended, .. } = exemption;
         let by_then = |at: Timestamp| at <= self.at;
         if let Some(grant) = grant.as_ref().filter(|grant| by_then(grant.at)) {
-            return ("ended", grant.until);
+            return granted("ended", grant, grant.until);
         }
         if request.as_ref().is_some_and(|request| by_then(request.at)) {
-            return ("requested", None);
+            return Exempt { word: "requested", ..none };
         }
         if rejection.as_ref().is_some_and(|rejection| by_then(rejection.at)) {
-            return ("rejected", None);
+            return Exempt { word: "rejected", ..none };
         }
-        let ended = ended.as_ref().map(|ended| ended.at).filter(|ended| by_then(*ended));
-        ended.map_or(("none", None), |ended| ("ended", Some(ended)))
+        let ended = ended.as_ref().filter(|ended| by_then(ended.at));
+        ended.map_or(none, |ended| granted("ended", &ended.grant, Some(ended.at)))
     }
 
-    /// In which state a key is, or was; `None` if it was not in escrow yet.
+    /// In which state a key is, or was; `None` if it was not in escrow yet at a time in the past that is asked about.
     pub fn key_state(&self, known: &MachineKeyState) -> Option<KeyState> {
         match self.query.as_of {
             true => known.state_as_of(self.at),
-            false => Some(known.key.state).filter(|_| known.key.escrowed_at <= self.at),
+            // As the verdict takes it: whoever asks may be a little behind the node that took the escrow.
+            false => Some(known.key.state),
         }
     }
 
@@ -202,6 +211,14 @@ impl<'a> Judged<'a> {
     pub fn rotation_owed_since(&self) -> Option<Timestamp> {
         self.bundle.machine.rotation_owed_since.filter(|since| *since <= self.at)
     }
+}
+
+/// Where an exemption stands.
+pub(super) struct Exempt {
+    pub word: &'static str,
+    /// When what holds, or held last, was granted.
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
 }
 
 /// What is known of a machine but for its volumes: its own word first.

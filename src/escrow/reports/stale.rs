@@ -22,10 +22,11 @@ pub const COLUMNS: &[Column] = &[
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// The row of a machine, if it was not heard of for more than `days`.
+/// The row of a machine, if it was not heard of for more than `days`. One that never was has no last contact, and is silent
+/// since the cluster was told of it.
 pub(super) fn row(judged: &Judged<'_>, days: u32) -> Option<Row> {
-    let last = judged.stood.heard_at?;
-    let silent_ms = judged.at.0.saturating_sub(last.0);
+    let since = judged.stood.silent_since(judged.bundle.machine.first_seen)?;
+    let silent_ms = judged.at.0.saturating_sub(since.0);
     if silent_ms <= u64::from(days) * DAY_MS {
         return None;
     }
@@ -33,10 +34,10 @@ pub(super) fn row(judged: &Judged<'_>, days: u32) -> Option<Row> {
         judged.machine_cell(),
         judged.said(|report| &report.name),
         judged.said(|report| &report.domain),
-        Cell::Time(last),
+        Cell::time(judged.stood.heard_at),
         Cell::Number(silent_ms / DAY_MS),
         judged.status_cell(),
-        Cell::Text(judged.exemption().0.to_owned()),
+        Cell::Text(judged.exemption().word.to_owned()),
         judged.users_cell(),
         judged.said(|report| report.machine_type.as_str()),
         Cell::time(judged.stood.told_at),

@@ -11,12 +11,12 @@ use super::report::{REPORTS_MAX, columns, names_users, without_repeats};
 use super::serving::{Answers, Places};
 use super::{Context, now, wire};
 use crate::escrow::command::{Action, Command, Reply, SetCompliancePolicy};
-use crate::escrow::compliance::{CompliancePolicy, history};
+use crate::escrow::compliance::{CompliancePolicy, Stood};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Invalid, MachineId, Role, Timestamp};
 use crate::escrow::lookup;
 use crate::escrow::policy::Operation;
-use crate::escrow::reports::ReportKind;
+use crate::escrow::reports::{Bundle, ReportKind};
 use crate::proto::compliance_service_server::ComplianceService;
 use crate::proto::{
     DecideExemptionRequest, DecideExemptionResponse, GetComplianceRequest, GetComplianceResponse,
@@ -161,16 +161,17 @@ impl Context {
         self.node.wait_applied(request.min_index).await?;
         let freshness = self.fresh(request.consistency).await?;
         let computer = self.computer(machine, as_of, names_users(role)).await?;
-        let record = computer.bundle.compliance.as_ref();
+        let Bundle { changes, contact, compliance, .. } = &*computer.bundle;
+        let (record, contact) = (compliance.as_ref(), contact.as_ref());
         // Of the past, what is known is the state: the document is the newest.
-        let since = match as_of {
-            Some(at) => history::as_of(&computer.bundle.changes, at).map(|change| change.at),
-            None => record.map(|record| record.since),
+        let stood = match as_of {
+            Some(at) => Stood::then(changes, contact, at),
+            None => Stood::now(record, contact),
         };
         Ok(GetComplianceResponse {
             document: record.map(|record| record.report.to_json()).unwrap_or_default(),
             at_ms: record.map(|record| record.at.0),
-            state_since_ms: since.map(|since| since.0),
+            state_since_ms: stood.since.map(|since| since.0),
             clock_ahead: record.is_some_and(|record| record.clock_ahead()),
             columns: columns(ReportKind::Computer),
             rows: without_repeats(computer.rows),

@@ -179,11 +179,11 @@ impl Context {
             let view = node.view()?;
             let (mut same, mut changed) = (Vec::new(), Vec::new());
             for upload in uploads {
-                let kept = lookup::compliance(&view, &upload.report.machine)?;
                 let digest = upload.report.digest();
-                match kept.filter(|kept| kept.report.digest() == digest) {
-                    Some(_) => same.push((upload, digest)),
-                    None => changed.push(upload),
+                if lookup::said_last(&view, &upload.report.machine, &digest)? {
+                    same.push((upload, digest));
+                } else {
+                    changed.push(upload);
                 }
             }
             Ok((same, changed))

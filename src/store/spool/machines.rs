@@ -3,7 +3,7 @@
 //!
 //! Machines, what they and imports say of them, exemptions and changes are kept in the order of machine ids, and are read
 //! side by side. Keys are kept in the order of key ids, as what became of them is: the two are joined, and sorted by machine.
-//! Of the changes the one that counts at the time that is asked about is taken, and no other.
+//! Of the changes the one that counts at the time that is asked about is taken, with the next one, and no other.
 
 use std::iter::Peekable;
 
@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::file::Record;
 use super::sort::{Sorted, Sorter};
 use super::{Spool, SpoolFile, SpoolReader, SpoolWriter};
+use crate::escrow::compliance::history::AROUND_MAX;
 use crate::escrow::compliance::{ComplianceChange, CompliancePolicyRecord, ComplianceRecord, LastContact};
 use crate::escrow::ids::Timestamp;
 use crate::escrow::records::{KeyHistory, KeyRecord};
@@ -84,7 +85,7 @@ impl RowSink for MachineSink {
 }
 
 impl MachineSink {
-    /// An empty one. Of changes it takes those that counted at `as_of`.
+    /// An empty one. Of changes it takes those [around](crate::escrow::compliance::history::around) `as_of`.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -96,7 +97,7 @@ impl MachineSink {
             inventory: spool.file()?,
             compliance: spool.file()?,
             exemptions: spool.file()?,
-            changes: Changes { as_of, last: None, taken: spool.file()? },
+            changes: Changes { as_of, last: None, count: None, taken: spool.file()? },
             keys: spool.file()?,
             histories: spool.file()?,
             spool,
@@ -127,11 +128,13 @@ impl MachineSink {
     }
 }
 
-/// The change of each machine that counted at a time: a history may be of a hundred times as many bytes.
+/// The change of each machine that counted at a time, and the next: a history may be of a hundred times as many bytes.
 struct Changes {
     as_of: Option<Timestamp>,
-    /// The last one by then of the machine whose changes come now.
+    /// The last one by then of the machine whose changes come now, until one behind it comes.
     last: Option<(Vec<u8>, Vec<u8>)>,
+    /// The machine of which changes were taken last, and how many.
+    count: Option<(Vec<u8>, usize)>,
     taken: SpoolWriter,
 }
 
@@ -141,16 +144,30 @@ impl Changes {
         let Some((machine, at)) = ComplianceChange::parts(key) else {
             return Err(unreadable("a change under a key that is too short".to_owned()));
         };
-        if self.as_of.is_none_or(|as_of| at > as_of) {
-            return Ok(());
-        }
+        let Some(as_of) = self.as_of else { return Ok(()) };
+        let is_by_then = at <= as_of;
         let is_of_another =
             |key: &[u8]| ComplianceChange::parts(key).is_none_or(|(other, _)| other != machine);
-        if let Some((key, value)) = self.last.take().filter(|(key, _)| is_of_another(key)) {
-            self.taken.write(&key, &value)?;
+        if let Some((key, value)) = self.last.take_if(|(last, _)| !is_by_then || is_of_another(last)) {
+            self.write(&key, &value)?;
         }
-        self.last = Some((key.to_vec(), value.to_vec()));
+        if is_by_then {
+            self.last = Some((key.to_vec(), value.to_vec()));
+        } else if self.taken_of(machine) < AROUND_MAX {
+            self.write(key, value)?;
+        }
         Ok(())
+    }
+
+    fn taken_of(&self, machine: &[u8]) -> usize {
+        self.count.as_ref().filter(|(of, _)| of == machine).map_or(0, |(_, count)| *count)
+    }
+
+    fn write(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if let Some((machine, _)) = ComplianceChange::parts(key) {
+            self.count = Some((machine.to_vec(), self.taken_of(machine) + 1));
+        }
+        self.taken.write(key, value)
     }
 
     fn finish(mut self) -> Result<SpoolWriter, StoreError> {

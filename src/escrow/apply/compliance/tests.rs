@@ -9,9 +9,9 @@ use crate::escrow::apply::apply;
 use crate::escrow::apply::tests::initialize;
 use crate::escrow::command::{Action, Command};
 use crate::escrow::compliance::facts::{RECOVERY_KEYS_MAX, VOLUMES_MAX};
-use crate::escrow::compliance::history::{CHANGES_MAX, HISTORY_MAX_BYTES};
+use crate::escrow::compliance::history::{CHANGES_MAX, HISTORY_MAX_BYTES, HISTORY_MAX_DAYS};
 use crate::escrow::compliance::words::{Cipher, Conversion, Protection, Protector, VolumeKind};
-use crate::escrow::compliance::{HistoryIndex, VolumeReport};
+use crate::escrow::compliance::{HistoryIndex, Stood, VolumeReport};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, KeyId, RequestId, Role, VOLUME_ID_MAX_BYTES};
 use crate::escrow::memory::Memory;
@@ -200,6 +200,46 @@ fn the_worst_batch_about_many_machines_costs_the_same_for_each() {
     let cost = counted.report(30_000, all(10_500, 99).collect());
     assert!(cost.read <= OF_EVERY_COMMAND + 6 * COMPLIANCE_BATCH_MAX, "{} rows", cost.read);
     assert!(cost.written <= OF_EVERY_COMMAND + 5 * COMPLIANCE_BATCH_MAX, "{} rows", cost.written);
+}
+
+/// Nothing but confirmations comes in, for more than a year.
+#[test]
+fn the_rows_of_what_is_too_old_go_when_confirmations_are_put_away() {
+    const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+    let mut counted = Counted::begin();
+    for (day, error) in [(1, 1), (2, 2)] {
+        counted.report(day * DAY_MS, vec![small("PC-0001", day * DAY_MS, error)]);
+    }
+    for confirmations in 0..=CONFIRMATIONS_MAX as u64 {
+        assert_eq!(counted.state.count(Table::ComplianceChange), 2);
+        let at = (3 + HISTORY_MAX_DAYS + confirmations) * DAY_MS;
+        let said = small("PC-0001", at, 2);
+        let contact = Contact { machine: said.machine.clone(), at: Timestamp(at), digest: said.digest() };
+        let note = Action::NoteContact(NoteContact { contacts: vec![contact] });
+        counted.apply(Role::Importer, at, note);
+        // It does not count any more from the first on.
+        let contact = lookup::last_contact(&counted.state, &said.machine).unwrap();
+        let changes = lookup::compliance_changes(&counted.state, &said.machine).unwrap();
+        let stood = Stood::then(&changes, contact.as_ref(), Timestamp(DAY_MS));
+        assert!(stood.state.is_none() && stood.is_dropped);
+    }
+    assert_eq!(counted.state.count(Table::ComplianceChange), 1);
+    let index: HistoryIndex = counted.state.all().unwrap().remove(0);
+    assert_eq!((index.runs.len(), index.floor.unwrap().at), (1, Timestamp(DAY_MS)));
+}
+
+/// On the node that takes it, before it goes through the log.
+#[test]
+fn that_a_report_says_nothing_new_is_seen_from_one_small_row() {
+    let mut counted = with_a_full_history();
+    let told = large("PC-0001", 200_000, 1).checked().unwrap();
+    assert!(!lookup::said_last(&counted, &told.machine, &told.digest()).unwrap());
+    counted.report(200_000, vec![told.clone()]);
+    counted.read.set(0);
+    counted.read_bytes.set(0);
+    assert!(lookup::said_last(&counted, &told.machine, &told.digest()).unwrap());
+    let (read, read_bytes) = (counted.read.get(), counted.read_bytes.get());
+    assert!(read == 1 && read_bytes < 1_500, "{read} rows of {read_bytes} bytes as text");
 }
 
 #[test]

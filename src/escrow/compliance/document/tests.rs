@@ -330,3 +330,24 @@ fn the_digest_is_of_all_that_is_said_but_for_when_and_never_changes() {
         }
     }
 }
+
+/// What an error says travels in the header of an answer.
+#[test]
+fn an_error_does_not_repeat_all_of_a_document() {
+    let long = "é".repeat(DOCUMENT_MAX_BYTES / 4);
+    let mut unknown = full();
+    unknown[&long] = json!(1);
+    let mut word = full();
+    word["volumes"][1]["kind"] = json!(long);
+    let mut list = full();
+    list["volumes"] = json!(long);
+    for (document, field, expected) in [
+        (unknown, "é", "expected one of"),
+        (word, "volumes[1].kind", "one of os, fixed, removable"),
+        (list, "volumes", "expected a sequence"),
+    ] {
+        let Invalid { field: path, expected: said } = parse(&document).unwrap_err();
+        assert!(path.starts_with(field) && said.contains(expected), "{path}: {said}");
+        assert!(path.len() < 256 && said.len() < 1_024, "{} and {} bytes", path.len(), said.len());
+    }
+}
