@@ -133,6 +133,11 @@ impl Base {
         Ok(())
     }
 
+    /// Whether nobody else has it open: no view, and no keeper.
+    pub fn is_unshared(&self) -> bool {
+        Arc::strong_count(&self.path) == 1
+    }
+
     /// Bytes it takes on disk.
     pub fn bytes_on_disk(&self) -> Result<u64, StoreError> {
         Ok(self.db.size_on_disk()?)

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::StoreError;
 use super::applied::Applied;
 use super::base::Base;
-use super::directory::{create_dir, sync_dir, write_durably};
+use super::directory::{create_dir, free_bytes, sync_dir, write_durably};
 
 /// Where Linux says which boot this is.
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
@@ -122,6 +122,11 @@ impl BaseDir {
         // Not before: if that failed, the old one is still in use, and is the one to sync and to vouch for.
         self.number = number;
         self.witness(false)
+    }
+
+    /// Bytes that could still be written beside the databases.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        free_bytes(&self.path)
     }
 
     /// The number of the database in use.

@@ -14,6 +14,7 @@ use super::StoreError;
 use super::applied::Applied;
 use super::base::Base;
 use super::base_dir::{self, BaseDir};
+use super::compaction::{Compacted, Compaction};
 use super::export::ExportJob;
 use super::log::Log;
 use super::overlay::Changes;
@@ -54,11 +55,14 @@ pub(super) enum Task {
 /// See the module.
 pub(super) struct Keeper {
     pub base: Base,
+    pub compaction: Compaction,
     pub dir: BaseDir,
     pub scrub: Scrub,
     pub drain_every: Duration,
     pub metrics: MachineMetrics,
     pub pass_limits: PassLimits,
+    /// A base that was compacted, with its number, until no view has it open.
+    pub retired: Option<(u64, Base)>,
     pub shared: Arc<Shared>,
     pub snapshots: Snapshots,
     pub view_patience: Duration,
@@ -162,10 +166,15 @@ impl Keeper {
 
     fn run(mut self, tasks: &Receiver<Task>) {
         let _last_word = LastWord { shared: self.shared.clone(), witness: self.dir.witness_path() };
-        let mut flushed = true;
+        let (mut flushed, mut quiet_since) = (true, Instant::now());
         loop {
-            let task = tasks.recv_timeout(self.drain_every);
+            let task = tasks.recv_timeout(self.compaction.rest(self.drain_every));
             self.scrub_on();
+            self.compact_on();
+            if matches!(task, Err(RecvTimeoutError::Timeout)) && quiet_since.elapsed() < self.drain_every {
+                continue;
+            }
+            quiet_since = Instant::now();
             match task {
                 Ok(Task::Close(done)) => return self.close(done),
                 Ok(Task::Distrust) => self.dir.distrust(),
@@ -279,6 +288,7 @@ impl Keeper {
         self.scrub.before_write(&self.base, &sealed.changes)?;
         before(&self.base, &sealed.changes)?;
         self.base.write(&sealed.changes, &sealed.upto)?;
+        self.compaction.wrote(&sealed.changes, &self.dir);
         self.shared.forget_oldest();
         Ok(true)
     }
@@ -331,6 +341,41 @@ impl Keeper {
         self.shared.suspect(&why);
     }
 
+    /// Goes on with a compaction, a little, and with removing what the last one left.
+    fn compact_on(&mut self) {
+        if let Some((number, old)) = self.retired.take_if(|(_, base)| base.is_unshared()) {
+            drop(old);
+            let removed = self.dir.remove(number);
+            self.look_at(&removed);
+        }
+        let switched = match self.compaction.step(&self.base, &self.dir) {
+            Ok(None) => return,
+            Ok(Some(compacted)) => self.switch_to(compacted),
+            Err(error) => Err(error),
+        };
+        self.look_at(&switched);
+    }
+
+    /// Lets a copy of the base take its place. If that cannot be noted on the disk, the old one stays.
+    fn switch_to(&mut self, Compacted { number, base }: Compacted) -> Result<(), StoreError> {
+        let before = self.dir.number();
+        if let Err(error) = self.dir.switch_to(number) {
+            drop(base);
+            self.dir.remove(number)?;
+            return Err(error);
+        }
+        self.shared.swap_base(base.clone());
+        let old = std::mem::replace(&mut self.base, base);
+        tracing::info!(
+            before = old.bytes_on_disk()?,
+            after = self.base.bytes_on_disk()?,
+            "the base was written anew"
+        );
+        self.retired = Some((before, old));
+        self.scrub.begin_again(scrub::STEP_EVERY);
+        Ok(())
+    }
+
     /// Replaces the state by that of a snapshot if it is newer. Until all of it is checked, nothing that is in use is touched; after
     /// that the file is made durable first, and whatever a crash leaves undone from then on is done at the next start.
     fn install(&mut self, file: SnapshotFile) -> Result<SnapshotFile, StoreError> {
@@ -354,6 +399,7 @@ impl Keeper {
         file: SnapshotFile,
         publish: fn(&Snapshots, SnapshotFile) -> Result<SnapshotFile, StoreError>,
     ) -> Result<SnapshotFile, StoreError> {
+        self.compaction.abandon(&self.dir);
         let before = self.dir.number();
         let fresh = self.dir.create().and_then(|(number, fresh)| {
             load(&fresh, Some(&file))?;
@@ -389,6 +435,7 @@ impl Keeper {
     /// Drains, syncs and lets go of the base before it answers, so that the directory is free by then. After a failure
     /// it only lets go: vouched for here, a base known to be damaged would be trusted at every start to come.
     fn close(mut self, done: oneshot::Sender<Result<(), StoreError>>) {
+        self.compaction.abandon(&self.dir);
         let closed = match self.shared.failure() {
             Some(_) => Ok(()),
             None => self.drain().and_then(|_| self.base.flush()),

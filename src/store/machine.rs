@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::StoreError;
 use super::applied::{Applied, Effect};
 use super::base_dir::BaseDir;
+use super::compaction::{Compaction, CompactionLimits};
 use super::digest::Digest;
 use super::export::{self, RowSink};
 use super::format::{self, Payload};
@@ -36,8 +37,8 @@ use crate::metrics::MachineMetrics;
 pub const OVERLAY_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Size of what is written to the base at once, in bytes. sled holds off readers for as long as that takes.
 pub const GENERATION_MAX_BYTES: usize = 512 * 1024;
-/// Memory of sled's page cache, in bytes; its own default is a gigabyte.
-pub const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// Memory of sled's page cache, in bytes; its own default is a gigabyte. While the base is compacted there are two.
+pub const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// How long the keeper waits for more before it drains what is there.
 pub const DRAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long the keeper waits for the views that hold back the base, before it answers [`StoreError::Busy`].
@@ -51,6 +52,8 @@ const REPLAY_MAX_BYTES: usize = 1024 * 1024;
 pub struct MachineOptions {
     /// See [`CACHE_BYTES`].
     pub cache_bytes: u64,
+    /// Bounds of a compaction of the base.
+    pub compaction_limits: CompactionLimits,
     /// See [`DRAIN_EVERY`].
     pub drain_every: Duration,
     /// Whether an entry must follow the last one without a gap. Always, but in openraft's test suite, which applies
@@ -72,6 +75,7 @@ impl Default for MachineOptions {
     fn default() -> Self {
         Self {
             cache_bytes: CACHE_BYTES,
+            compaction_limits: CompactionLimits::default(),
             drain_every: DRAIN_EVERY,
             every_entry: true,
             generation_max_bytes: GENERATION_MAX_BYTES,
@@ -144,11 +148,13 @@ impl Machine {
         let (tasks, received) = channel();
         let keeper = Keeper {
             base,
+            compaction: Compaction::new(options.compaction_limits),
             dir: base_dir,
             scrub: Scrub::new(),
             drain_every: options.drain_every,
             metrics: options.metrics.clone(),
             pass_limits: options.pass_limits,
+            retired: None,
             shared: shared.clone(),
             snapshots: snapshots.clone(),
             view_patience: options.view_patience,

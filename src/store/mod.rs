@@ -30,6 +30,7 @@
 //! | rows changed on the disk while it is in use | a scrub finds it; the raft room replaces the state by a peer's |
 //! | killed while the state was replaced | the old base is in use, or the new one; [`quarantine`] says that it is not over |
 //! | while a snapshot was written or received | the temporary file is removed |
+//! | killed while the base was written anew | the old one is in use, or the new one; the other is removed |
 //! | while a report was made | its temporary files have no names, so nothing is left; whoever waits asks again |
 //! | while one was installed | either the old state, or the new snapshot is there and the base is rebuilt from it |
 //! | the log's last record is torn | it was never acknowledged: cut off |
@@ -46,6 +47,7 @@
 //! | [`log`] | the Raft log, over raft-log |
 //! | [`machine`] | the state: apply, view, snapshot, install |
 //! | `shared`, `overlay`, `base`, `base_dir`, `keeper`, [`pass`], `scrub` | its parts |
+//! | [`compaction`] | writing the base anew when its files have grown far beyond its rows |
 //! | [`block`] | how the rows of the base are packed into sled's values |
 //! | [`view`] | reading at one index, and the transaction of one entry |
 //! | [`applied`], [`digest`] | where the state stands, and its sum |
@@ -61,6 +63,7 @@ pub mod applied;
 mod base;
 mod base_dir;
 pub mod block;
+pub mod compaction;
 pub mod digest;
 pub mod directory;
 pub mod export;

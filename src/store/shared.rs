@@ -131,6 +131,14 @@ impl Shared {
         self.room.notify_all();
     }
 
+    /// Puts a copy of the base in its place. Views that were made before go on reading the old one.
+    pub fn swap_base(&self, copy: Base) {
+        let mut state = self.lock();
+        if state.base.is_some() {
+            state.base = Some(copy);
+        }
+    }
+
     /// Puts another state in the place of this one. The receiver is disconnected when no view of the old one is left.
     pub fn replace(&self, base: Base, applied: Applied) -> Receiver<std::convert::Infallible> {
         let mut state = self.lock();

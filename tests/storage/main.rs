@@ -5,6 +5,7 @@
 #[path = "../common/base.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part")]
 mod base;
+mod compaction;
 mod crash;
 mod export;
 mod properties;

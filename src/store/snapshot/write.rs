@@ -12,6 +12,10 @@ use crate::store::applied::Applied;
 use crate::store::directory::create_file;
 use crate::store::format;
 
+/// After so many bytes they are synced. All at the end, a file of a gigabyte would hold up the fsyncs of the log, which share
+/// the journal of the file system, for about a second.
+const SYNC_EVERY_BYTES: usize = 2 * 1024 * 1024;
+
 impl Snapshots {
     /// Writes the rows of a state that stands at `applied`, in the order of keys, and makes it the newest snapshot.
     /// Blocks.
@@ -60,18 +64,30 @@ struct HashedFile {
     context: Context,
     file: BufWriter<std::fs::File>,
     path: PathBuf,
+    unsynced: usize,
 }
 
 impl HashedFile {
     fn create(path: &Path) -> Result<Self, StoreError> {
         let file = create_file(path).map_err(|error| StoreError::io("creating", path, error))?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
-        Ok(Self { context: Context::new(&SHA256), file, path: path.to_owned() })
+        Ok(Self { context: Context::new(&SHA256), file, path: path.to_owned(), unsynced: 0 })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.context.update(bytes);
-        self.file.write_all(bytes).map_err(|error| StoreError::io("writing", &self.path, error))
+        self.try_write(bytes).map_err(|error| StoreError::io("writing", &self.path, error))
+    }
+
+    fn try_write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.unsynced += bytes.len();
+        if self.unsynced < SYNC_EVERY_BYTES {
+            return Ok(());
+        }
+        self.unsynced = 0;
+        self.file.flush()?;
+        self.file.get_ref().sync_data()
     }
 
     fn write_length(&mut self, length: usize) -> Result<(), StoreError> {
@@ -81,7 +97,7 @@ impl HashedFile {
     }
 
     fn finish(self) -> Result<(), StoreError> {
-        let Self { context, mut file, path } = self;
+        let Self { context, mut file, path, .. } = self;
         let finish = move || -> io::Result<()> {
             file.write_all(context.finish().as_ref())?;
             file.flush()?;
