@@ -152,8 +152,7 @@ fn arguments(name: &str, members: &str, client: u16, peer: u16) -> Vec<String> {
 /// The positions of the nodes, the leader's first, once all of them follow it.
 async fn order(nodes: &mut [Node], tls: &Tls) -> Vec<usize> {
     let mut leader = 0;
-    for position in 0..nodes.len() {
-        let Node { process, client_address } = &mut nodes[position];
+    for (position, Node { process, client_address }) in nodes.iter_mut().enumerate() {
         process.wait_for("a leader of etcd", async || status(tls, client_address).await.is_some()).await;
         let (member, leads) = status(tls, client_address).await.expect("just seen");
         if member == leads {
