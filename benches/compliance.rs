@@ -25,18 +25,26 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "shared/keys.rs"]
+mod keys;
 #[path = "compliance/load.rs"]
 mod load;
 #[path = "shared/machines.rs"]
 mod machines;
+#[path = "shared/metrics.rs"]
+mod metrics;
 #[path = "compliance/nodes.rs"]
 mod nodes;
 #[path = "compliance/restart.rs"]
 mod restart;
-#[path = "compliance/snapshots.rs"]
+#[path = "shared/restart.rs"]
+mod restarted;
+#[path = "shared/snapshots.rs"]
 mod snapshots;
-#[path = "compliance/steady.rs"]
+#[path = "shared/steady.rs"]
 mod steady;
+#[path = "shared/upload.rs"]
+mod upload;
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;

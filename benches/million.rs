@@ -6,6 +6,8 @@
 
 #[path = "shared/cluster.rs"]
 mod cluster;
+#[path = "shared/keys.rs"]
+mod keys;
 #[path = "shared/machines.rs"]
 mod machines;
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use futures_util::stream;
-use strongroom::client::{BulkAnswer, Client, ClientError, Deposit, MachineNoted};
+use strongroom::client::{BulkAnswer, ClientError, Deposit, MachineNoted};
 use strongroom::escrow::compliance::words::MachineType;
 use strongroom::escrow::ids::UserName;
 use strongroom::escrow::inventory::{Description, ImportedMachine};
@@ -12,7 +12,9 @@ use strongroom::escrow::secrets::{SecretKind, bitlocker};
 use tokio::task::JoinSet;
 
 use crate::common::{ALL, TestCluster};
-use crate::machines::{Flaw, document, flaw, key};
+use crate::keys::key;
+use crate::machines::{Flaw, document, flaw};
+use crate::upload::upload;
 
 /// Machines, or machines whose keys, are handed to the client at once.
 const STREAM: u64 = 16_384;
@@ -103,21 +105,6 @@ pub async fn documents(test: &TestCluster, machines: u64, at: u64) -> Loaded {
     }
     let again = uploaders.join_all().await.iter().sum();
     Loaded { count: machines, took: began.elapsed(), again }
-}
-
-/// Uploads documents until the cluster has taken them. Says how often that was tried again; what was taken is repeated then.
-pub async fn upload(client: &Client, documents: &[String]) -> u64 {
-    let mut again = 0;
-    loop {
-        match client.put_compliance_many(documents).await {
-            Ok(outcomes) => {
-                assert!(outcomes.iter().all(|outcome| ["newest", "repeated"].contains(&&*outcome.outcome)));
-                return again;
-            }
-            Err(ClientError::Unavailable { .. }) => again += 1,
-            Err(error) => panic!("{error}"),
-        }
-    }
 }
 
 /// What a directory knows of machine number `n`: what its device says of itself as well.

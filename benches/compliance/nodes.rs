@@ -1,13 +1,13 @@
-//! What each node takes, and what it says of itself on its admin port.
+//! What each node takes.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use strongroom::escrow::ids::NodeId;
 
-use crate::common::{ALL, TestCluster, try_page};
+use crate::common::{ALL, TestCluster};
 use crate::machines::{bytes_under, memory_mib};
+use crate::metrics::metric;
 
 /// A node looks at what it takes every two seconds.
 const LOOK: Duration = Duration::from_secs(3);
@@ -47,26 +47,7 @@ fn forget_peak(pid: &str) {
     let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }
 
-/// A number of a node's metrics; `name` with its labels.
-pub async fn metric(test: &TestCluster, node: NodeId, name: &str) -> f64 {
-    try_metric(test, node, name).await.unwrap_or_else(|| panic!("{name} of node {node}"))
-}
-
-/// As [`metric`]; `None` while the node does not answer, or does not know it yet.
-pub async fn try_metric(test: &TestCluster, node: NodeId, name: &str) -> Option<f64> {
-    let (_, page) = try_page(&test.admin(node), "/metrics", "*/*").await?;
-    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line?.parse().ok()
-}
-
 /// The data directory of a node.
 pub fn data(test: &TestCluster, node: NodeId) -> PathBuf {
     test.cluster.layout().node(node).expect("a node").data_path()
-}
-
-/// The names of a node's snapshots that end in `.extension`: `snapshot` for the newest one, `tmp` while one is written.
-pub fn snapshots(test: &TestCluster, node: NodeId, extension: &str) -> Vec<OsString> {
-    let entries = std::fs::read_dir(data(test, node).join("snapshots")).expect("there are snapshots");
-    let names = entries.flatten().map(|entry| PathBuf::from(entry.file_name()));
-    names.filter(|name| name.extension().is_some_and(|found| found == extension)).map(Into::into).collect()
 }

@@ -1,20 +1,16 @@
 //! Restarts of a node that leads nothing: until it says that it is ready, and until it has what the others have committed.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use strongroom::cli::local_cluster::LocalClusterError;
 use strongroom::escrow::ids::NodeId;
 
-use crate::common::{ALL, TestCluster, try_page};
+use crate::common::{ALL, TestCluster};
 use crate::load::documents;
-use crate::nodes::{data, metric, mib_under, try_metric};
+use crate::nodes::{data, mib_under};
+use crate::restarted::{Started, start};
 
 /// Machines that speak before it goes, and again while it is away.
 const SPEAKING: u64 = 4_096;
-/// Between two questions.
-const POLL: Duration = Duration::from_millis(10);
-/// Longest a restart may take before the bench gives up.
-const RESTART_MAX: Duration = Duration::from_secs(600);
 
 /// Kills it as a power cut would and starts it again, and then the same with a stop; prints both.
 pub async fn show_both(test: &mut TestCluster, machines: u64, at: u64) {
@@ -47,35 +43,7 @@ async fn stop(test: &mut TestCluster, node: NodeId) -> String {
 /// Starts a node, and prints how long that took.
 async fn show(test: &mut TestCluster, node: NodeId, what: &str) {
     let log = mib_under(&data(test, node).join("log"));
-    let mut committed = 0.0_f64;
-    for other in ALL.into_iter().filter(|other| *other != node) {
-        committed = committed.max(metric(test, other, "strongroom_raft_committed_index").await);
-    }
-    let began = Instant::now();
-    match test.cluster.start(node).await {
-        // It may be on its way all the same.
-        Ok(()) | Err(LocalClusterError::Late { .. }) => {}
-        Err(error) => panic!("{error}"),
-    }
-    let answers = began.elapsed();
-    let has_caught_up = async || {
-        try_metric(test, node, "strongroom_raft_applied_index").await.is_some_and(|index| index >= committed)
-    };
-    let (ready, caught_up) =
-        tokio::join!(until(began, async || is_ready(test, node).await), until(began, has_caught_up));
+    let Started { answers, ready, caught_up } = start(test, node).await;
     let [answers, ready, caught_up] = [answers, ready, caught_up].map(|took| took.as_secs_f64());
     println!("{what:<36} {log:>9.1} {answers:>8.2} s {ready:>8.2} s {caught_up:>8.2} s");
-}
-
-async fn is_ready(test: &TestCluster, node: NodeId) -> bool {
-    try_page(&test.admin(node), "/readyz", "*/*").await.is_some_and(|(code, _)| code == 200)
-}
-
-/// How long after `began` it holds.
-async fn until(began: Instant, holds: impl AsyncFn() -> bool) -> Duration {
-    while !holds().await {
-        assert!(began.elapsed() < RESTART_MAX, "it does not come back");
-        tokio::time::sleep(POLL).await;
-    }
-    began.elapsed()
 }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use strongroom::escrow::ids::{KeyId, Timestamp};
-use uuid::Builder;
+use strongroom::escrow::ids::Timestamp;
+
+use crate::keys::key;
 
 /// One machine in so many has each of the [`Flaw`]s.
 const ONE_IN: u64 = 50;
@@ -29,15 +30,6 @@ pub fn flaw(n: u64) -> Option<Flaw> {
         3 => Some(Flaw::Stale),
         _ => None,
     }
-}
-
-/// The id of the recovery key of a volume of machine number `n`: 0 and 1 are its volumes, 2 was never in escrow. Spread
-/// over all ids, as those of protectors are.
-pub fn key(n: u64, volume: u64) -> KeyId {
-    let number = u128::from(n * 3 + volume + 1);
-    // Odd, so that no two are the same.
-    let spread = number.wrapping_mul(0x0b4f_6c1d_93a7_e825_d16b_38f9_24c7_5ea3);
-    KeyId(Builder::from_random_bytes(spread.to_be_bytes()).into_uuid())
 }
 
 /// What machine number `n` says at `at`, or long before if it is stale: a laptop with two volumes, one in ten of which is

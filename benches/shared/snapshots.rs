@@ -1,17 +1,18 @@
 //! Snapshots of all nodes. Nobody can ask for one: a node writes it when its log has become heavy, beside its state. So the
 //! log is filled, as fast as it goes and without a change of what the state weighs, until snapshots are written.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use strongroom::client::Client;
-use strongroom::escrow::ids::Timestamp;
+use strongroom::escrow::ids::{NodeId, Timestamp};
 
 use crate::common::{ALL, TestCluster};
-use crate::load::upload;
-use crate::nodes::snapshots;
 use crate::steady::{Steady, Tally};
+use crate::upload::upload;
 
 /// Between two looks at whether a snapshot is written.
 const POLL: Duration = Duration::from_millis(2);
@@ -47,6 +48,14 @@ pub async fn written(test: &TestCluster, steady: &mut Steady, tally: &mut Tally,
 
 fn is_writing(test: &TestCluster) -> bool {
     ALL.iter().any(|node| !snapshots(test, *node, "tmp").is_empty())
+}
+
+/// The names of a node's snapshots that end in `.extension`: `snapshot` for the newest one, `tmp` while one is written.
+fn snapshots(test: &TestCluster, node: NodeId, extension: &str) -> Vec<OsString> {
+    let data = test.cluster.layout().node(node).expect("a node").data_path();
+    let entries = std::fs::read_dir(data.join("snapshots")).expect("there are snapshots");
+    let names = entries.flatten().map(|entry| PathBuf::from(entry.file_name()));
+    names.filter(|name| name.extension().is_some_and(|found| found == extension)).map(Into::into).collect()
 }
 
 async fn begins_within(test: &TestCluster, time: Duration) -> bool {
