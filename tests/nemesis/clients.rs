@@ -19,7 +19,7 @@ use crate::record::{CutOff, LocalRead, Record, Reveal};
 /// Longest a call may take: what hangs leaves time for more.
 const CALL_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// Between two requests of one client, at least; up to five times as much.
-const REST_MS: u64 = 20;
+const REST_MS: u64 = 10;
 /// From the keys of one seed to those of the next.
 const KEYS_PER_SEED: u64 = 100_000;
 /// How many questions at once a node is asked that was paused.
@@ -196,7 +196,7 @@ impl Clients {
         let mut record = self.record();
         let seen = record.seen(key(n), &found);
         let answered = Instant::now();
-        let read = LocalRead { key: key(n), called, answered, min_index, cut_off, seen, freshness };
+        let read = LocalRead { key: key(n), answered, min_index, cut_off, seen, freshness };
         record.read_locally(read);
     }
 

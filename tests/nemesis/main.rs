@@ -60,7 +60,7 @@ use futures_util::future::join_all;
 use self::trial::{Tally, Trial};
 
 /// How many seeds a normal run has: about a minute's worth.
-const SEEDS: u64 = 9;
+const SEEDS: u64 = 14;
 /// One seed in so many is of five voters.
 const FIVE_EVERY: u64 = 5;
 /// How many plans one cluster goes through: new nodes are used up.

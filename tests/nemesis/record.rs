@@ -17,7 +17,6 @@ const AGE_SLACK: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct LocalRead {
     pub key: KeyId,
-    pub called: Instant,
     pub answered: Instant,
     /// The index that the answer had to be as fresh as; 0 for none.
     pub min_index: u64,
