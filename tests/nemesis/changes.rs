@@ -113,6 +113,7 @@ async fn make(operator: &Client, change: membership_change::Change) -> Result<()
         ) => Err(error),
         // It was made before, by an attempt that got no answer.
         Err(ClientError::NotFound(_)) => Ok(()),
-        made => Ok(made.unwrap_or_else(|error| panic!("{change:?}: {error:?}"))),
+        Err(error) => panic!("{change:?}: {error:?}"),
+        Ok(()) => Ok(()),
     }
 }

@@ -124,11 +124,14 @@ mod tests {
     use super::Told::{Found, Kept, MaybeKept, MaybeShown, NotThere, Shown};
     use super::*;
 
+    /// Operations by when they are called and answered, in milliseconds.
+    type Handwritten = [(u64, u64, Told)];
+
     const NEW: Told = Kept { before: false };
     const AGAIN: Told = Kept { before: true };
 
-    /// Each operation by when it was called and answered; one that is open is answered when it may be.
-    fn holds(history: &[(u64, u64, Told)]) -> bool {
+    /// One that is open is answered at any time, whatever is written.
+    fn holds(history: &Handwritten) -> bool {
         let began = Instant::now();
         let at = |ms| began + Duration::from_millis(ms);
         let operation = |(called, answered, told): &(u64, u64, Told)| Operation {
@@ -141,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_a_single_copy_could_have_told_is_accepted() {
-        let accepted: &[&[(u64, u64, Told)]] = &[
+        let accepted: &[&Handwritten] = &[
             &[],
             &[(0, 1, Found(Absent)), (2, 5, NEW), (6, 7, Found(Active)), (8, 9, AGAIN)],
             // While it is on its way, either is true; once it was seen it stays.
@@ -165,7 +168,7 @@ mod tests {
 
     #[test]
     fn what_no_single_copy_could_have_told_is_refused() {
-        let refused: &[(&str, &[(u64, u64, Told)])] = &[
+        let refused: &[(&str, &Handwritten)] = &[
             ("acknowledged, and gone", &[(0, 1, NEW), (2, 3, Found(Absent))]),
             ("seen, and gone", &[(0, 9, NEW), (1, 2, Found(Active)), (3, 4, Found(Absent))]),
             ("seen before anybody asked for it", &[(0, 1, Found(Active)), (2, 3, NEW)]),
