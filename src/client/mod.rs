@@ -411,21 +411,24 @@ impl MembershipChange {
     /// # Errors
     /// Any [`ClientError`]. The change is not undone: asking for the same again goes on where it ended.
     pub async fn next(&mut self) -> Result<Option<proto::MemberProgress>, ClientError> {
-        match tokio::time::timeout(PROGRESS_TIMEOUT, self.progress.message()).await {
-            Ok(message) => message.map_err(|status| {
-                ClientError::from_last_status(status, "the cluster").with_request_id(&self.trace)
-            }),
-            Err(_) => Err(ClientError::Unavailable {
-                waited: PROGRESS_TIMEOUT,
-                rounds: 1,
-                reached: true,
-                request_id: Some(self.trace.clone()),
-                troubles: vec![Trouble::new(
-                    "the cluster",
-                    "no progress of the membership change was reported",
-                )],
-            }),
-        }
+        let (waited, what) = match tokio::time::timeout(PROGRESS_TIMEOUT, self.progress.message()).await {
+            Ok(Ok(message)) => return Ok(message),
+            // Made on this side: it is the connection that broke, and the change may go on without it.
+            Ok(Err(status)) if std::error::Error::source(&status).is_some() => {
+                (Duration::ZERO, "the connection broke while the membership was changed")
+            }
+            Ok(Err(status)) => {
+                return Err(ClientError::from_last_status(status, "the cluster").with_request_id(&self.trace));
+            }
+            Err(_) => (PROGRESS_TIMEOUT, "no progress of the membership change was reported"),
+        };
+        Err(ClientError::Unavailable {
+            waited,
+            rounds: 1,
+            reached: true,
+            request_id: Some(self.trace.clone()),
+            troubles: vec![Trouble::new("the cluster", what)],
+        })
     }
 }
 

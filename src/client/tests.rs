@@ -140,13 +140,13 @@ impl ClusterService for Script {
         Ok(Response::new(proto::RotateKeyringResponse { key_version: 2 }))
     }
 
-    type ChangeMembershipStream = futures_util::stream::Empty<Result<proto::MemberProgress, Status>>;
+    type ChangeMembershipStream = futures_util::stream::Pending<Result<proto::MemberProgress, Status>>;
 
     async fn change_membership(
         &self,
         _: Request<proto::MembershipChange>,
     ) -> Result<Response<Self::ChangeMembershipStream>, Status> {
-        Ok(Response::new(futures_util::stream::empty()))
+        Ok(Response::new(futures_util::stream::pending()))
     }
 }
 
@@ -431,6 +431,19 @@ async fn a_refused_certificate_is_told_apart_from_a_node_that_is_away() {
     assert!(matches!(error, ClientError::Refused { .. }), "{error}");
     assert!(error.to_string().contains("revoked"), "{error}");
     assert!(started.elapsed() < CALL_TIMEOUT / 2, "a refusal is not waited out");
+}
+
+#[tokio::test]
+async fn a_membership_change_whose_node_goes_away_is_to_be_asked_for_again() {
+    let ca = Ca::new();
+    let node = Node::start(ca.tls(Role::Node, "1"), vec![]).await;
+    let client = ca.client(&[&node], in_order(CALL_TIMEOUT));
+    let mut change = client.change_membership(&proto::MembershipChange::default()).await.unwrap();
+    drop(node);
+    let error = change.next().await.unwrap_err();
+    assert!(matches!(error, ClientError::Unavailable { reached: true, .. }), "{error:?}");
+    assert!(error.to_string().contains("the connection broke"), "{error}");
+    assert!(error.request_id().is_some(), "the logs of other nodes may hold it");
 }
 
 #[tokio::test]

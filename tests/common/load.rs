@@ -128,6 +128,12 @@ impl Load {
         load
     }
 
+    /// Has the keys that are escrowed from now on numbered from `first`, apart from those of another load.
+    pub fn numbered_from(self, first: u64) -> Self {
+        self.shared.next.fetch_max(first, Ordering::Relaxed);
+        self
+    }
+
     /// Adds readers that begin at each of `nodes`, whichever of them run.
     pub fn with_readers(self, cluster: &TestCluster, nodes: &[NodeId]) -> Self {
         self.with_readers_of(beginning_at_each(cluster, "helpdesk-advanced", nodes))

@@ -73,7 +73,7 @@ async fn formed(plan: &ClusterPlan) -> TestCluster {
 }
 
 /// A cluster of which nothing runs yet.
-fn laid_out(plan: &ClusterPlan) -> TestCluster {
+pub fn laid_out(plan: &ClusterPlan) -> TestCluster {
     let dir = tempfile::tempdir().expect("a directory for the test");
     let cluster = LocalCluster::open_or_create(dir.path(), plan, program()).expect("a layout");
     TestCluster { cluster, dir }

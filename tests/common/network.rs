@@ -107,6 +107,11 @@ impl Network {
         }
     }
 
+    /// Ends the cut of what `from` says to `to`.
+    pub fn mend(&self, from: NodeId, to: NodeId) {
+        self.shared.link(from, to).send_modify(|link| link.cut = None);
+    }
+
     /// Ends every cut. Delays stay.
     pub fn heal(&self) {
         for link in self.shared.links.values() {

@@ -1,0 +1,85 @@
+//! Full disks (design §10; Vault #18943): a clear error, reads go on, and writes resume by themselves when there is room.
+
+use std::time::Duration;
+
+use strongroom::client::ClientError;
+use strongroom::escrow::ids::NodeId;
+use strongroom::proto::{Consistency, FindRequest};
+use tokio::time::timeout;
+
+use crate::common::*;
+use crate::trial::Trial;
+
+/// Longest a caller without a quorum waits here.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many keys may be acknowledged while a node is about to hear that they are.
+const LATEST: usize = 20;
+/// Longest it takes until a node has noticed that its disk is full.
+const NOTICED: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_full_disks_reads_go_on_and_writes_resume_when_there_is_room() {
+    let mut trial = Trial::begin(3).await;
+    if trial.disks.is_empty() {
+        return;
+    }
+    let load = Load::start(&trial.test, 4).with_readers(&trial.test, &ALL);
+    load.progress(20).await;
+
+    // The leader's: it says why it ends, and the others go on without anything being lost.
+    let first = trial.test.leader().await;
+    trial.disks[&first].fill();
+    ends_for_want_of_room(&mut trial, first).await;
+    load.progress(20).await;
+    // Started again by its service manager it says so again, until there is room.
+    // Whether it ends before it answers or soon after that.
+    drop(trial.test.cluster.start(first).await);
+    ends_for_want_of_room(&mut trial, first).await;
+    load.progress(20).await;
+
+    // Another one's as well: no quorum is left, and nothing is acknowledged.
+    let rest: Vec<NodeId> = ALL.into_iter().filter(|node| *node != first).collect();
+    let second = rest[0];
+    trial.disks[&second].fill();
+    ends_for_want_of_room(&mut trial, second).await;
+    let (kept, _) = load.finish().await;
+    let last = [rest[1]];
+    let importer = trial.test.cluster.client_within("importer", &last, CALL_TIMEOUT).expect("a client");
+    let refused = importer.escrow(&deposit(900_000)).await.expect_err("no quorum has room");
+    assert!(matches!(refused, ClientError::Unavailable { .. }), "{refused:?}");
+    // The very last it may have, without having been told that they are committed.
+    assert_all_held(&trial.test, last[0], &kept[..kept.len() - LATEST]).await;
+    let shown =
+        trial.test.client("helpdesk-advanced", &last).recover(kept[0].1.key_id, "locked out", None).await;
+    assert!(same(&shown.expect("P4: a survivor shows it").secret, &kept[0].0.secret));
+
+    // Room comes back; the service manager does the rest.
+    for node in [first, second] {
+        trial.disks[&node].make_room();
+        trial.test.cluster.start(node).await.expect("it starts, now that there is room");
+    }
+    let again = trial.test.client("importer", &ALL);
+    let deadline = tokio::time::Instant::now() + SOON;
+    while again.escrow(&deposit(900_001)).await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "writes resume");
+    }
+    let request = FindRequest {
+        key_id_prefix: key(900_001).to_string(),
+        consistency: Consistency::Quorum.into(),
+        ..FindRequest::default()
+    };
+    assert_eq!(trial.test.client("auditor", &[first]).find(&request).await.expect("a quorum").keys.len(), 1);
+    trial.test.cluster.wait_settled(&ALL).await.expect("settled, with equal digests");
+    for node in ALL {
+        assert_all_held(&trial.test, node, &kept).await;
+    }
+}
+
+/// Waits until `node` has ended by itself, and looks whether it said why.
+async fn ends_for_want_of_room(trial: &mut Trial, node: NodeId) {
+    let ended = timeout(NOTICED, trial.test.cluster.ended()).await.expect("it ends");
+    assert_eq!(ended, (node, "exit status: 1".to_owned()));
+    let log = trial.test.log(node);
+    let last = log.lines().last().unwrap_or_default();
+    assert!(last.contains("No space left on device"), "it says why: {last}");
+}
