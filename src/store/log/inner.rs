@@ -9,7 +9,7 @@ use bytes::Bytes;
 use raft_log::RaftLog;
 use tokio::task::spawn_blocking;
 
-use super::wal::{OnFlush, Record, Wal};
+use super::wal::{Cause, OnFlush, Record, Wal};
 use super::{LogState, QUEUE_MAX_BYTES, QUEUE_MAX_FLUSHES};
 use crate::escrow::records::LogPosition;
 use crate::metrics::LogMetrics;
@@ -25,6 +25,8 @@ pub(super) struct Inner {
     pub flushing: Arc<AtomicU64>,
     /// A write failed. Set and read under the lock of `wal`.
     failed: AtomicBool,
+    /// Shared with the callbacks.
+    cause: Cause,
     pub metrics: Arc<LogMetrics>,
 }
 
@@ -61,6 +63,7 @@ impl Inner {
             chunk_room,
             flushing: Arc::default(),
             failed,
+            cause: Cause::default(),
             metrics: Arc::new(metrics),
         }
     }
@@ -93,10 +96,10 @@ impl Inner {
         // raft-log goes on after a chunk it could not begin, and half of a failed write may be in its memory: what is
         // written behind that could be acknowledged without what it follows.
         if self.failed.load(Ordering::Relaxed) {
-            return Err(io::Error::other("the log stopped after an earlier error"));
+            return Err(self.cause.behind(io::Error::other("the log stopped after an earlier error")));
         }
         let before = wal.on_disk_size();
-        let result = write(&mut wal);
+        let result = write(&mut wal).map_err(|error| self.cause.behind(error));
         if result.is_err() {
             self.failed.store(true, Ordering::Relaxed);
         }
@@ -126,7 +129,7 @@ impl Inner {
     pub fn counted(&self, tell: impl FnOnce(io::Result<()>) + Send + 'static) -> OnFlush {
         self.flushing.fetch_add(1, Ordering::Relaxed);
         let (flushing, metrics, began) = (self.flushing.clone(), self.metrics.clone(), Instant::now());
-        OnFlush::new(move |result| {
+        OnFlush::new(self.cause.clone(), move |result| {
             flushing.fetch_sub(1, Ordering::Relaxed);
             match &result {
                 Ok(()) => metrics.flush.observe(began.elapsed()),
@@ -134,6 +137,11 @@ impl Inner {
             }
             tell(result);
         })
+    }
+
+    /// A flush callback for a write that nobody waits for: its error is taken note of.
+    pub fn noted(&self) -> OnFlush {
+        OnFlush::new(self.cause.clone(), drop)
     }
 }
 

@@ -195,6 +195,7 @@ impl Log {
     /// # Errors
     /// The log stopped after an earlier error.
     pub async fn purge(&self, upto: LogPosition) -> io::Result<()> {
+        let on_flush = self.0.noted();
         self.0
             .write(RECORD_OVERHEAD_BYTES, move |wal| {
                 let state = state_of(wal);
@@ -205,7 +206,7 @@ impl Log {
                     wal.truncate(next_index(state.purged.max(state.committed)))?;
                 }
                 wal.purge(upto)?;
-                wal.flush(true, None)
+                wal.flush(true, Some(on_flush))
             })
             .await
     }
@@ -285,6 +286,7 @@ impl Log {
     /// # Errors
     /// The log stopped after an earlier error.
     pub async fn save_committed(&self, committed: LogPosition) -> io::Result<()> {
+        let on_flush = self.0.noted();
         self.0
             .write(RECORD_OVERHEAD_BYTES, move |wal| {
                 let state = state_of(wal);
@@ -292,7 +294,7 @@ impl Log {
                     return Ok(());
                 }
                 wal.commit(committed)?;
-                wal.flush(false, None)
+                wal.flush(false, Some(on_flush))
             })
             .await
     }

@@ -256,3 +256,28 @@ async fn many_appends_at_once_are_all_told() {
     }
     assert_eq!(log.0.flushing.load(Ordering::Relaxed), 0);
 }
+
+#[tokio::test]
+async fn what_follows_an_error_names_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, vec![entry(1, 1)]).await.unwrap();
+    let first = append(&log, vec![entry(1, 3)]).await.unwrap_err();
+    let second = append(&log, vec![entry(1, 2)]).await.unwrap_err();
+    assert_eq!(second.to_string(), format!("the log stopped after an earlier error: {first}"));
+    assert_eq!(second.kind(), first.kind());
+}
+
+#[test]
+fn the_first_error_of_a_flush_is_what_later_ones_follow_from() {
+    use super::wal::{Cause, OnFlush};
+    use raft_log::Callback as _;
+    let cause = Cause::default();
+    // Left out without having been tried: that is no error.
+    drop(OnFlush::new(cause.clone(), drop));
+    OnFlush::new(cause.clone(), drop).send(Err(io::ErrorKind::StorageFull.into()));
+    OnFlush::new(cause.clone(), drop).send(Err(io::ErrorKind::BrokenPipe.into()));
+    let error = cause.behind(io::Error::other("sending on a closed channel"));
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert!(!error.to_string().contains("closed channel"), "{error}");
+}

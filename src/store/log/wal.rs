@@ -1,6 +1,7 @@
 //! raft-log's type parameters: how our log ids, votes and payloads look in its records.
 
 use std::io::{self, Read, Write};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use raft_log::codeq::{Decode, Encode};
@@ -37,19 +38,50 @@ pub(super) struct Record(pub Bytes);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unused;
 
+/// The error that stopped a log: the first one. What is written after it only hears that nobody writes any more, and it is
+/// the first that says what to do about it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Cause(Arc<OnceLock<(io::ErrorKind, String)>>);
+
+impl Cause {
+    /// The error that a refused write ends with: `error`, unless that only follows from an earlier one.
+    pub(super) fn behind(&self, error: io::Error) -> io::Error {
+        let first = self.first();
+        self.note(&error);
+        first.unwrap_or(error)
+    }
+
+    fn first(&self) -> Option<io::Error> {
+        let (kind, why) = self.0.get()?;
+        Some(io::Error::new(*kind, format!("the log stopped after an earlier error: {why}")))
+    }
+
+    fn note(&self, error: &io::Error) {
+        // The first one stays.
+        let _ = self.0.set((error.kind(), error.to_string()));
+    }
+}
+
 /// Told once whether a flush reached the disk. When raft-log stops after an error it drops what waits in its queue:
 /// then the drop tells, so that nobody waits for ever for an entry that was never written.
-pub(super) struct OnFlush(Option<Box<dyn FnOnce(io::Result<()>) + Send>>);
+pub(super) struct OnFlush {
+    tell: Option<Box<dyn FnOnce(io::Result<()>) + Send>>,
+    /// Takes note of what raft-log tells; a drop is told of nothing.
+    cause: Cause,
+}
 
 impl OnFlush {
-    pub(super) fn new(tell: impl FnOnce(io::Result<()>) + Send + 'static) -> Self {
-        Self(Some(Box::new(tell)))
+    pub(super) fn new(cause: Cause, tell: impl FnOnce(io::Result<()>) + Send + 'static) -> Self {
+        Self { tell: Some(Box::new(tell)), cause }
     }
 }
 
 impl raft_log::Callback for OnFlush {
     fn send(mut self, result: Result<(), io::Error>) {
-        if let Some(tell) = self.0.take() {
+        if let Err(error) = &result {
+            self.cause.note(error);
+        }
+        if let Some(tell) = self.tell.take() {
             tell(result);
         }
     }
@@ -57,8 +89,10 @@ impl raft_log::Callback for OnFlush {
 
 impl Drop for OnFlush {
     fn drop(&mut self) {
-        if let Some(tell) = self.0.take() {
-            tell(Err(io::Error::other("the log stopped after an earlier error, before this was flushed")));
+        if let Some(tell) = self.tell.take() {
+            let unknown =
+                || io::Error::other("the log stopped after an earlier error, before this was flushed");
+            tell(Err(self.cause.first().unwrap_or_else(unknown)));
         }
     }
 }
@@ -210,7 +244,7 @@ mod tests {
     #[test]
     fn a_callback_that_is_dropped_tells_an_error() {
         let (tell, told) = std::sync::mpsc::channel();
-        drop(OnFlush::new(move |result| tell.send(result.is_err()).unwrap()));
+        drop(OnFlush::new(Cause::default(), move |result| tell.send(result.is_err()).unwrap()));
         assert!(told.recv().unwrap());
     }
 }
