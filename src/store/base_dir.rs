@@ -115,13 +115,25 @@ impl BaseDir {
     }
 
     /// Brings a database into use, in one step. The one before is left to [`BaseDir::remove`].
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: the old one is still in use, and is the one to sync and to vouch for.
     pub fn switch_to(&mut self, number: u64) -> Result<(), StoreError> {
         let current = self.path.join("current");
-        write_durably(&current, format!("{number}\n").as_bytes())
-            .map_err(|error| StoreError::io("writing", &current, error))?;
-        // Not before: if that failed, the old one is still in use, and is the one to sync and to vouch for.
+        if let Err(error) = write_durably(&current, format!("{number}\n").as_bytes()) {
+            // It may have failed after the step that counts.
+            let named = fs::read_to_string(&current).ok().and_then(|text| text.trim().parse().ok());
+            if named != Some(number) {
+                return Err(StoreError::io("writing", &current, error));
+            }
+            tracing::warn!(%error, "a power loss may bring the base before this one back");
+        }
         self.number = number;
-        self.witness(false)
+        if let Err(error) = self.witness(false) {
+            tracing::warn!(%error, "the base will be read through at the next start");
+            self.distrust();
+        }
+        Ok(())
     }
 
     /// Bytes that could still be written beside the databases.
@@ -132,6 +144,18 @@ impl BaseDir {
     /// The number of the database in use.
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Closes a database that was in use, and removes it, on a thread of its own: sled syncs even what is about to go. What
+    /// is left of it goes at the next start.
+    pub fn discard(&self, number: u64, base: Base) {
+        let path = self.database(number);
+        std::thread::spawn(move || {
+            drop(base);
+            if let Err(error) = fs::remove_dir_all(&path) {
+                tracing::warn!(%error, path = %path.display(), "what is left of a base goes at the next start");
+            }
+        });
     }
 
     /// Removes a database that is not in use.
@@ -243,6 +267,22 @@ fn boot_id() -> String {
 mod tests {
     use super::*;
     use crate::store::overlay::Changes;
+
+    #[test]
+    fn a_switch_whose_note_cannot_be_written_counts_and_vouches_for_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let mut dir = filled(root.path());
+        fs::remove_file(dir.witness_path()).unwrap();
+        fs::create_dir(dir.witness_path()).unwrap();
+        let (number, base) = dir.create().unwrap();
+        base.write(&Changes::new(), &Applied::default()).unwrap();
+        dir.switch_to(number).unwrap();
+        assert_eq!(dir.number(), number);
+        drop(base);
+        let dir = BaseDir::open(root.path(), 1024 * 1024).unwrap();
+        assert_eq!(dir.number(), number);
+        assert!(!dir.is_trusted(&dir.database(number)));
+    }
 
     fn filled(path: &Path) -> BaseDir {
         let mut dir = BaseDir::open(path, 1024 * 1024).unwrap();

@@ -16,7 +16,7 @@ use lz4_flex::block;
 
 use super::StoreError;
 
-/// Most bytes of rows in a block, before they are compressed; more only if a single row is larger.
+/// Most bytes of rows in a block, before they are compressed, about: a block ends with the row that passes its share.
 pub const BLOCK_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes of rows that are unpacked. No block is so large: what says so is damaged.
 const UNPACKED_MAX_BYTES: usize = 64 * 1024 * 1024;

@@ -51,6 +51,8 @@ pub(super) struct Compaction {
     limits: CompactionLimits,
     /// When it is next looked whether one is due, or the next slice is.
     due: Instant,
+    /// What the files came to after the last one: if that was much already, one more would make it no less.
+    after_last: u64,
     copy: Option<Copy>,
 }
 
@@ -73,7 +75,7 @@ pub(super) struct Compacted {
 impl Compaction {
     /// None is under way.
     pub fn new(limits: CompactionLimits) -> Self {
-        Self { limits, due: Instant::now() + limits.check_every, copy: None }
+        Self { limits, due: Instant::now() + limits.check_every, after_last: 0, copy: None }
     }
 
     /// How long nothing is due, at most `longest`.
@@ -95,10 +97,15 @@ impl Compaction {
             self.begin_if_due(base, dir)?;
             return Ok(None);
         };
-        let (slice, is_last) = copy.read(base, self.limits.slice_max_bytes)?;
-        let upto = if is_last { base.applied()?.unwrap_or_default() } else { Applied::default() };
-        let written =
-            copy.write(slice, &upto).and_then(|()| if is_last { copy.fresh.flush() } else { Ok(()) });
+        let (slice, upto, is_last) = match copy.read(base, self.limits.slice_max_bytes) {
+            Ok(read) => read,
+            Err(error) => {
+                self.abandon(dir);
+                return Err(error);
+            }
+        };
+        let written = enough_room(dir, self.limits.reserve_bytes).and_then(|()| copy.write(slice, &upto));
+        let written = written.and_then(|()| if is_last { copy.fresh.flush() } else { Ok(()) });
         if let Err(error) = written {
             self.give_up(dir, &error);
             return Ok(None);
@@ -107,8 +114,20 @@ impl Compaction {
         if !is_last {
             return Ok(None);
         }
+        self.put_off();
+        let Some(Copy { fresh, number, .. }) = self.copy.take() else { return Ok(None) };
+        self.after_last = fresh.bytes_on_disk().unwrap_or(0);
+        Ok(Some(Compacted { number, base: fresh }))
+    }
+
+    /// Looks later whether one is due, if none is under way.
+    pub fn put_off(&mut self) {
         self.due = Instant::now() + self.limits.check_every;
-        Ok(self.copy.take().map(|copy| Compacted { number: copy.number, base: copy.fresh }))
+    }
+
+    /// Whether one is under way.
+    pub fn is_under_way(&self) -> bool {
+        self.copy.is_some()
     }
 
     fn begin_if_due(&mut self, base: &Base, dir: &BaseDir) -> Result<(), StoreError> {
@@ -143,6 +162,9 @@ impl Compaction {
         let Some(cursor) = &copy.cursor else { return };
         let behind = changes.range::<[u8], _>((Bound::Unbounded, Bound::Included(&cursor[..])));
         let behind: Changes = behind.map(|(key, change)| (key.clone(), change.clone())).collect();
+        if behind.is_empty() {
+            return;
+        }
         if let Err(error) = copy.fresh.write(&behind, &Applied::default()) {
             self.give_up(dir, &error);
         }
@@ -155,18 +177,27 @@ impl Compaction {
 
     /// Ends the one that is under way, if there is one.
     pub fn abandon(&mut self, dir: &BaseDir) {
-        self.due = Instant::now() + self.limits.check_every;
+        self.put_off();
         let Some(Copy { fresh, number, .. }) = self.copy.take() else { return };
-        drop(fresh);
-        if let Err(error) = dir.remove(number) {
-            tracing::warn!(%error, "what is left of it goes at the next start");
+        // sled may panic while it closes on a disk that fails.
+        let closed = std::thread::spawn(move || drop(fresh)).join();
+        if closed.is_err() || dir.remove(number).is_err() {
+            tracing::warn!("what is left of a base that was not finished goes at the next start");
         }
     }
 }
 
+fn enough_room(dir: &BaseDir, needed: u64) -> Result<(), StoreError> {
+    let free = dir.free_bytes()?;
+    if free >= needed {
+        return Ok(());
+    }
+    Err(StoreError::NoRoom { needed, free })
+}
+
 impl Copy {
-    /// The next slice, and whether there is nothing behind it.
-    fn read(&self, base: &Base, max_bytes: usize) -> Result<(Changes, bool), StoreError> {
+    /// The next slice; where the rows stand once it is written, which is nowhere until all are; and whether they are all.
+    fn read(&self, base: &Base, max_bytes: usize) -> Result<(Changes, Applied, bool), StoreError> {
         let lower = match &self.cursor {
             Some(cursor) => Bound::Excluded(cursor.clone()),
             None => Bound::Included(FIRST_ROW_KEY.to_vec()),
@@ -177,10 +208,10 @@ impl Copy {
             bytes += key.len() + value.len();
             slice.insert(key, Some(value));
             if bytes >= max_bytes {
-                return Ok((slice, false));
+                return Ok((slice, Applied::default(), false));
             }
         }
-        Ok((slice, true))
+        Ok((slice, base.applied()?.unwrap_or_default(), true))
     }
 
     fn write(&mut self, slice: Changes, upto: &Applied) -> Result<(), StoreError> {

@@ -332,48 +332,54 @@ impl Keeper {
                 return self.scrub.begin_again(scrub::PASS_EVERY);
             }
         };
+        self.suspect(&why);
+    }
+
+    /// What was read of the base is not what was written to it. That stops nothing: whoever runs the node puts it aside.
+    fn suspect(&mut self, why: &str) {
         if self.shared.suspicion().is_none() {
-            tracing::error!(why, "scrub: the base is not what was written to it");
+            tracing::error!(why, "the base is not what was written to it");
         }
         self.scrub.begin_again(scrub::PASS_EVERY);
         // If this process ends first, the next one reads it through before it uses it.
         self.dir.distrust();
-        self.shared.suspect(&why);
+        self.shared.suspect(why);
     }
 
-    /// Goes on with a compaction, a little, and with removing what the last one left.
+    /// Goes on with a compaction, a little, and with removing what the last one left. A base that is not to be believed is
+    /// not copied: its copy would be.
     fn compact_on(&mut self) {
         if let Some((number, old)) = self.retired.take_if(|(_, base)| base.is_unshared()) {
-            drop(old);
-            let removed = self.dir.remove(number);
-            self.look_at(&removed);
+            self.dir.discard(number, old);
         }
-        let switched = match self.compaction.step(&self.base, &self.dir) {
-            Ok(None) => return,
+        if self.shared.failure().is_some() || self.shared.suspicion().is_some() {
+            return self.compaction.abandon(&self.dir);
+        }
+        if self.retired.is_some() && !self.compaction.is_under_way() {
+            return self.compaction.put_off();
+        }
+        match self.compaction.step(&self.base, &self.dir) {
+            Ok(None) => {}
             Ok(Some(compacted)) => self.switch_to(compacted),
-            Err(error) => Err(error),
-        };
-        self.look_at(&switched);
+            Err(error) if error.is_damage() => self.suspect(&error.to_string()),
+            Err(error) => {
+                tracing::warn!(%error, "the base could not be read to write it anew; tried again later")
+            }
+        }
     }
 
-    /// Lets a copy of the base take its place. If that cannot be noted on the disk, the old one stays.
-    fn switch_to(&mut self, Compacted { number, base }: Compacted) -> Result<(), StoreError> {
+    /// Lets a copy of the base take its place. If that cannot be noted on the disk, the old one stays. A scrub goes on: the
+    /// rows are the same.
+    fn switch_to(&mut self, Compacted { number, base }: Compacted) {
         let before = self.dir.number();
         if let Err(error) = self.dir.switch_to(number) {
-            drop(base);
-            self.dir.remove(number)?;
-            return Err(error);
+            return tracing::warn!(%error, "the base that was written anew cannot take its place");
         }
         self.shared.swap_base(base.clone());
         let old = std::mem::replace(&mut self.base, base);
-        tracing::info!(
-            before = old.bytes_on_disk()?,
-            after = self.base.bytes_on_disk()?,
-            "the base was written anew"
-        );
+        let (files, now) = (old.bytes_on_disk().ok(), self.base.bytes_on_disk().ok());
+        tracing::info!(files, now, "the base was written anew");
         self.retired = Some((before, old));
-        self.scrub.begin_again(scrub::STEP_EVERY);
-        Ok(())
     }
 
     /// Replaces the state by that of a snapshot if it is newer. Until all of it is checked, nothing that is in use is touched; after
@@ -441,9 +447,9 @@ impl Keeper {
             None => self.drain().and_then(|_| self.base.flush()),
         };
         self.look_at(&closed);
-        let Self { base, dir, shared, .. } = self;
+        let Self { base, dir, shared, retired, .. } = self;
         shared.stop(Stop::Closed);
-        drop(base);
+        drop((base, retired));
         // sled is closed now, unless a view still holds it: then it writes nothing, but its files are not all synced.
         let closed = match shared.failure() {
             Some(reason) => {

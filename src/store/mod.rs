@@ -138,6 +138,14 @@ pub enum StoreError {
         /// What the file system said.
         source: io::Error,
     },
+    /// There is not enough room on the disk for what can wait.
+    #[error("it takes {needed} bytes of free disk, and there are {free}")]
+    NoRoom {
+        /// How much it takes.
+        needed: u64,
+        /// How much there is.
+        free: u64,
+    },
     /// The temporary files of a report would take more of the disk than they may.
     #[error("the temporary files of a report: {0}")]
     SpoolFull(String),

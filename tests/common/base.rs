@@ -28,6 +28,13 @@ impl StoppedBase {
         self.0.flush().expect("flushed");
     }
 
+    /// Puts something else in the place of the last block.
+    pub fn damage(&self) {
+        let (bound, _) = self.0.last().expect("read").expect("a block");
+        self.0.insert(bound, b"\xff").expect("written");
+        self.0.flush().expect("flushed");
+    }
+
     /// All rows, in the order of keys.
     pub fn rows(&self) -> RowsOfBlock {
         self.blocks().into_iter().flat_map(|(_, rows)| rows).collect()
