@@ -21,7 +21,7 @@ pub const BLOCK_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes of rows that are unpacked. No block is so large: what says so is damaged.
 const UNPACKED_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Behind every key: no table has this number.
-pub(super) const LAST_BOUND: &[u8] = &[u8::MAX];
+pub const LAST_BOUND: &[u8] = &[u8::MAX];
 /// What precedes a row: the lengths of its key and of its value, of four bytes each.
 const LENGTHS_BYTES: usize = 8;
 
