@@ -8,7 +8,7 @@ use std::str::FromStr;
 use super::compliance::history::CHANGES_MAX;
 use super::compliance::{
     ComplianceChange, CompliancePolicy, CompliancePolicyRecord, ComplianceRecord, Exemption, KeyFacts, Known,
-    LastContact, Stood,
+    LastContact, Said, Stood,
 };
 use super::features::FeatureLevel;
 use super::ids::{Invalid, KeyId, MachineId, NodeId, RequestId, Timestamp, UserName};
@@ -408,17 +408,20 @@ pub fn last_contact<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<Las
     rows.row(&machine.row_key())
 }
 
+/// What a machine said last, without what that was.
+pub fn said<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<Said>, StateError> {
+    Ok(last_contact(rows, machine)?.and_then(|contact| contact.said))
+}
+
 /// Whether what a machine said last has this digest. One small row is read for that, and not what it said.
 pub fn said_last<S: Rows>(rows: &S, machine: &MachineId, digest: &[u8; 32]) -> Result<bool, StateError> {
-    let said = last_contact(rows, machine)?.and_then(|contact| contact.said);
-    Ok(said.is_some_and(|said| said.digest == *digest))
+    Ok(said(rows, machine)?.is_some_and(|said| said.digest == *digest))
 }
 
 /// The newest that is known of the compliance of a machine.
 pub fn compliance<S: Rows>(rows: &S, machine: &MachineId) -> Result<Option<ComplianceRecord>, StateError> {
     let Some(record) = rows.row::<ComplianceRecord>(&machine.row_key())? else { return Ok(None) };
-    let said = last_contact(rows, machine)?.and_then(|contact| contact.said);
-    Ok(Some(record.with_times_of(said.as_ref())))
+    Ok(Some(record.with_times_of(said(rows, machine)?.as_ref())))
 }
 
 /// The changes of state of a machine, the oldest first: what [`as_of`](super::compliance::history::as_of) looks at.
@@ -428,7 +431,7 @@ pub fn compliance_changes<S: Rows>(
 ) -> Result<Vec<ComplianceChange>, StateError> {
     let mut changes: Vec<ComplianceChange> =
         rows.rows(&ComplianceChange::prefix(machine), None, CHANGES_MAX)?;
-    if let Some(said) = last_contact(rows, machine)?.and_then(|contact| contact.said) {
+    if let Some(said) = said(rows, machine)? {
         said.tell_again_in(&mut changes);
     }
     Ok(changes)

@@ -124,7 +124,7 @@ struct Keeping<'a, S> {
 
 impl<'a, S: Rows> Keeping<'a, S> {
     fn of(rows: &'a S, id: &'a MachineId) -> Result<Self, StateError> {
-        let said = lookup::last_contact(rows, id)?.and_then(|contact| contact.said);
+        let said = lookup::said(rows, id)?;
         Ok(Self { rows, id, said, record: None, is_replaced: false, history: None, seen: Vec::new() })
     }
 
@@ -173,7 +173,7 @@ impl<'a, S: Rows> Keeping<'a, S> {
 }
 
 fn confirm<S: State>(turn: &mut Turn<'_, S>, contact: &Contact) -> Result<UploadOutcome, StateError> {
-    let known = lookup::last_contact(turn.state, &contact.machine)?.and_then(|known| known.said);
+    let known = lookup::said(turn.state, &contact.machine)?;
     let changed = UploadOutcome::Taken { merged: Merged::Changed, rotation_owed_since: None };
     // The whole report follows, and is a contact of its own.
     let Some(mut said) = known else { return Ok(changed) };

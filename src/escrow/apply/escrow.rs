@@ -120,7 +120,7 @@ fn keep<S: State>(
         fingerprint: key.fingerprint,
     });
     let said = match machine {
-        Some(_) => lookup::last_contact(turn.state, &escrow.machine)?.and_then(|contact| contact.said),
+        Some(_) => lookup::said(turn.state, &escrow.machine)?,
         None => None,
     };
     let seen = escrow.user.iter().map(|user| (user.clone(), turn.at));
@@ -215,7 +215,7 @@ pub(super) fn contact<S: State>(
     machine: MachineRecord,
     user: Option<&UserName>,
 ) -> Result<(), StateError> {
-    let said = lookup::last_contact(turn.state, &machine.id)?.and_then(|contact| contact.said);
+    let said = lookup::said(turn.state, &machine.id)?;
     let id = machine.id.clone();
     let seen = user.map(|user| (user.clone(), turn.at)).into_iter().collect();
     heard_of(turn, Some(machine), &id, seen, said);

@@ -56,13 +56,6 @@ pub struct Ahead {
     pub at: Timestamp,
 }
 
-impl LastContact {
-    /// That of a machine which is heard of for the first time.
-    pub fn first(machine: MachineId, at: Timestamp) -> Self {
-        Self { machine, at, said: None }
-    }
-}
-
 impl Said {
     /// What is known of `report`, the first one of its machine.
     pub(super) fn first(report: &MachineReport, digest: [u8; 32], at: Timestamp, run: Moment) -> Self {
