@@ -412,7 +412,7 @@ fn silence(waited: Duration) -> String {
 }
 
 /// Whether a status is about the connection and not from the node: only one made on this side has a source.
-fn made_here(status: &Status) -> bool {
+pub(super) fn made_here(status: &Status) -> bool {
     status.source().is_some()
 }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tonic::Streaming;
 
-use super::{Client, ClientError, Trouble, bounded};
+use super::attempts::made_here;
+use super::{Client, ClientError, bounded};
 use crate::proto::audit_part::Part;
 use crate::proto::audit_service_client::AuditServiceClient;
 use crate::proto::{
@@ -129,13 +130,7 @@ impl AuditTrail {
 }
 
 async fn next_part(stream: &mut Streaming<AuditPart>, trace: &TraceId) -> Result<Part, ClientError> {
-    let broken = |waited, what: &str| ClientError::Unavailable {
-        waited,
-        rounds: 1,
-        reached: true,
-        request_id: Some(trace.clone()),
-        troubles: vec![Trouble::new("the cluster", what)],
-    };
+    let broken = |waited, what| ClientError::broken_off(waited, what, trace);
     match tokio::time::timeout(PAGE_TIMEOUT, stream.message()).await {
         Ok(Ok(Some(AuditPart { part: Some(part) }))) => Ok(part),
         Ok(Ok(Some(AuditPart { part: None }))) => {
@@ -143,10 +138,7 @@ async fn next_part(stream: &mut Streaming<AuditPart>, trace: &TraceId) -> Result
         }
         // A node says when it is done: a stream that ends without that was cut off, however it looks.
         Ok(Ok(None)) => Err(broken(Duration::ZERO, "the audit trail was cut off")),
-        // Made on this side: it is the connection that broke.
-        Ok(Err(status)) if std::error::Error::source(&status).is_some() => {
-            Err(broken(Duration::ZERO, "the connection broke"))
-        }
+        Ok(Err(status)) if made_here(&status) => Err(broken(Duration::ZERO, "the connection broke")),
         Ok(Err(status)) => Err(ClientError::from_last_status(status, "the cluster").with_request_id(trace)),
         Err(_) => Err(broken(PAGE_TIMEOUT, "no page of the audit trail came")),
     }

@@ -102,6 +102,12 @@ impl ClientError {
         Self::from_status(status, endpoint)
     }
 
+    /// Of the call with this id: its answer had begun, and the rest did not come, for which it waited.
+    pub(super) fn broken_off(waited: Duration, what: impl Into<String>, id: &TraceId) -> Self {
+        let troubles = vec![Trouble::new("the cluster", what)];
+        Self::Unavailable { waited, rounds: 1, reached: true, request_id: Some(id.clone()), troubles }
+    }
+
     /// The same, of the call with this id.
     pub(super) fn with_request_id(mut self, id: &TraceId) -> Self {
         match &mut self {

@@ -19,7 +19,7 @@ use crate::escrow::ids::{KeyId, Timestamp};
 use crate::escrow::records::Fingerprint;
 use crate::proto::escrow_many_answer::Answer;
 use crate::proto::escrow_service_client::EscrowServiceClient;
-use crate::proto::{EscrowManyAnswer, EscrowManyRequest, EscrowManyResponse};
+use crate::proto::{EscrowManyAnswer, EscrowManyRequest, EscrowManyResponse, RefusedRecord};
 use crate::request_id::TraceId;
 
 /// Most records that wait for their answer: enough to keep a node's batches full.
@@ -300,6 +300,13 @@ fn bytes(deposit: &Deposit) -> usize {
     deposit.secret.expose().len() + deposit.package.as_ref().map_or(0, |package| package.expose().len())
 }
 
+impl From<RefusedRecord> for BulkRefused {
+    fn from(RefusedRecord { code, field, message }: RefusedRecord) -> Self {
+        let field = Some(field).filter(|field| !field.is_empty());
+        Self { code: Code::from_i32(code), field, message }
+    }
+}
+
 fn read(answer: EscrowManyAnswer) -> Result<BulkAnswer, ClientError> {
     let malformed = || ClientError::Malformed { what: "the node's answer to a record is not well formed" };
     match answer.answer.ok_or_else(malformed)? {
@@ -311,11 +318,7 @@ fn read(answer: EscrowManyAnswer) -> Result<BulkAnswer, ClientError> {
             at: Timestamp(kept.at_ms),
             already_escrowed: kept.already_escrowed,
         })),
-        Answer::Refused(refused) => Ok(BulkAnswer::Refused(BulkRefused {
-            code: Code::from_i32(refused.code),
-            field: Some(refused.field).filter(|field| !field.is_empty()),
-            message: refused.message,
-        })),
+        Answer::Refused(refused) => Ok(BulkAnswer::Refused(refused.into())),
     }
 }
 

@@ -2,7 +2,6 @@
 //! sent to another by itself, which is safe: a machine that is known already is answered so.
 
 use futures_util::stream::{Stream, StreamExt as _};
-use tonic::Code;
 
 use super::{BulkRefused, Client, ClientError, bounded};
 use crate::escrow::inventory::ImportedMachine;
@@ -88,11 +87,7 @@ fn message(imported: ImportedMachine) -> proto::ImportedMachine {
 
 fn read(answer: MachineAnswer) -> MachineNoted {
     match answer {
-        MachineAnswer { refused: Some(refused), .. } => MachineNoted::Refused(BulkRefused {
-            code: Code::from_i32(refused.code),
-            field: Some(refused.field).filter(|field| !field.is_empty()),
-            message: refused.message,
-        }),
+        MachineAnswer { refused: Some(refused), .. } => MachineNoted::Refused(refused.into()),
         MachineAnswer { known_before: true, .. } => MachineNoted::KnownBefore,
         MachineAnswer { .. } => MachineNoted::New,
     }

@@ -42,7 +42,7 @@ pub use self::escrow_many::{BulkAnswer, BulkKept, BulkRefused, UNANSWERED_MAX};
 pub use self::machines::MachineNoted;
 pub use self::report::Report;
 
-use self::attempts::Pool;
+use self::attempts::{Pool, made_here};
 use crate::escrow::ids::{KeyId, MachineId, UserName, VolumeId};
 use crate::escrow::secrets::SecretKind;
 use crate::proto;
@@ -413,8 +413,8 @@ impl MembershipChange {
     pub async fn next(&mut self) -> Result<Option<proto::MemberProgress>, ClientError> {
         let (waited, what) = match tokio::time::timeout(PROGRESS_TIMEOUT, self.progress.message()).await {
             Ok(Ok(message)) => return Ok(message),
-            // Made on this side: it is the connection that broke, and the change may go on without it.
-            Ok(Err(status)) if std::error::Error::source(&status).is_some() => {
+            // The change may go on without the connection.
+            Ok(Err(status)) if made_here(&status) => {
                 (Duration::ZERO, "the connection broke while the membership was changed")
             }
             Ok(Err(status)) => {
@@ -422,13 +422,7 @@ impl MembershipChange {
             }
             Err(_) => (PROGRESS_TIMEOUT, "no progress of the membership change was reported"),
         };
-        Err(ClientError::Unavailable {
-            waited,
-            rounds: 1,
-            reached: true,
-            request_id: Some(self.trace.clone()),
-            troubles: vec![Trouble::new("the cluster", what)],
-        })
+        Err(ClientError::broken_off(waited, what, &self.trace))
     }
 }
 

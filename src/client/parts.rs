@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
-use super::{ClientError, Trouble};
+use super::ClientError;
+use super::attempts::made_here;
 use crate::request_id::TraceId;
 use crate::rpc::status::HINT_KEY;
 
@@ -30,21 +31,13 @@ pub(super) async fn next<T>(
         Ok(message) => return Ok(message),
         Err(status) => status,
     };
-    // Made on this side: it is the connection that broke.
-    let broke = std::error::Error::source(&status).is_some();
     let what = match status.code() {
-        _ if broke => format!("{of}: the connection broke"),
+        _ if made_here(&status) => format!("{of}: the connection broke"),
         Code::DataLoss | Code::Internal => format!("{of}: {}", status.message()),
         Code::DeadlineExceeded | Code::Unavailable if !status.metadata().contains_key(HINT_KEY) => {
             format!("{of}: {}", status.message())
         }
         _ => return Err(ClientError::from_last_status(status, "the cluster").with_request_id(trace)),
     };
-    Err(ClientError::Unavailable {
-        waited: Duration::ZERO,
-        rounds: 1,
-        reached: true,
-        request_id: Some(trace.clone()),
-        troubles: vec![Trouble::new("the cluster", what)],
-    })
+    Err(ClientError::broken_off(Duration::ZERO, what, trace))
 }

@@ -5,8 +5,7 @@ use uuid::Uuid;
 
 use super::escrow::unexpected;
 use super::guard::Caller;
-use super::status::FIELD_KEY;
-use super::{Context, now};
+use super::{Context, now, status};
 use crate::escrow::apply::MACHINES_PER_ENTRY_MAX;
 use crate::escrow::command::{Action, Command, ImportOutcome, Reply};
 use crate::escrow::compliance::facts::USERS_MAX;
@@ -15,7 +14,7 @@ use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Invalid, RequestId};
 use crate::escrow::inventory::{Description, ImportedMachine};
 use crate::escrow::policy::Operation;
-use crate::proto::{self, ImportMachinesRequest, ImportMachinesResponse, MachineAnswer, RefusedRecord};
+use crate::proto::{self, ImportMachinesRequest, ImportMachinesResponse, MachineAnswer};
 use crate::raft::Committed;
 
 impl Context {
@@ -104,11 +103,5 @@ fn answer(outcome: ImportOutcome) -> MachineAnswer {
 }
 
 fn refused(status: &Status) -> MachineAnswer {
-    let field = status.metadata().get(FIELD_KEY).and_then(|field| field.to_str().ok()).unwrap_or_default();
-    let refused = RefusedRecord {
-        code: status.code().into(),
-        field: field.to_owned(),
-        message: status.message().to_owned(),
-    };
-    MachineAnswer { known_before: false, refused: Some(refused) }
+    MachineAnswer { known_before: false, refused: Some(status::refused(status)) }
 }

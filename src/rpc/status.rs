@@ -11,6 +11,7 @@ use crate::escrow::ids::Invalid;
 use crate::escrow::journal::DegradedAsk;
 use crate::escrow::records::Source;
 use crate::escrow::state::StateError;
+use crate::proto::RefusedRecord;
 use crate::raft::NodeError;
 use crate::raft::leader::NOT_BEGUN_KEY;
 use crate::raft::membership::Obstacle;
@@ -143,6 +144,16 @@ pub fn needs_approval_alone(ask: &DegradedAsk) -> Status {
         "once somebody has run `strongroom approval grant {approval}` at that node, run the same command again there, word for word; with a quorum, ask anew"
     );
     with(with(Status::permission_denied(why), HINT_KEY, &hint), DEGRADED_KEY, "true")
+}
+
+/// What is answered of a record in a stream or message that would have ended with `status` by itself.
+pub(super) fn refused(status: &Status) -> RefusedRecord {
+    let field = status.metadata().get(FIELD_KEY).and_then(|field| field.to_str().ok()).unwrap_or_default();
+    RefusedRecord {
+        code: status.code().into(),
+        field: field.to_owned(),
+        message: status.message().to_owned(),
+    }
 }
 
 /// The same status with `value` under `key`.

@@ -15,13 +15,12 @@ use crate::escrow::secrets::SECRET_MAX_BYTES;
 use crate::metrics::EscrowOutcome;
 use crate::proto;
 use crate::proto::escrow_many_answer::Answer;
-use crate::proto::{EscrowManyAnswer, KeptRecord, RefusedRecord};
+use crate::proto::{EscrowManyAnswer, KeptRecord};
 use crate::raft::leader::PROPOSE_TIMEOUT;
 use crate::raft::{Committed, NodeError};
 use crate::rpc::escrow::{SEALINGS_MAX, failed_as, seal, unexpected};
 use crate::rpc::guard::Caller;
-use crate::rpc::status::FIELD_KEY;
-use crate::rpc::{Context, now, wire};
+use crate::rpc::{Context, now, status, wire};
 use crate::seal::Keyring;
 
 /// How long records wait for more to share their entry with, if another batch is under way; if none is, they do not wait.
@@ -179,13 +178,7 @@ fn kept(escrowed: &Escrowed) -> EscrowManyAnswer {
 }
 
 fn refused(status: &Status) -> EscrowManyAnswer {
-    let field = status.metadata().get(FIELD_KEY).and_then(|field| field.to_str().ok()).unwrap_or_default();
-    let refused = RefusedRecord {
-        code: status.code().into(),
-        field: field.to_owned(),
-        message: status.message().to_owned(),
-    };
-    EscrowManyAnswer { answer: Some(Answer::Refused(refused)) }
+    EscrowManyAnswer { answer: Some(Answer::Refused(status::refused(status))) }
 }
 
 /// What a record was answered, as it is counted.
