@@ -77,6 +77,21 @@ impl Failure {
         self
     }
 
+    /// The same, if it ended work on the lines of a file that was begun with line `from_line`: with how far that came, and
+    /// where to go on. Up to line `settled` everything is settled; 0 if nothing is.
+    #[must_use]
+    pub fn with_the_way_on(self, from_line: u64, settled: u64, so_far: &str) -> Self {
+        if settled == 0 && self.exit != Exit::Unavailable {
+            // It never began: that the caller may not, for one, is not mended by going on.
+            return self;
+        }
+        let message = format!("{}; so far {so_far}", self.message);
+        let next = from_line.max(settled + 1);
+        let way = format!("doing the same again is safe; --from-line {next} goes on where it ended");
+        let hint = self.hint.map_or(way.clone(), |hint| format!("{hint}; {way}"));
+        Self { message, hint: Some(hint), ..self }
+    }
+
     /// The failure as it is printed on standard error.
     pub fn render(&self, format: Format) -> String {
         match format {

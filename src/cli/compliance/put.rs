@@ -189,19 +189,11 @@ impl Many {
 
     /// A failure that ended it, with what was done until then and where to go on.
     fn with_the_way_on(&self, failure: Failure, from_line: u64) -> Failure {
-        if self.settled == 0 && failure.exit != Exit::Unavailable {
-            // It never began: that the caller may not, for one, is not mended by going on.
-            return failure;
-        }
         let Counts { newest, repeated, superseded, refused, .. } = self.counts;
-        let message = format!(
-            "{}; so far {newest} were the newest, {repeated} had been kept, {superseded} were superseded and {refused} refused",
-            failure.message
+        let so_far = format!(
+            "{newest} were the newest, {repeated} had been kept, {superseded} were superseded and {refused} refused"
         );
-        let next = from_line.max(self.settled + 1);
-        let way = format!("doing the same again is safe; --from-line {next} goes on where it ended");
-        let hint = failure.hint.map_or(way.clone(), |hint| format!("{hint}; {way}"));
-        Failure { message, hint: Some(hint), ..failure }
+        failure.with_the_way_on(from_line, self.settled, &so_far)
     }
 
     fn refused(&mut self, line: u64, why: &str) {

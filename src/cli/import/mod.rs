@@ -266,21 +266,12 @@ impl Import {
             // One failure is told, and this is not the first.
             let _ = file.flush();
         }
-        let Tally { kept, already_escrowed, machines_noted, machines_known, settled_line: line, .. } =
-            state.tally;
-        if line == 0 && failure.exit != Exit::Unavailable {
-            // It never began: that the caller may not, for one, is not mended by going on.
-            return failure;
-        }
-        let next = if line == 0 { self.from_line } else { line + 1 };
-        let mut message =
-            format!("{}; so far {kept} keys were kept, {already_escrowed} had been", failure.message);
+        let Tally { kept, already_escrowed, machines_noted, machines_known, settled_line, .. } = state.tally;
+        let mut so_far = format!("{kept} keys were kept, {already_escrowed} had been");
         if machines_noted + machines_known > 0 {
-            message += &format!(", {machines_noted} machines were noted, {machines_known} had been known");
+            so_far += &format!(", {machines_noted} machines were noted, {machines_known} had been known");
         }
-        let way = format!("doing the same again is safe; --from-line {next} goes on where it ended");
-        let hint = failure.hint.map_or(way.clone(), |hint| format!("{hint}; {way}"));
-        Failure { message, hint: Some(hint), ..failure }
+        failure.with_the_way_on(self.from_line, settled_line, &so_far)
     }
 
     fn summarize(&self, dry_run: bool) -> Result<(), Failure> {
