@@ -88,6 +88,25 @@ impl Base {
         }
     }
 
+    /// The first rows whose keys are in `range`: until they are `max_rows`, or `max_bytes` or more.
+    pub fn slice(
+        &self,
+        range: (Bound<Vec<u8>>, Bound<Vec<u8>>),
+        max_rows: usize,
+        max_bytes: usize,
+    ) -> Result<Slice, StoreError> {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        for row in self.range(range) {
+            let (key, value) = row?;
+            bytes += key.len() + value.len();
+            rows.push((key.clone(), value));
+            if bytes >= max_bytes || rows.len() >= max_rows {
+                return Ok(Slice { rows, stopped_at: Some(key) });
+            }
+        }
+        Ok(Slice { rows, stopped_at: None })
+    }
+
     /// All rows, in the order of keys.
     pub fn rows(&self) -> RowsOfBase {
         self.range(FIRST_ROW_KEY.to_vec()..)
@@ -152,6 +171,13 @@ impl Base {
         }
         Ok(counted)
     }
+}
+
+/// See [`Base::slice`].
+pub(super) struct Slice {
+    pub rows: Vec<(Bytes, Bytes)>,
+    /// The last of their keys, if there may be others behind it.
+    pub stopped_at: Option<Bytes>,
 }
 
 /// See [`Base::range`].

@@ -50,11 +50,7 @@ impl BaseDir {
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
         create_dir(path).map_err(|error| StoreError::io("creating", path, error))?;
         let current = path.join("current");
-        let number = match fs::read_to_string(&current) {
-            Ok(text) => text.trim().parse().unwrap_or(0),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(StoreError::io("reading", &current, error)),
-        };
+        let number = named(&current).map_err(|error| StoreError::io("reading", &current, error))?;
         let dir = Self { path: path.to_owned(), cache_bytes, number };
         dir.remove_leftovers().map_err(|error| StoreError::io("clearing", path, error))?;
         Ok(dir)
@@ -122,8 +118,7 @@ impl BaseDir {
         let current = self.path.join("current");
         if let Err(error) = write_durably(&current, format!("{number}\n").as_bytes()) {
             // It may have failed after the step that counts.
-            let named = fs::read_to_string(&current).ok().and_then(|text| text.trim().parse().ok());
-            if named != Some(number) {
+            if named(&current).ok() != Some(number) {
                 return Err(StoreError::io("writing", &current, error));
             }
             tracing::warn!(%error, "a power loss may bring the base before this one back");
@@ -244,6 +239,15 @@ fn read_through(base: &Base, applied: &Applied) -> Result<(), StoreError> {
 pub(super) fn distrust(witness: &Path) {
     // If even this fails the disk is gone, and with it what could be trusted wrongly.
     let _ = fs::remove_file(witness);
+}
+
+/// The number of the database that is in use, by the file that names it; 0 if it names none.
+fn named(current: &Path) -> io::Result<u64> {
+    match fs::read_to_string(current) {
+        Ok(text) => Ok(text.trim().parse().unwrap_or(0)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 fn sync_tree(path: &Path) -> io::Result<()> {

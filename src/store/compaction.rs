@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::StoreError;
 use super::applied::Applied;
-use super::base::{Base, FIRST_ROW_KEY};
+use super::base::{Base, FIRST_ROW_KEY, Slice};
 use super::base_dir::BaseDir;
 use super::overlay::Changes;
 
@@ -203,16 +203,11 @@ impl Copy {
             Some(cursor) => Bound::Excluded(cursor.clone()),
             None => Bound::Included(FIRST_ROW_KEY.to_vec()),
         };
-        let (mut slice, mut bytes) = (Changes::new(), 0);
-        for row in base.range((lower, Bound::Unbounded)) {
-            let (key, value) = row?;
-            bytes += key.len() + value.len();
-            slice.insert(key, Some(value));
-            if bytes >= max_bytes {
-                return Ok((slice, Applied::default(), false));
-            }
-        }
-        Ok((slice, base.applied()?.unwrap_or_default(), true))
+        let Slice { rows, stopped_at } = base.slice((lower, Bound::Unbounded), usize::MAX, max_bytes)?;
+        let slice = rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        let is_last = stopped_at.is_none();
+        let upto = if is_last { base.applied()?.unwrap_or_default() } else { Applied::default() };
+        Ok((slice, upto, is_last))
     }
 
     fn write(&mut self, slice: Changes, upto: &Applied) -> Result<(), StoreError> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::StoreError;
-use super::base::{Base, FIRST_ROW_KEY};
+use super::base::{Base, FIRST_ROW_KEY, Slice};
 use super::keeper::Keeper;
 use super::overlay::{Change, Changes, row_bytes};
 use crate::escrow::state::Table;
@@ -60,17 +60,9 @@ impl<'a> Pass<'a> {
         self.let_write()?;
         let Some((lower, upper)) = self.ahead.pop_front() else { return Ok(false) };
         let limits = self.keeper.pass_limits;
-        let (mut read, mut bytes) = (Rows::new(), 0);
-        let mut rest = self.keeper.base.range((lower.clone(), upper.clone()));
-        let stopped_at = loop {
-            let Some(row) = rest.next() else { break None };
-            let (key, value) = row?;
-            bytes += key.len() + value.len();
-            read.push_back((key.clone(), value));
-            if bytes >= limits.slice_max_bytes || read.len() >= limits.slice_max_rows {
-                break Some(key);
-            }
-        };
+        let range = (lower.clone(), upper.clone());
+        let Slice { rows: read, stopped_at } =
+            self.keeper.base.slice(range, limits.slice_max_rows, limits.slice_max_bytes)?;
         let upto = match stopped_at {
             Some(key) => {
                 self.ahead.push_front((Bound::Excluded(key.to_vec()), upper));
@@ -78,7 +70,7 @@ impl<'a> Pass<'a> {
             }
             None => upper,
         };
-        self.slice = as_it_was(read, self.undo.take(&(lower, upto)));
+        self.slice = as_it_was(read.into(), self.undo.take(&(lower, upto)));
         Ok(true)
     }
 

@@ -25,18 +25,7 @@ use crate::store::StoreError;
 use crate::store::export::RowSink;
 use crate::store::format;
 
-/// The tables to hand to a [`MachineSink`].
-pub const TABLES: &[Table] = &[
-    Table::CompliancePolicy,
-    Table::Machine,
-    Table::Inventory,
-    Table::Key,
-    Table::KeyHistory,
-    Table::LastContact,
-    Table::Compliance,
-    Table::Exemption,
-];
-/// The same with the past.
+/// The tables to hand to a [`MachineSink`], for a time in the past.
 pub const TABLES_WITH_CHANGES: &[Table] = &[
     Table::CompliancePolicy,
     Table::Machine,
@@ -48,6 +37,8 @@ pub const TABLES_WITH_CHANGES: &[Table] = &[
     Table::Exemption,
     Table::ComplianceChange,
 ];
+/// The same without the past, which is the last of them.
+pub const TABLES: &[Table] = TABLES_WITH_CHANGES.split_at(TABLES_WITH_CHANGES.len() - 1).0;
 
 /// Takes what reports need, without what is sealed.
 pub struct MachineSink {
