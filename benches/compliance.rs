@@ -39,6 +39,8 @@ mod nodes;
 mod restart;
 #[path = "shared/restart.rs"]
 mod restarted;
+#[path = "shared/running.rs"]
+mod running;
 #[path = "shared/snapshots.rs"]
 mod snapshots;
 #[path = "shared/steady.rs"]
@@ -47,14 +49,11 @@ mod steady;
 mod upload;
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use common::{ALL, TestCluster};
 use steady::{Steady, Tally};
-use strongroom::cli::local_cluster::LocalCluster;
-use strongroom::escrow::features::FeatureLevel;
 use strongroom::escrow::ids::Timestamp;
 
 /// Machines if nothing is said.
@@ -73,9 +72,9 @@ const DETAILS: [&str; 4] = ["enterprise", "--details", "--format", "csv"];
 async fn main() {
     // `cargo bench` passes a flag of its own.
     let machines = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(MACHINES);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-    let beginning = u64::try_from(now).expect("before the end of time") - BEFORE_MS;
-    let mut test = cluster().await;
+    let beginning = running::now_ms() - BEFORE_MS;
+    let mut test = running::form(tempfile::tempdir().expect("a directory"), CONFIG).await;
+    running::takes_compliance(&test).await;
 
     load::machines(&test, machines).await.show("machines imported");
     load::keys(&test, machines).await.show("keys imported");
@@ -88,18 +87,6 @@ async fn main() {
     settled(&test, "after nothing new").await;
     steady_escrows(&test, beginning + BEFORE_MS).await;
     settled(&test, "with new snapshots").await;
-}
-
-async fn cluster() -> TestCluster {
-    let dir = tempfile::tempdir().expect("a directory");
-    let program = std::env::var_os("STRONGROOM_PROGRAM").map_or_else(common::program, PathBuf::from);
-    let plan = common::plan(CONFIG);
-    let mut cluster = LocalCluster::open_or_create(dir.path(), &plan, program).expect("a layout");
-    cluster.form().await.expect("a cluster forms");
-    let allowed =
-        |status: &strongroom::proto::StatusResponse| status.feature_level >= FeatureLevel::COMPLIANCE.0;
-    cluster.wait_for("the feature level", common::SOON, &ALL, allowed).await.expect("raised");
-    TestCluster { cluster, dir }
 }
 
 async fn settled(test: &TestCluster, when: &str) {

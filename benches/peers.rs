@@ -42,6 +42,8 @@ mod postgres;
 mod process;
 #[path = "shared/restart.rs"]
 mod restart;
+#[path = "shared/running.rs"]
+mod running;
 #[path = "shared/snapshots.rs"]
 mod snapshots;
 #[path = "shared/steady.rs"]

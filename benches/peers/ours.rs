@@ -1,16 +1,14 @@
 //! Three nodes of ours as they come, in processes of their own. Its clients escrow a key each and get a signed receipt.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use strongroom::cli::local_cluster::LocalCluster;
 use strongroom::escrow::ids::NodeId;
 use tempfile::TempDir;
 
-use crate::common::{self, ALL, TestCluster};
+use crate::common::{ALL, TestCluster};
 use crate::load::Client;
-use crate::payload;
+use crate::{payload, running};
 
 /// A running cluster, gone when dropped.
 pub struct Ours {
@@ -22,10 +20,7 @@ pub struct Ours {
 impl Ours {
     /// With more lines in the configuration of the nodes.
     pub async fn start(dir: TempDir, config: &str) -> Self {
-        let mut cluster =
-            LocalCluster::open_or_create(dir.path(), &common::plan(config), program()).expect("a layout");
-        cluster.form().await.expect("a cluster forms");
-        Self { test: TestCluster { cluster, dir }, escrows: Arc::default() }
+        Self { test: running::form(dir, config).await, escrows: Arc::default() }
     }
 
     pub fn pids(&self) -> Vec<u32> {
@@ -50,11 +45,6 @@ impl Ours {
         };
         (0..count).map(at).collect()
     }
-}
-
-/// The program that is measured.
-pub fn program() -> PathBuf {
-    std::env::var_os("STRONGROOM_PROGRAM").map_or_else(common::program, PathBuf::from)
 }
 
 pub struct EscrowClient {

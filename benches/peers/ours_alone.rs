@@ -2,11 +2,10 @@
 //! written.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_util::stream;
 use strongroom::client::{BulkAnswer, ClientError};
-use strongroom::escrow::features::FeatureLevel;
 use strongroom::escrow::ids::NodeId;
 use strongroom::proto::{Consistency, FindRequest};
 
@@ -19,8 +18,8 @@ use crate::meter::Meter;
 use crate::ours::Ours;
 use crate::payload::deposit;
 use crate::restart::{Started, start};
-use crate::snapshots;
 use crate::steady::{Steady, Tally};
+use crate::{running, snapshots};
 
 /// Clients that look up or reveal.
 const CLIENTS: usize = 64;
@@ -205,17 +204,14 @@ async fn show_failovers(ours: &mut Ours) {
 pub async fn snapshots_under_load(disk: &Disk, machines: u64) {
     let ours = Ours::start(disk.directory(), SNAPSHOTS_OFTEN).await;
     let test = &ours.test;
-    let allowed =
-        |status: &strongroom::proto::StatusResponse| status.feature_level >= FeatureLevel::COMPLIANCE.0;
-    test.cluster.wait_for("the feature level", SOON, &ALL, allowed).await.expect("raised");
+    running::takes_compliance(test).await;
     import(test, 0, machines).await;
     test.cluster.wait_settled(&ALL).await.expect("settled");
 
     let mut steady = Steady::new(test).await;
     let [mut quiet, mut writing] = [(); 2].map(|()| Tally::new());
     steady.during(&mut quiet, tokio::time::sleep(QUIET)).await;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-    let beginning = u64::try_from(now).expect("before the end of time") - BEFORE_MS;
+    let beginning = running::now_ms() - BEFORE_MS;
     let (mut took, mut turn) = (Duration::ZERO, 0);
     while took < WRITING && turn < TURNS_MAX {
         took += snapshots::written(test, &mut steady, &mut writing, beginning + turn * TURN_MS).await;

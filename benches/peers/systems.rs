@@ -8,8 +8,9 @@ use crate::etcd::{self, Etcd};
 use crate::figures;
 use crate::load::{Run, closed_loop};
 use crate::meter::Meter;
-use crate::ours::{self, Ours};
+use crate::ours::Ours;
 use crate::postgres::{self, Postgres};
+use crate::running;
 use crate::trust::Trust;
 
 /// Over what time it is seen whether the systems are at rest.
@@ -38,7 +39,7 @@ impl Systems {
     pub async fn start(disk: Disk) -> Self {
         let trust = Trust::new(disk.directory());
         let mut all = vec![System::Ours(Ours::start(disk.directory(), "").await)];
-        println!("{}: {}", figures::OURS, ours::program().display());
+        println!("{}: {}", figures::OURS, running::program().display());
         match Etcd::start(&trust, disk.directory()).await {
             Some(etcd) => {
                 println!("{}: {}", figures::ETCD, etcd.version());

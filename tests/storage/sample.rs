@@ -1,8 +1,11 @@
 //! Commands to fill a state with.
 
-use strongroom::escrow::command::{Action, Command, Escrow, Initialize, Reveal};
-use strongroom::escrow::ids::{ClusterId, Identity, KeyId, RequestId, Role, Timestamp};
-use strongroom::escrow::records::{Fingerprint, KeyringRecord, NodeRecord, Sealed, Source};
+#[path = "../../benches/shared/cluster.rs"]
+mod cluster;
+
+use strongroom::escrow::command::{Action, Command, Escrow, Reveal};
+use strongroom::escrow::ids::{Identity, KeyId, RequestId, Role, Timestamp};
+use strongroom::escrow::records::{Fingerprint, Sealed, Source};
 use strongroom::escrow::secrets::SecretKind;
 use uuid::Uuid;
 
@@ -18,23 +21,7 @@ pub fn command(request: u64, role: Role, name: &str, action: Action) -> Command 
 
 /// The first entry of a cluster.
 pub fn initialize() -> Command {
-    let node = NodeRecord {
-        id: 1,
-        peer_address: "node1:7421".to_owned(),
-        api_address: "node1:7420".to_owned(),
-        zone: String::new(),
-        storage: Uuid::nil(),
-        recipient: "age1node".to_owned(),
-        admitted_at: Timestamp(0),
-    };
-    let initialize = Initialize {
-        cluster: ClusterId(Uuid::nil()),
-        name: "acme".parse().unwrap(),
-        offline_recipient: "age1offline".to_owned(),
-        node,
-        keyring: KeyringRecord { generation: 1, current_key_version: 1, age_file: vec![1] },
-    };
-    command(0, Role::Node, "1", Action::Initialize(initialize))
+    command(0, Role::Node, "1", cluster::initialize())
 }
 
 /// The id of key `number`.
