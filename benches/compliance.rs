@@ -9,6 +9,7 @@
 //! Printed are:
 //!
 //! - the rate of each load, and how long each report took;
+//! - for how long the nodes wrote their bases anew (compaction) once little was written, after the loads and at the end;
 //! - after each of these, of each node: its payload, which is what the keys and values of its rows come to, the files of its
 //!   log, base and snapshots, all files of its data directory and how many times the payload that is, its memory now, and at
 //!   most since the last such table;
@@ -80,6 +81,8 @@ async fn main() {
     load::keys(&test, machines).await.show("keys imported");
     load::documents(&test, machines, beginning).await.show("documents taken");
     settled(&test, "after the load").await;
+    nodes::compacted(&test).await;
+    settled(&test, "written anew").await;
     reports(&test, beginning).await;
     settled(&test, "after the reports").await;
     restart::show_both(&mut test, machines, beginning + 10_000).await;
@@ -87,6 +90,8 @@ async fn main() {
     settled(&test, "after nothing new").await;
     steady_escrows(&test, beginning + BEFORE_MS).await;
     settled(&test, "with new snapshots").await;
+    nodes::compacted(&test).await;
+    settled(&test, "written anew").await;
 }
 
 async fn settled(test: &TestCluster, when: &str) {

@@ -1,7 +1,7 @@
 //! What each node takes.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use strongroom::escrow::ids::NodeId;
 
@@ -11,6 +11,14 @@ use crate::metrics::metric;
 
 /// A node looks at what it takes every two seconds.
 const LOOK: Duration = Duration::from_secs(3);
+
+/// A node looks every half a minute whether its base is due to be written anew; that little is written it knows by the
+/// second look.
+const LOOKS_FOR_COMPACTION: Duration = Duration::from_secs(65);
+/// Between two looks of ours at whether one is being written.
+const POLL: Duration = Duration::from_millis(500);
+/// Longest that it may take, before the bench gives up.
+const COMPACTION_MAX: Duration = Duration::from_secs(1_800);
 
 /// Bytes of a MiB.
 const MIB: f64 = 1_048_576.0;
@@ -35,6 +43,28 @@ pub async fn show(test: &TestCluster, when: &str) {
         );
         forget_peak(&pid);
     }
+}
+
+/// Waits, while nothing is written, until every node has written its base anew that was to, and prints for how long any
+/// of them did.
+pub async fn compacted(test: &TestCluster) {
+    let began = Instant::now();
+    let mut longest = Duration::ZERO;
+    while began.elapsed() < LOOKS_FOR_COMPACTION || ALL.iter().any(|node| is_compacting(&data(test, *node))) {
+        assert!(began.elapsed() < COMPACTION_MAX, "a base is written anew without an end");
+        if ALL.iter().any(|node| is_compacting(&data(test, *node))) {
+            longest += POLL;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    println!("bases written anew {:>37.1} s", longest.as_secs_f64());
+}
+
+/// Whether there is a second database beside the one in use.
+fn is_compacting(data: &Path) -> bool {
+    let entries = std::fs::read_dir(data.join("base")).expect("there is a base");
+    let names = entries.flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.to_string_lossy().parse::<u64>().is_ok()).count() > 1
 }
 
 /// MiB of all files below `path`.

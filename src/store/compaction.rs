@@ -1,8 +1,10 @@
 //! Compaction: the base is written anew when sled's files have grown far beyond the rows in them.
 //!
 //! sled gives space back a segment at a time, once half of a segment is of no use any more, and a page may lie in ten of
-//! them: after many writes all over the base its files are four times as large as its rows, and stay so. Past that the rows are
-//! copied to a fresh database, in the order of keys, a slice at a time, while entries go on being applied. The keeper is
+//! them: after many writes all over the base its files are four times as large as its rows, and stay so. So, when little is
+//! written, the rows are copied to a fresh database, in the order of keys, a slice at a time, while entries go on being
+//! applied. While much is written the copy would cost a third of the rate and grow as fast as the base that it replaces:
+//! then one is begun only when the files are larger still. The keeper is
 //! the only one who writes the base, and tells the copy of it: a row behind the copy is written to the fresh one as well,
 //! and one before it will be read as it is then. At the end both are the same, and the fresh one takes the other's place.
 //!
@@ -12,11 +14,16 @@
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::StoreError;
 use super::applied::Applied;
 use super::base::{Base, FIRST_ROW_KEY, Slice};
 use super::base_dir::BaseDir;
 use super::overlay::Changes;
+
+/// Files have grown since the last compaction when there is a quarter more of them.
+const GROWTH: u64 = 4;
 
 /// Bounds of a compaction; smaller in tests.
 #[derive(Debug, Clone, Copy)]
@@ -25,9 +32,13 @@ pub struct CompactionLimits {
     pub check_every: Duration,
     /// A base with smaller files is left alone.
     pub floor_bytes: u64,
-    /// One is due when the files have more than so many times the bytes of the rows: more than the four to five times that
-    /// sled comes to by itself. While much is written, the copy costs a third of the rate and the memory of a second base.
+    /// One is due when the files have more than so many times the bytes of the rows and little is written.
     pub times_rows: u64,
+    /// Little is at most so many bytes of rows since it was last looked.
+    pub quiet_max_bytes: u64,
+    /// However much is written, one is due when the files have more than so many times the bytes of the rows: more than the
+    /// four to five times that sled comes to by itself.
+    pub times_rows_busy: u64,
     /// Bytes of the disk that it leaves free, beside those of the rows.
     pub reserve_bytes: u64,
     /// Most bytes of rows that are copied at once: the keeper does nothing else meanwhile, some ten milliseconds. Then it
@@ -40,7 +51,9 @@ impl Default for CompactionLimits {
         Self {
             check_every: Duration::from_secs(30),
             floor_bytes: 64 * 1024 * 1024,
-            times_rows: 6,
+            times_rows: 2,
+            quiet_max_bytes: 16 * 1024 * 1024,
+            times_rows_busy: 6,
             reserve_bytes: 512 * 1024 * 1024,
             slice_max_bytes: 512 * 1024,
         }
@@ -52,8 +65,10 @@ pub(super) struct Compaction {
     limits: CompactionLimits,
     /// When it is next looked whether one is due, or the next slice is.
     due: Instant,
-    /// What the files came to after the last one: if that was much already, one more would make it no less.
+    /// What the files came to after the last one. Until they have grown since, one more would make them no smaller.
     after_last: u64,
+    /// Bytes of rows that were written since it was last looked whether one is due.
+    written_bytes: u64,
     copy: Option<Copy>,
 }
 
@@ -76,7 +91,7 @@ pub(super) struct Compacted {
 impl Compaction {
     /// None is under way.
     pub fn new(limits: CompactionLimits) -> Self {
-        Self { limits, due: Instant::now() + limits.check_every, after_last: 0, copy: None }
+        Self { limits, due: Instant::now() + limits.check_every, after_last: 0, written_bytes: 0, copy: None }
     }
 
     /// How long nothing is due, at most `longest`.
@@ -131,10 +146,19 @@ impl Compaction {
         self.copy.is_some()
     }
 
+    /// Of a base whose rows and files come to so many bytes, and to which so many were written since this was last asked.
+    fn is_due(&self, rows: u64, files: u64, written: u64) -> bool {
+        let is_quiet = written <= self.limits.quiet_max_bytes;
+        let times = if is_quiet { self.limits.times_rows } else { self.limits.times_rows_busy };
+        let has_grown = files > self.after_last.saturating_add(self.after_last / GROWTH);
+        files >= self.limits.floor_bytes && files > rows.saturating_mul(times) && has_grown
+    }
+
     fn begin_if_due(&mut self, base: &Base, dir: &BaseDir) -> Result<(), StoreError> {
+        let written = std::mem::take(&mut self.written_bytes);
         let rows = base.applied()?.unwrap_or_default().bytes;
         let files = base.bytes_on_disk()?;
-        if files < self.limits.floor_bytes || files <= rows.saturating_mul(self.limits.times_rows) {
+        if !self.is_due(rows, files, written) {
             return Ok(());
         }
         let begun = dir.free_bytes().and_then(|free| {
@@ -159,6 +183,9 @@ impl Compaction {
 
     /// Takes note of what was just written to the base.
     pub fn wrote(&mut self, changes: &Changes, dir: &BaseDir) {
+        let bytes: usize =
+            changes.iter().map(|(key, change)| key.len() + change.as_ref().map_or(0, Bytes::len)).sum();
+        self.written_bytes = self.written_bytes.saturating_add(bytes as u64);
         let Some(copy) = &self.copy else { return };
         let Some(cursor) = &copy.cursor else { return };
         let behind = changes.range::<[u8], _>((Bound::Unbounded, Bound::Included(&cursor[..])));
@@ -221,7 +248,6 @@ impl Copy {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use tempfile::TempDir;
 
     use super::*;
@@ -232,6 +258,8 @@ mod tests {
             check_every: Duration::ZERO,
             floor_bytes: 0,
             times_rows: 0,
+            quiet_max_bytes: 0,
+            times_rows_busy: 0,
             reserve_bytes: 0,
             slice_max_bytes: 500,
         }
@@ -341,7 +369,7 @@ mod tests {
     #[test]
     fn none_begins_without_need_or_without_room() {
         let small = CompactionLimits { floor_bytes: u64::MAX, ..limits() };
-        let tight = CompactionLimits { times_rows: u64::MAX, ..limits() };
+        let tight = CompactionLimits { times_rows: u64::MAX, times_rows_busy: u64::MAX, ..limits() };
         let full = CompactionLimits { reserve_bytes: u64::MAX, ..limits() };
         for limits in [small, tight, full] {
             let mut bed = Bed::filled(limits);
@@ -349,5 +377,26 @@ mod tests {
             assert!(bed.compaction.copy.is_none(), "{limits:?}");
             assert_eq!(databases(&bed.root), 1);
         }
+    }
+    #[test]
+    fn while_much_is_written_more_is_left_lying() {
+        let limits = CompactionLimits { times_rows: 2, quiet_max_bytes: 10, times_rows_busy: 6, ..limits() };
+        let mut compaction = Compaction::new(limits);
+        for (files, written, due) in [(200, 0, false), (201, 10, true), (201, 11, false), (601, 11, true)] {
+            assert_eq!(compaction.is_due(100, files, written), due, "{files} {written}");
+        }
+        compaction.after_last = 400;
+        assert!(!compaction.is_due(100, 500, 0), "the last one left 400");
+        assert!(compaction.is_due(100, 501, 0));
+    }
+
+    #[test]
+    fn what_is_written_counts_once() {
+        let quiet = CompactionLimits { times_rows_busy: u64::MAX, quiet_max_bytes: 100, ..limits() };
+        let mut bed = Bed::filled(quiet);
+        bed.step();
+        assert!(bed.compaction.copy.is_none(), "a thousand rows were written");
+        bed.step();
+        assert!(bed.compaction.copy.is_some(), "nothing was");
     }
 }

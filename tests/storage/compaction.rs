@@ -18,6 +18,8 @@ fn all_the_while() -> StorageOptions {
         check_every: Duration::from_millis(1),
         floor_bytes: 0,
         times_rows: 0,
+        quiet_max_bytes: 0,
+        times_rows_busy: 0,
         reserve_bytes: 0,
         slice_max_bytes: 1_000,
     };
