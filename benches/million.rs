@@ -99,9 +99,9 @@ impl Bed {
         let position = LogPosition { term: 1, index: self.next };
         self.next += 1;
         let began = Instant::now();
-        let reply = self.machine.apply(position, Payload::Command(&command)).expect("it applies");
+        let reply = self.machine.apply(position, Payload::Commands(vec![&command])).expect("it applies");
         let took = began.elapsed();
-        match reply.expect("a command is answered") {
+        match reply.first().expect("a command is answered") {
             Reply::Initialized | Reply::FeatureLevel(_) => {}
             Reply::ComplianceNoted(outcomes) => {
                 let is_newest = |outcome: &UploadOutcome| {

@@ -143,7 +143,7 @@ impl Bed {
 
     fn apply(&mut self, command: &[u8]) {
         let position = LogPosition { term: 1, index: self.next };
-        self.machine.apply(position, Payload::Command(command)).expect("it applies");
+        self.machine.apply(position, Payload::Commands(vec![command])).expect("it applies");
         self.next += 1;
     }
 

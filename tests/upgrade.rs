@@ -229,7 +229,7 @@ async fn a_log_with_entries_of_a_newer_format_is_refused() {
     let stopped = Stopped::new().await;
     let storage = stopped.storage().await;
     let last = storage.log.state().expect("read").last.expect("entries");
-    let mut record = Payload::Command(b"whatever a newer release writes").encode();
+    let mut record = Payload::Commands(vec![b"whatever a newer release writes"]).encode();
     record[0] += 1;
     let next = LogPosition { index: last.index + 1, ..last };
     storage.log.append(vec![(next, record)], drop).await.expect("appended");
@@ -284,7 +284,7 @@ async fn a_command_of_a_newer_release_stops_the_replica_and_says_why() {
     let which = bytes.len() - 2;
     bytes[which] = 200;
     let next = LogPosition { index: last.index + 1, ..last };
-    let record = Payload::Command(&bytes).encode();
+    let record = Payload::Commands(vec![&bytes]).encode();
     storage.log.append(vec![(next, record)], drop).await.expect("appended");
     storage.close().await.expect("closed");
     drop(storage);

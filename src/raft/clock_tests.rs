@@ -112,7 +112,7 @@ async fn a_stamp_from_the_future_is_not_believed_by_the_leader() {
     until("it leads", || leader.node.leader_in_contact() == Some(1)).await;
     let forward = async |ahead_ms: u64| {
         let at = Timestamp(crate::raft::now().0 + ahead_ms);
-        let forwarded = Forwarded::decode(format::encode(&command(&leader.node, at))).unwrap();
+        let forwarded = Forwarded::decode(format::encode(&command(&leader.node, at)).into()).unwrap();
         leader.node.commit_forwarded(forwarded).await.unwrap();
         last_stamp(&leader.node).0
     };

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
@@ -18,16 +19,17 @@ use crate::escrow::apply::too_new;
 use crate::escrow::command::{Action, Command, Refusal};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{NodeId, Timestamp};
-use crate::escrow::records::LogPosition;
 use crate::metrics::ProposalOutcome;
 use crate::proto::peer::{Envelope, ReadIndexRequest};
 use crate::store::format;
 
 use super::clock::is_credible;
 use super::error::NodeError;
+use super::groups::{GATHERED_MAX, Groups, Unwritten, Written};
+use super::log_store::position;
 use super::node::{Committed, Node};
 use super::read_index::ReadIndex;
-use super::types::EncodedCommand;
+use super::types::{EncodedCommands, Raft};
 
 /// Longest a proposal waits for a quorum, an election included, before its caller is told that none answered. Shorter
 /// than a client's attempt, so that the caller hears this answer and not silence.
@@ -64,14 +66,14 @@ trait Question: Sync {
 }
 
 /// Commit a command.
-struct Commit<'a> {
+struct Commit {
     /// Encoded.
-    body: &'a [u8],
+    body: Bytes,
     /// The feature level that allows it.
     requires: FeatureLevel,
 }
 
-impl Question for Commit<'_> {
+impl Question for Commit {
     type Answer = Committed;
 
     async fn ask(
@@ -81,9 +83,9 @@ impl Question for Commit<'_> {
         deadline: Instant,
     ) -> Result<Attempt<Committed>, NodeError> {
         if leader != node.options().id {
-            return node.forward(leader, self.body, deadline).await;
+            return node.forward(leader, self.body.clone(), deadline).await;
         }
-        match node.commit(self.body.to_vec(), self.requires).await {
+        match node.commit(self.body.clone(), self.requires).await {
             Ok(committed) => Ok(Attempt::Done(committed)),
             Err(NodeError::NotLeader(_) | NodeError::NoQuorum(_) | NodeError::Quarantined(_)) => {
                 Ok(Attempt::NotBegun)
@@ -126,7 +128,7 @@ enum Attempt<T> {
 
 /// A command that another node forwards, known to be one that a replica can apply.
 pub struct Forwarded {
-    body: Vec<u8>,
+    body: Bytes,
     /// When it says it was given.
     at: Timestamp,
     /// The node it says it came in through.
@@ -145,7 +147,7 @@ impl Forwarded {
     /// # Errors
     /// [`NodeError::Decode`] or [`NodeError::TooLarge`] for what no replica could apply: such an entry would stop all of
     /// them.
-    pub fn decode(body: Vec<u8>) -> Result<Self, NodeError> {
+    pub fn decode(body: Bytes) -> Result<Self, NodeError> {
         if body.len() > COMMAND_MAX_BYTES {
             return Err(NodeError::TooLarge { bytes: body.len() });
         }
@@ -162,7 +164,8 @@ impl Forwarded {
     /// The same, given at `now`: a stamp is nobody's word but the node's that passes it on.
     fn restamped(self, now: Timestamp) -> Result<Self, NodeError> {
         let command: Command = format::decode(&self.body)?;
-        Ok(Self { body: format::encode(&Command { at: now, ..command }), at: now, ..self })
+        let body = format::encode(&Command { at: now, ..command }).into();
+        Ok(Self { body, at: now, ..self })
     }
 }
 
@@ -200,20 +203,20 @@ impl Node {
         if let Some(skew) = self.clock_fault() {
             return Err(NodeError::Clock(skew));
         }
-        let body = format::encode(command);
+        let body = Bytes::from(format::encode(command));
         let _permit = self.proposal_permit(body.len())?;
         let requires = FeatureLevel::required_by(command);
-        self.at_the_leader(limit, Commit { body: &body, requires }).await
+        self.at_the_leader(limit, Commit { body, requires }).await
     }
 
     async fn forward(
         &self,
         leader: NodeId,
-        body: &[u8],
+        body: Bytes,
         deadline: Instant,
     ) -> Result<Attempt<Committed>, NodeError> {
         let Some(mut client) = self.member_client(leader) else { return Ok(Attempt::NotBegun) };
-        let mut request = tonic::Request::new(Envelope { body: body.to_vec().into(), quorum_age_ms: None });
+        let mut request = tonic::Request::new(Envelope { body, quorum_age_ms: None });
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         match client.propose(request).await.map(|answer| format::decode(&answer.into_inner().body)) {
             Ok(Ok(committed)) => Ok(Attempt::Done(committed)),
@@ -271,7 +274,7 @@ impl Node {
         if requires <= allowed { Ok(()) } else { Err(too_new(requires, allowed).into()) }
     }
 
-    async fn commit(&self, body: Vec<u8>, requires: FeatureLevel) -> Result<Committed, NodeError> {
+    async fn commit(&self, body: Bytes, requires: FeatureLevel) -> Result<Committed, NodeError> {
         // It would be answered from this node's state, which is wrong.
         if let Some(why) = self.quarantine() {
             return Err(NodeError::Quarantined(why));
@@ -285,19 +288,14 @@ impl Node {
         }
         self.check_allowed(requires).await?;
         let began = Instant::now();
-        let written =
-            self.inner.raft.client_write(EncodedCommand(body)).await.map_err(|error| match error {
-                RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
-                    NodeError::NotLeader(to.leader_id)
-                }
-                RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => NodeError::Unconfirmed(fresh),
-                other => NodeError::Fatal(other.to_string()),
-            })?;
+        let committed = self.inner.groups.commit(body).await.map_err(|unwritten| match unwritten {
+            Unwritten::Crowded => NodeError::Overloaded { what: "commands", limit: GATHERED_MAX },
+            Unwritten::Discarded => NodeError::Unconfirmed(fresh),
+            Unwritten::Failed(why) => NodeError::Fatal(why),
+            Unwritten::NotLeader(leader) => NodeError::NotLeader(leader),
+        })?;
         self.options().metrics.raft.commit.observe(began.elapsed());
-        let position =
-            LogPosition { term: written.log_id.committed_leader_id().term, index: written.log_id.index };
-        let unanswered = || NodeError::Fatal("a command was applied without an answer".to_owned());
-        Ok(Committed { position, reply: written.data.0.ok_or_else(unanswered)? })
+        Ok(committed)
     }
 
     /// An index such that a replica which has applied it has everything acknowledged before this call.
@@ -426,6 +424,23 @@ impl Node {
         let kib = u32::try_from(bytes / 1024 + 1).map_err(|_| overloaded())?;
         self.inner.proposals.try_acquire_many(kib).map_err(|_| overloaded())
     }
+}
+
+/// Has the entries of this node's clients written by `raft`.
+pub(super) fn groups(raft: Raft) -> Groups {
+    Groups::new(move |commands| {
+        let raft = raft.clone();
+        async move { write(&raft, commands).await }
+    })
+}
+
+async fn write(raft: &Raft, commands: EncodedCommands) -> Result<Written, Unwritten> {
+    let written = raft.client_write(commands).await.map_err(|error| match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => Unwritten::NotLeader(to.leader_id),
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => Unwritten::Discarded,
+        other => Unwritten::Failed(other.to_string()),
+    })?;
+    Ok(Written { position: position(&written.log_id), replies: written.data.0 })
 }
 
 async fn confirmed(reads: Option<&ReadIndex>) -> Result<u64, Arc<NodeError>> {

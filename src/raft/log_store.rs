@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
+use bytes::Bytes;
 use futures_util::{Stream, stream};
 use openraft::alias::CommittedLeaderIdOf;
 use openraft::alias::{EntryOf, VoteOf};
@@ -12,7 +13,7 @@ use openraft::impls::leader_id_std::LeaderId;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{Entry, Membership, OptionalSend, Vote};
 
-use super::types::{EncodedCommand, LogId, Member, TypeConfig};
+use super::types::{EncodedCommands, LogId, Member, TypeConfig};
 use crate::escrow::ids::NodeId;
 use crate::escrow::records::LogPosition;
 use crate::store::format::{self, Payload};
@@ -198,15 +199,19 @@ pub(super) fn decode_membership(bytes: &[u8]) -> io::Result<Membership<NodeId, M
 fn encode_entry(entry: &EntryOf<TypeConfig>) -> Vec<u8> {
     match &entry.payload {
         EntryPayload::Blank => Payload::Blank.encode(),
-        EntryPayload::Normal(command) => Payload::Command(&command.0).encode(),
+        EntryPayload::Normal(commands) => commands.payload().encode(),
         EntryPayload::Membership(membership) => Payload::Membership(&encode_membership(membership)).encode(),
     }
 }
 
-fn decode_entry(position: LogPosition, record: &[u8]) -> io::Result<EntryOf<TypeConfig>> {
+fn decode_entry(position: LogPosition, record: &Bytes) -> io::Result<EntryOf<TypeConfig>> {
     let payload = match Payload::decode(record).map_err(|error| invalid("a log record", error))? {
         Payload::Blank => EntryPayload::Blank,
-        Payload::Command(bytes) => EntryPayload::Normal(EncodedCommand(bytes.to_vec())),
+        Payload::Commands(commands) => {
+            // Parts of the record that is in memory, not copies.
+            let commands = commands.into_iter().map(|command| record.slice_ref(command));
+            EntryPayload::Normal(EncodedCommands(commands.collect()))
+        }
         Payload::Membership(bytes) => EntryPayload::Membership(decode_membership(bytes)?),
     };
     Ok(Entry { log_id: log_id(position), payload })
@@ -227,7 +232,7 @@ mod tests {
     const ENTRY_BYTES: usize = READ_MAX_BYTES / 5 * 2;
 
     async fn append(log: &Log, indexes: std::ops::RangeInclusive<u64>) {
-        let record = Payload::Command(&vec![7; ENTRY_BYTES]).encode();
+        let record = Payload::Commands(vec![&[7; ENTRY_BYTES]]).encode();
         let entries = indexes.map(|index| (LogPosition { term: 1, index }, record.clone())).collect();
         log.append(entries, drop).await.unwrap();
         log.sync().await.unwrap();

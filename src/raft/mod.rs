@@ -22,6 +22,7 @@ mod error;
 pub mod expelled;
 pub mod features;
 mod fetch;
+mod groups;
 mod healing;
 pub mod journal;
 mod keyring;

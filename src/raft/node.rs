@@ -37,9 +37,10 @@ use super::error::NodeError;
 use super::expelled::Expulsion;
 use super::features::{self, HeldBack};
 use super::fetch::OFFERS_MAX;
+use super::groups::Groups;
 use super::journal;
 use super::keyring::KeyringCache;
-use super::leader::{PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
+use super::leader::{self, PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
 use super::membership::{Turns, failure_tolerance, spawn_settling};
 use super::network::Network;
 use super::opening::OpeningBoard;
@@ -167,6 +168,7 @@ pub(super) struct Inner {
     pub(super) quorum: QuorumClock,
     /// Room for commands under way, in KiB.
     pub(super) proposals: Semaphore,
+    pub(super) groups: Groups,
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
     pub(super) turns: Turns,
@@ -231,6 +233,7 @@ impl Node {
         }
         let stop = CancellationToken::new();
         compaction::spawn(raft.clone(), storage.clone(), stop.clone());
+        let groups = leader::groups(raft.clone());
         let usage = UsageMeter::default();
         usage.spawn(storage.clone(), directory.path().to_owned(), stop.clone());
         let node = Self {
@@ -245,6 +248,7 @@ impl Node {
                 keyring: KeyringCache::new(key),
                 quorum,
                 proposals: Semaphore::new(PROPOSALS_MAX_KIB),
+                groups,
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),
                 turns: Turns::default(),

@@ -130,14 +130,14 @@ fn apply_one(
 /// As [`Machine::apply`].
 pub fn apply_entry(machine: &Machine, entry: &EntryOf<TypeConfig>) -> io::Result<Applied> {
     let at = position(&entry.log_id);
-    let reply = match &entry.payload {
+    let replies = match &entry.payload {
         EntryPayload::Blank => machine.apply(at, Payload::Blank),
-        EntryPayload::Normal(command) => machine.apply(at, Payload::Command(&command.0)),
+        EntryPayload::Normal(commands) => machine.apply(at, commands.payload()),
         EntryPayload::Membership(membership) => {
             machine.apply(at, Payload::Membership(&encode_membership(membership)))
         }
     };
-    Ok(Applied(reply?))
+    Ok(Applied(replies?))
 }
 
 /// Writes snapshots while entries go on being applied.

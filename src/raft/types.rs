@@ -2,33 +2,49 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use openraft::impls::leader_id_std;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::escrow::command::Reply;
+use crate::escrow::command::{Command, Reply};
 use crate::escrow::ids::NodeId;
+use crate::store::format::{self, Payload};
 
-/// A [`Command`](crate::escrow::command::Command) as it travels and rests: encoded once by the node that received
-/// it (see `store::format`), decoded where it is applied.
+/// The [`Command`](crate::escrow::command::Command)s of an entry as they travel and rest: each encoded once by the node
+/// that received it (see `store::format`), decoded where they are applied.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EncodedCommand(pub Vec<u8>);
+pub struct EncodedCommands(pub Vec<Bytes>);
 
-impl fmt::Debug for EncodedCommand {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EncodedCommand({} bytes)", self.0.len())
+impl EncodedCommands {
+    /// One alone.
+    pub fn one(command: &Command) -> Self {
+        Self(vec![format::encode(command).into()])
+    }
+
+    /// As the entry holds them.
+    pub(super) fn payload(&self) -> Payload<'_> {
+        Payload::Commands(self.0.iter().map(|command| &command[..]).collect())
     }
 }
 
-impl fmt::Display for EncodedCommand {
+impl fmt::Debug for EncodedCommands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes: usize = self.0.iter().map(Bytes::len).sum();
+        write!(f, "EncodedCommands({} of {bytes} bytes)", self.0.len())
+    }
+}
+
+impl fmt::Display for EncodedCommands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
 }
 
-/// What applying an entry answered: nothing for blank entries and membership changes.
+/// What applying an entry answered to each of its commands, in their order: nothing for blank entries and membership
+/// changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Applied(pub Option<Reply>);
+pub struct Applied(pub Vec<Reply>);
 
 impl fmt::Display for Applied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,7 +70,7 @@ openraft::declare_raft_types!(
     /// The types of Strongroom's one Raft group. One leader a term, as in the Raft paper, so that a log id is
     /// `(term, index)`.
     pub TypeConfig:
-        D = EncodedCommand,
+        D = EncodedCommands,
         R = Applied,
         NodeId = NodeId,
         Node = Member,

@@ -82,7 +82,7 @@ impl PeerService for Context {
 
     async fn propose(&self, request: Request<Envelope>) -> Result<Response<Envelope>, Status> {
         let caller = self.admit_member(&request)?;
-        let command = Forwarded::decode(request.into_inner().body.to_vec())?;
+        let command = Forwarded::decode(request.into_inner().body)?;
         check_source(&caller, command.source)?;
         let committed = self.node.commit_forwarded(command).await?;
         Ok(Response::new(Envelope { body: format::encode(&committed).into(), quorum_age_ms: None }))

@@ -29,12 +29,12 @@ use crate::escrow::ids::{ClusterName, NodeId};
 
 /// The layout written, and the newest one that is opened.
 ///
-/// It was raised when rows became others before the first release, which no format within told of. From the first release
+/// It was raised when rows and records of the log became others before the first release, which no format within told of. From the first release
 /// on, layouts are pinned (see [`mod@format`]).
-pub const DIRECTORY_FORMAT: u32 = 2;
+pub const DIRECTORY_FORMAT: u32 = 3;
 /// The oldest layout that is opened. What builds before the first release wrote is not kept readable: one of its rows could
 /// be taken for something else, or stop the node at some later entry, and every other node with it.
-const DIRECTORY_FORMAT_OLDEST: u32 = 2;
+const DIRECTORY_FORMAT_OLDEST: u32 = 3;
 /// Only the owner enters: what rests here is sealed, but names and times are nobody else's business either.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;

@@ -8,6 +8,7 @@
 
 use bincode::config;
 use bincode::error::DecodeError;
+use bytes::{Buf, BufMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -88,32 +89,39 @@ fn check_version(bytes: &[u8]) -> Result<&[u8], FormatError> {
 
 /// What one entry of the Raft log holds. A command or membership stays in the bytes it arrived in: it is encoded
 /// once, by the node that proposed it, and copied from there on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload<'a> {
     /// Nothing: a new leader's first entry.
     Blank,
-    /// An encoded [`Command`](crate::escrow::command::Command).
-    Command(&'a [u8]),
+    /// Encoded [`Command`](crate::escrow::command::Command)s, applied one after the other and all at once: at least one.
+    Commands(Vec<&'a [u8]>),
     /// An encoded membership; its inside is the raft room's.
     Membership(&'a [u8]),
 }
 
+/// What precedes a command among several.
+const LENGTH_BYTES: usize = 4;
 const PAYLOAD_BLANK: u8 = 0;
-const PAYLOAD_COMMAND: u8 = 1;
+const PAYLOAD_COMMANDS: u8 = 1;
 const PAYLOAD_MEMBERSHIP: u8 = 2;
 
 impl<'a> Payload<'a> {
-    /// A log record: version byte, kind byte, the bytes as they are.
+    /// A log record: version byte, kind byte, the bytes as they are; before each command its length, of four bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let (kind, body): (u8, &[u8]) = match self {
-            Self::Blank => (PAYLOAD_BLANK, &[]),
-            Self::Command(bytes) => (PAYLOAD_COMMAND, bytes),
-            Self::Membership(bytes) => (PAYLOAD_MEMBERSHIP, bytes),
-        };
-        let mut record = Vec::with_capacity(2 + body.len());
-        record.extend_from_slice(&[VERSION, kind]);
-        record.extend_from_slice(body);
-        record
+        match self {
+            Self::Blank => vec![VERSION, PAYLOAD_BLANK],
+            Self::Commands(commands) => {
+                let bytes: usize = commands.iter().map(|command| LENGTH_BYTES + command.len()).sum();
+                let mut record = Vec::with_capacity(2 + bytes);
+                record.extend_from_slice(&[VERSION, PAYLOAD_COMMANDS]);
+                for command in commands {
+                    record.put_u32_le(u32::try_from(command.len()).expect("commands are far below 4 GiB"));
+                    record.put_slice(command);
+                }
+                record
+            }
+            Self::Membership(bytes) => [&[VERSION, PAYLOAD_MEMBERSHIP], *bytes].concat(),
+        }
     }
 
     /// The payload that [`Payload::encode`] made `record` from.
@@ -125,11 +133,22 @@ impl<'a> Payload<'a> {
             None => Err(FormatError::Truncated),
             Some((&PAYLOAD_BLANK, [])) => Ok(Self::Blank),
             Some((&PAYLOAD_BLANK, rest)) => Err(FormatError::Trailing(rest.len())),
-            Some((&PAYLOAD_COMMAND, bytes)) => Ok(Self::Command(bytes)),
+            Some((&PAYLOAD_COMMANDS, bytes)) => decode_commands(bytes).map(Self::Commands),
             Some((&PAYLOAD_MEMBERSHIP, bytes)) => Ok(Self::Membership(bytes)),
             Some((kind, _)) => Err(FormatError::Malformed(format!("unknown kind of log record: {kind}"))),
         }
     }
+}
+
+fn decode_commands(mut rest: &[u8]) -> Result<Vec<&[u8]>, FormatError> {
+    let mut commands = Vec::new();
+    while commands.is_empty() || !rest.is_empty() {
+        let length = rest.try_get_u32_le().map_err(|_| FormatError::Truncated)?;
+        let (command, behind) = rest.split_at_checked(length as usize).ok_or(FormatError::Truncated)?;
+        commands.push(command);
+        rest = behind;
+    }
+    Ok(commands)
 }
 
 #[cfg(test)]

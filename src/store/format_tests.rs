@@ -606,7 +606,7 @@ fn log_records_keep_decoding_without_touching_what_they_carry() {
     let body = [0xaa, 0xbb];
     let payloads = [
         ("blank", Payload::Blank),
-        ("command", Payload::Command(&body)),
+        ("commands", Payload::Commands(vec![&body, &[], &[0xcc]])),
         ("membership", Payload::Membership(&body)),
     ];
     for (name, payload) in payloads {
@@ -618,6 +618,10 @@ fn log_records_keep_decoding_without_touching_what_they_carry() {
     assert!(matches!(Payload::decode(&[VERSION]), Err(FormatError::Truncated)));
     assert!(matches!(Payload::decode(&[VERSION, PAYLOAD_BLANK, 7]), Err(FormatError::Trailing(1))));
     assert!(matches!(Payload::decode(&[VERSION, 9]), Err(FormatError::Malformed(_))));
+    let whole = stored("log commands").unwrap();
+    for length in [2, 4, 7, 10, whole.len() - 1] {
+        assert!(matches!(Payload::decode(&whole[..length]), Err(FormatError::Truncated)), "{length} bytes");
+    }
 }
 
 #[test]

@@ -218,14 +218,14 @@ impl Machine {
         self.0.shared.view()
     }
 
-    /// Applies the entry at `position`; a command is answered. Blocks: may read the disk, and waits while the overlay
+    /// Applies the entry at `position`; each command in it is answered. Blocks: may read the disk, and waits while the overlay
     /// is full.
     ///
     /// # Errors
     /// Any error means that this replica must stop applying; nothing of the entry took effect.
     /// [`StoreError::Entry`] if the entry is not one this release understands, or does not follow the last one;
     /// [`StoreError::State`] if the storage fails; [`StoreError::Stopped`] if it failed before.
-    pub fn apply(&self, position: LogPosition, payload: Payload<'_>) -> Result<Option<Reply>, StoreError> {
+    pub fn apply(&self, position: LogPosition, payload: Payload<'_>) -> Result<Vec<Reply>, StoreError> {
         let _one_at_a_time = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let _last_word = LastWord(self);
         let began = Instant::now();
@@ -246,7 +246,7 @@ impl Machine {
         drop(self.send(Task::Distrust));
     }
 
-    fn apply_next(&self, position: LogPosition, payload: Payload<'_>) -> Result<Option<Reply>, StoreError> {
+    fn apply_next(&self, position: LogPosition, payload: Payload<'_>) -> Result<Vec<Reply>, StoreError> {
         let mut applied = self.0.shared.wait_for_room()?;
         // An entry left out would be missing from this replica for ever, and from every snapshot it writes.
         let follows = |last: LogPosition| {
@@ -258,20 +258,14 @@ impl Machine {
             return Err(StoreError::Entry { index: position.index, reason });
         }
         let mut transaction = Transaction::over(self.view()?);
-        let mut reply = None;
+        let mut replies = Vec::new();
         match payload {
             Payload::Blank => {}
-            Payload::Command(bytes) => {
-                // It is committed, so whoever proposed it and whoever led could read it: not damage, but news.
-                let command: Command = format::decode(bytes).map_err(|error| StoreError::Entry {
-                    index: position.index,
-                    reason: format!(
-                        "this release ({}) cannot apply it, because a newer one wrote it: this release is too old, \
-                         install the one that the other nodes run ({error})",
-                        env!("CARGO_PKG_VERSION")
-                    ),
-                })?;
-                reply = Some(apply::apply(&mut transaction, position, &command)?);
+            Payload::Commands(commands) => {
+                for bytes in commands {
+                    let command = decode_command(position, bytes)?;
+                    replies.push(apply::apply(&mut transaction, position, &command)?);
+                }
             }
             Payload::Membership(bytes) => applied.membership = Some((position, bytes.to_vec())),
         }
@@ -279,7 +273,7 @@ impl Machine {
         if self.0.shared.commit(effect) {
             self.send(Task::Sealed)?;
         }
-        Ok(reply)
+        Ok(replies)
     }
 
     /// Brings all that is applied by now into the base.
@@ -465,4 +459,17 @@ impl Drop for Handle {
             drop(keeper.join());
         }
     }
+}
+
+/// A command of the entry at `position`. It is committed, so whoever proposed it and whoever led could read it: what cannot
+/// be read is not damage, but news.
+fn decode_command(position: LogPosition, bytes: &[u8]) -> Result<Command, StoreError> {
+    format::decode(bytes).map_err(|error| StoreError::Entry {
+        index: position.index,
+        reason: format!(
+            "this release ({}) cannot apply it, because a newer one wrote it: this release is too old, install the one \
+             that the other nodes run ({error})",
+            env!("CARGO_PKG_VERSION")
+        ),
+    })
 }

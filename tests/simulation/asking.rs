@@ -18,8 +18,7 @@ use strongroom::raft::Committed;
 use strongroom::raft::leader::{PROPOSE_TIMEOUT, READ_TIMEOUT};
 use strongroom::raft::log_store::position;
 use strongroom::raft::node::APPLY_TIMEOUT;
-use strongroom::raft::types::EncodedCommand;
-use strongroom::store::format;
+use strongroom::raft::types::EncodedCommands;
 use uuid::Uuid;
 
 use crate::host::Life;
@@ -54,8 +53,8 @@ impl World {
             if world.is_mutated(Mutation::RetryAsNewRequest) {
                 command.request = RequestId(Uuid::from_u128(world.draw(u64::MAX).into()));
             }
-            let body = EncodedCommand(format::encode(&command));
-            async move { written(raft.client_write(body).await) }
+            let commands = EncodedCommands::one(&command);
+            async move { written(raft.client_write(commands).await) }
         });
         let committed = answer.await.filter(|_| life.is_on())?;
         self.acknowledged(committed.position);
@@ -135,7 +134,7 @@ fn written(
 ) -> Result<Attempt<Committed>, String> {
     match answer {
         Ok(written) => {
-            let reply = written.data.0.ok_or("a command was applied without an answer")?;
+            let reply = written.data.0.into_iter().next().ok_or("a command was applied without an answer")?;
             Ok(Attempt::Done(Committed { position: position(&written.log_id), reply }))
         }
         Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Ok(Attempt::Again),

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use openraft::EntryPayload;
 use strongroom::escrow::apply::apply;
 use strongroom::escrow::audit::{self, ChainHead};
@@ -109,11 +110,14 @@ impl Ledger {
             EntryPayload::Membership(membership) => {
                 self.memberships.push((entry.log_id.index, membership.get_joint_config().clone()));
             }
-            EntryPayload::Normal(command) => {
-                let command: Command = format::decode(&command.0).expect("the harness proposed it");
-                let expected = apply(&mut self.reference, position(&entry.log_id), &command);
-                let expected = expected.expect("memory does not fail");
-                if applied.0.as_ref() != Some(&expected) {
+            EntryPayload::Normal(commands) => {
+                let mut apply = |command: &Bytes| {
+                    let command: Command = format::decode(command).expect("the harness proposed it");
+                    apply(&mut self.reference, position(&entry.log_id), &command)
+                        .expect("memory does not fail")
+                };
+                let expected: Vec<_> = commands.0.iter().map(&mut apply).collect();
+                if applied.0 != expected {
                     let told = &applied.0;
                     self.fail(format!(
                         "node {node} answers {told:?} to {}, by a replay it is {expected:?}",

@@ -4,14 +4,14 @@
 use openraft::impls::leader_id_std;
 use openraft_rt_sim::SimRuntime;
 use strongroom::escrow::ids::NodeId;
-use strongroom::raft::types::{Applied, EncodedCommand, Member};
+use strongroom::raft::types::{Applied, EncodedCommands, Member};
 
 use crate::replica::Replica;
 
 openraft::declare_raft_types!(
     /// The group as `raft::types::TypeConfig` has it, run by [`SimRuntime`].
     pub Simulated:
-        D = EncodedCommand,
+        D = EncodedCommands,
         R = Applied,
         NodeId = NodeId,
         Node = Member,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use strongroom::escrow::command::Reply;
 use strongroom::escrow::records::LogPosition;
 use strongroom::raft::storage::{Storage, StorageOptions};
 use strongroom::store::StoreError;
@@ -12,7 +13,7 @@ use strongroom::store::machine::{Machine, MachineOptions};
 
 use super::base::StoppedBase;
 use super::sample;
-use super::support::{Node, assert_same, crash_copy, files, small, undrained, wait_until};
+use super::support::{Node, assert_same, crash_copy, files, payload, small, undrained, wait_until};
 
 fn manual() -> StorageOptions {
     StorageOptions { machine: undrained(), ..small() }
@@ -152,9 +153,11 @@ async fn a_base_ahead_of_the_log_is_not_trusted() {
         let bytes = strongroom::store::format::encode(&sample::escrow(index, index));
         let machine = node.storage.machine.clone();
         let position = LogPosition { term: 1, index };
-        tokio::task::spawn_blocking(move || machine.apply(position, Payload::Command(&bytes)).unwrap())
-            .await
-            .unwrap();
+        tokio::task::spawn_blocking(move || {
+            machine.apply(position, Payload::Commands(vec![&bytes])).unwrap()
+        })
+        .await
+        .unwrap();
     }
     node.storage.machine.drain().await.unwrap();
     node.storage.close().await.unwrap();
@@ -290,7 +293,7 @@ async fn a_row_that_applying_cannot_read_is_healed_by_reopening() {
     let apply = |machine: Machine| {
         let bytes = strongroom::store::format::encode(&sample::escrow(next, next));
         let position = LogPosition { term: 1, index: next };
-        tokio::task::spawn_blocking(move || machine.apply(position, Payload::Command(&bytes)).err())
+        tokio::task::spawn_blocking(move || machine.apply(position, Payload::Commands(vec![&bytes])).err())
     };
     let error = apply(node.storage.machine.clone()).await.unwrap();
     assert!(matches!(error, Some(StoreError::State(_))), "{error:?}");
@@ -324,4 +327,29 @@ async fn applying_waits_while_the_overlay_is_full() {
     let node = tokio::time::timeout(Duration::from_secs(60), writer).await.unwrap().unwrap();
     assert!(storage.machine.stats().unwrap().overlay_bytes < bound);
     node.assert_state();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_takes_effect_as_a_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::begin(dir.path(), manual()).await;
+    let (first, second) = (sample::escrow(1, 1), sample::reveal(2, 1));
+    // The reveal finds the key of the same entry, and is answered to its retry with the one record that it left.
+    let replies = node.apply_group(&[&first, &second, &first, &second]).await;
+    assert!(matches!(&replies[0], Reply::Escrowed(escrowed) if !escrowed.already_escrowed), "{replies:?}");
+    assert!(matches!(&replies[2], Reply::Escrowed(escrowed) if escrowed.already_escrowed), "{replies:?}");
+    assert!(matches!(&replies[1], Reply::Revealed(_)), "{replies:?}");
+    assert_eq!(replies[1], replies[3]);
+    node.assert_state();
+
+    let entry = [strongroom::store::format::encode(&sample::escrow(3, 3)), b"\x01\xff newer".to_vec()];
+    let (machine, position) = (node.storage.machine.clone(), LogPosition { term: 1, index: node.next });
+    let applied = tokio::task::spawn_blocking(move || machine.apply(position, payload(&entry)));
+    let error = applied.await.unwrap().unwrap_err();
+    assert!(matches!(error, StoreError::Entry { .. }), "{error}");
+    node.assert_state();
+    let expected = node.expected.clone();
+    node.storage.log.sync().await.unwrap();
+    let copy = crash_copy(dir.path());
+    assert_same(&Node::open(copy.path(), manual()).await.unwrap().storage, &expected);
 }

@@ -198,7 +198,7 @@ impl RowSink for Writing {
         let number = self.next * 37 % 1_000;
         let command = format::encode(&sample::escrow(self.next, number));
         let position = LogPosition { term: 1, index: self.next };
-        self.machine.apply(position, Payload::Command(&command))?;
+        self.machine.apply(position, Payload::Commands(vec![&command]))?;
         self.next += 1;
         self.generations = self.machine.stats()?.overlay_generations;
         Ok(())

@@ -1,6 +1,7 @@
 //! Random histories.
 
 use proptest::prelude::*;
+use strongroom::escrow::command::Command;
 use strongroom::escrow::memory::Memory;
 use strongroom::escrow::rows::{MachineKey, UserMachine};
 use strongroom::escrow::state::Rows;
@@ -9,21 +10,55 @@ use strongroom::raft::storage::StorageOptions;
 use super::sample;
 use super::support::{Node, assert_same, crash_copy, small, undrained};
 
+/// More commands than an entry has here.
+const ENTRY_MAX: u64 = 5;
+
 #[derive(Debug, Clone)]
 enum Step {
     Crash,
     Drain,
+    /// Of so many commands.
+    Entry(Vec<Given>),
+    Snapshot {
+        purge: bool,
+    },
+}
+
+#[derive(Debug, Clone)]
+enum Given {
+    /// The first one of the entry once more: a retry.
+    Again,
     Escrow(u64),
     Reveal(u64),
-    Snapshot { purge: bool },
+}
+
+fn given() -> impl Strategy<Value = Given> {
+    prop_oneof![
+        1 => Just(Given::Again),
+        20 => (0..400_u64).prop_map(Given::Escrow),
+        4 => (0..400_u64).prop_map(Given::Reveal),
+    ]
+}
+
+/// The commands of entry `index`.
+fn commands(index: u64, entry: &[Given]) -> Vec<Command> {
+    let mut commands: Vec<Command> = Vec::new();
+    for (request, given) in (index * ENTRY_MAX..).zip(entry) {
+        commands.push(match given {
+            Given::Again if commands.is_empty() => sample::reveal(request, 0),
+            Given::Again => commands[0].clone(),
+            Given::Escrow(number) => sample::escrow(request, *number),
+            Given::Reveal(number) => sample::reveal(request, *number),
+        });
+    }
+    commands
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         1 => Just(Step::Crash),
         2 => Just(Step::Drain),
-        20 => (0..400_u64).prop_map(Step::Escrow),
-        4 => (0..400_u64).prop_map(Step::Reveal),
+        24 => prop::collection::vec(given(), 1..ENTRY_MAX as usize).prop_map(Step::Entry),
         1 => any::<bool>().prop_map(|purge| Step::Snapshot { purge }),
     ]
 }
@@ -47,8 +82,10 @@ async fn run(steps: Vec<Step>, generation_max_bytes: usize) {
                 reopened.storage.machine.scrub().await.unwrap();
             }
             Step::Drain => node.storage.machine.drain().await.unwrap(),
-            Step::Escrow(number) => drop(node.apply(&sample::escrow(node.next, number)).await),
-            Step::Reveal(number) => drop(node.apply(&sample::reveal(node.next, number)).await),
+            Step::Entry(given) => {
+                let commands = commands(node.next, &given);
+                node.apply_group(&commands.iter().collect::<Vec<_>>()).await;
+            }
             Step::Snapshot { purge } => {
                 let file = node.storage.machine.snapshot().await.unwrap();
                 if purge {

@@ -93,11 +93,11 @@ async fn while_a_state_is_replaced_nothing_is_applied_out_of_turn() {
     let command = sample::escrow(next, 100);
     let bytes = strongroom::store::format::encode(&command);
     let position = strongroom::escrow::records::LogPosition { term: 1, index: next };
-    let record = Payload::Command(&bytes).encode();
+    let record = Payload::Commands(vec![&bytes]).encode();
     node.storage.log.append(vec![(position, record)], drop).await.unwrap();
     let applying = {
         let (machine, bytes) = (node.storage.machine.clone(), bytes.clone());
-        tokio::task::spawn_blocking(move || machine.apply(position, Payload::Command(&bytes)))
+        tokio::task::spawn_blocking(move || machine.apply(position, Payload::Commands(vec![&bytes])))
     };
     replace(&node, file).await.unwrap();
     applying.await.unwrap().unwrap();

@@ -357,7 +357,7 @@ async fn what_is_written_all_the_while_is_in_no_snapshot_by_halves() {
             while !done.load(std::sync::atomic::Ordering::Acquire) {
                 let command = format::encode(&sample::escrow(next, next));
                 let position = LogPosition { term: 1, index: next };
-                machine.apply(position, Payload::Command(&command)).unwrap();
+                machine.apply(position, Payload::Commands(vec![&command])).unwrap();
                 next += 1;
             }
         }

@@ -75,26 +75,28 @@ impl Node {
 
     /// Appends, fsyncs, commits and applies a command.
     pub async fn apply(&mut self, command: &Command) -> Reply {
-        let position = LogPosition { term: 1, index: self.next };
-        let reply = self.apply_at(position, command).await;
-        assert_eq!(Some(&apply(&mut self.expected, position, command).unwrap()), reply.as_ref());
-        self.next += 1;
-        reply.unwrap()
+        self.apply_group(&[command]).await.remove(0)
     }
 
-    async fn apply_at(&self, position: LogPosition, command: &Command) -> Option<Reply> {
-        let bytes = format::encode(command);
-        let payload = Payload::Command(&bytes);
+    /// As [`Node::apply`], several commands in one entry.
+    pub async fn apply_group(&mut self, commands: &[&Command]) -> Vec<Reply> {
+        let position = LogPosition { term: 1, index: self.next };
+        let replies = self.apply_at(position, commands).await;
+        let expected = commands.iter().map(|command| apply(&mut self.expected, position, command).unwrap());
+        assert_eq!(expected.collect::<Vec<_>>(), replies);
+        self.next += 1;
+        replies
+    }
+
+    async fn apply_at(&self, position: LogPosition, commands: &[&Command]) -> Vec<Reply> {
+        let bytes: Vec<_> = commands.iter().map(|command| format::encode(command)).collect();
         let (tell, told) = tokio::sync::oneshot::channel();
-        let entries = vec![(position, payload.encode())];
+        let entries = vec![(position, payload(&bytes).encode())];
         self.storage.log.append(entries, move |result| drop(tell.send(result))).await.unwrap();
         told.await.unwrap().unwrap();
         self.storage.log.save_committed(position).await.unwrap();
         let machine = self.storage.machine.clone();
-        tokio::task::spawn_blocking(move || machine.apply(position, Payload::Command(&bytes)))
-            .await
-            .unwrap()
-            .unwrap()
+        tokio::task::spawn_blocking(move || machine.apply(position, payload(&bytes))).await.unwrap().unwrap()
     }
 
     /// Escrows keys `from` up to `to`, each by a request of its own.
@@ -109,6 +111,11 @@ impl Node {
     pub fn assert_state(&self) {
         assert_same(&self.storage, &self.expected);
     }
+}
+
+/// An entry of these encoded commands.
+pub fn payload(commands: &[Vec<u8>]) -> Payload<'_> {
+    Payload::Commands(commands.iter().map(|command| &command[..]).collect())
 }
 
 /// Every row of every table is the same, none is missing and none too many.

@@ -13,11 +13,10 @@ use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{NodeId, RequestId};
 use crate::escrow::lookup;
 use crate::escrow::records::{KeyringRecord, NodeRecord};
-use crate::store::format;
 
 use super::super::error::NodeError;
 use super::super::node::Node;
-use super::super::types::EncodedCommand;
+use super::super::types::EncodedCommands;
 use super::Order;
 use super::candidate::Candidate;
 use super::refused::Refused;
@@ -106,16 +105,17 @@ impl Node {
     /// Commits a command as the leader of `term`, or not at all.
     async fn commit_in(&self, term: u64, command: &Command) -> Result<Reply, NodeError> {
         let (responder, answer) = ProgressResponder::complete_only();
-        let body = EncodedCommand(format::encode(command));
+        let commands = EncodedCommands::one(command);
         let fatal = |why: String| NodeError::Fatal(why);
-        let write = self.inner.raft.write(body).with_leader(term).responder(responder);
+        let write = self.inner.raft.write(commands).with_leader(term).responder(responder);
         write.await.map_err(|error| fatal(error.to_string()))?;
         let unconfirmed = |_| NodeError::Unconfirmed(COMMAND_TIMEOUT);
         let answer = timeout(COMMAND_TIMEOUT, answer).await.map_err(unconfirmed)?;
         let answer = answer.map_err(|_| fatal("the consensus core has ended".to_owned()))?;
         match answer {
             Ok(written) => {
-                written.data.0.ok_or_else(|| fatal("a command was applied without an answer".to_owned()))
+                let reply = written.data.0.into_iter().next();
+                reply.ok_or_else(|| fatal("a command was applied without an answer".to_owned()))
             }
             Err(ClientWriteError::ForwardToLeader(to)) => Err(NodeError::NotLeader(to.leader_id)),
             Err(ClientWriteError::LogEntryDiscarded(_)) => Err(NodeError::Unconfirmed(COMMAND_TIMEOUT)),
