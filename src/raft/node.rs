@@ -212,7 +212,11 @@ impl Node {
         if let Some(held) = storage.held_log()?.filter(HeldLog::is_too_much) {
             return Err(NodeError::Unrepaired(held));
         }
-        let config = options.consensus(&tls.identity().cluster)?;
+        let config = openraft::Config {
+            // The log is cut a little at a time: see `raft::compaction`.
+            max_in_snapshot_log_to_keep: u64::MAX,
+            ..options.consensus(&tls.identity().cluster)?
+        };
         let expulsion = Expulsion::load(directory.removal_mark())?;
         let journal = journal::open(&directory)?;
         let spools = Spools::open(&directory.reports(), SpoolLimits::default())?;
@@ -232,7 +236,7 @@ impl Node {
             return Err(error);
         }
         let stop = CancellationToken::new();
-        compaction::spawn(raft.clone(), storage.clone(), stop.clone());
+        compaction::spawn(raft.clone(), storage.clone(), options.keep_entries, stop.clone());
         let groups = leader::groups(raft.clone());
         let usage = UsageMeter::default();
         usage.spawn(storage.clone(), directory.path().to_owned(), stop.clone());

@@ -120,6 +120,18 @@ impl Storage {
         self.policy.is_due_for(&self.machine, &self.log)
     }
 
+    /// Up to which entry the log may be cut now: one chunk of what the newest snapshot has made superfluous, but for the last
+    /// `keep_entries` before it, which spare a follower that lags a little a snapshot. `None` if that is nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Log`] if the log is broken by an earlier panic.
+    pub fn next_cut(&self, keep_entries: u64) -> Result<Option<u64>, StoreError> {
+        let newest = self.machine.snapshots().newest().and_then(|file| file.position());
+        let upto = newest.and_then(|position| position.index.checked_sub(keep_entries));
+        let Some(upto) = upto else { return Ok(None) };
+        self.log.next_cut(upto).map_err(StoreError::Log)
+    }
+
     /// The log that waits for the end of a quarantine, and how much that may be; `None` for a node that is well.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ use super::StoreError;
 use super::applied::Applied;
 use super::base::Base;
 use super::directory::{create_dir, free_bytes, sync_dir, write_durably};
+use super::removal;
 
 /// Where Linux says which boot this is.
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
@@ -147,7 +148,7 @@ impl BaseDir {
         let path = self.database(number);
         std::thread::spawn(move || {
             drop(base);
-            if let Err(error) = fs::remove_dir_all(&path) {
+            if let Err(error) = removal::remove_dir(&path) {
                 tracing::warn!(%error, path = %path.display(), "what is left of a base goes at the next start");
             }
         });

@@ -429,11 +429,11 @@ impl Keeper {
         };
         self.dir.switch_to(number)?;
         let views = self.shared.replace(fresh.clone(), file.applied().clone());
-        self.base = fresh;
+        let old = std::mem::replace(&mut self.base, fresh);
         self.scrub.begin_again(scrub::STEP_EVERY);
         // Readers of the old rows finish; if one takes long, the next start removes its files.
         if matches!(views.recv_timeout(OLD_READERS_PATIENCE), Err(RecvTimeoutError::Disconnected)) {
-            self.dir.remove(before)?;
+            self.dir.discard(before, old);
         }
         Ok(file)
     }

@@ -47,6 +47,7 @@
 //! | [`log`] | the Raft log, over raft-log |
 //! | [`machine`] | the state: apply, view, snapshot, install |
 //! | `shared`, `overlay`, `base`, `base_dir`, `keeper`, [`pass`], `scrub` | its parts |
+//! | `removal` | removing large files a little at a time |
 //! | [`compaction`] | writing the base anew when its files have grown far beyond its rows |
 //! | [`block`] | how the rows of the base are packed into sled's values |
 //! | [`view`] | reading at one index, and the transaction of one entry |
@@ -77,6 +78,7 @@ pub mod pass;
 pub mod policy;
 pub mod quarantine;
 pub mod recovery;
+mod removal;
 mod scrub;
 mod shared;
 pub mod snapshot;

@@ -348,6 +348,22 @@ impl Log {
         Ok(bytes)
     }
 
+    /// The entry to purge up to, so that no more than one chunk is freed and nothing behind `upto` goes. `None` if all up to
+    /// there is purged.
+    ///
+    /// # Errors
+    /// The log is broken by an earlier panic.
+    pub fn next_cut(&self, upto: u64) -> io::Result<Option<u64>> {
+        let stat = self.0.read()?.stat();
+        let purged = next_index(self.state()?.purged);
+        if upto < purged {
+            return Ok(None);
+        }
+        let mut ends = stat.closed_chunks.iter().map(|chunk| next_index(chunk.log_state.last().copied()));
+        let oldest = ends.find(|end| *end > purged).map(|end| end - 1);
+        Ok(Some(oldest.map_or(upto, |oldest| oldest.min(upto))))
+    }
+
     /// Waits until everything written so far is on the disk.
     ///
     /// # Errors

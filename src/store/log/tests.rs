@@ -201,6 +201,29 @@ async fn purging_frees_files_and_may_run_past_the_end() {
 }
 
 #[tokio::test]
+async fn a_cut_frees_a_chunk_and_cuts_end_where_they_were_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    assert_eq!(log.next_cut(0).unwrap(), Some(0), "there is nothing to free, but it was not purged");
+    for index in 1..=200 {
+        append(&log, vec![entry(1, index)]).await.unwrap();
+    }
+    let (mut cuts, mut left) = (Vec::new(), chunks(dir.path()).len());
+    assert!(left > 10, "{left} chunks");
+    while let Some(upto) = log.next_cut(150).unwrap() {
+        log.purge(LogPosition { term: 1, index: upto }).await.unwrap();
+        log.sync().await.unwrap();
+        cuts.push(upto);
+        let now = chunks(dir.path()).len();
+        assert!(now + 1 >= left, "{left} chunks, and {now} after one cut");
+        left = now;
+    }
+    assert_eq!(cuts.last(), Some(&150));
+    assert!(cuts.is_sorted_by(|one, next| one < next) && cuts.len() > 5, "{cuts:?}");
+    assert_eq!(indexes(&log).await, (151..=200).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn purging_over_a_tail_that_was_never_committed_leaves_nothing_of_it() {
     for conflicting_last in [3, 5, 8] {
         let dir = tempfile::tempdir().unwrap();

@@ -38,6 +38,11 @@ impl Drop for TemporaryPath {
 }
 
 impl SnapshotFile {
+    /// Whether nobody else has it open, or will.
+    pub(super) fn is_unshared(&self) -> bool {
+        Arc::strong_count(&self.file) == 1
+    }
+
     /// What it holds: position, membership, digest and counts.
     pub fn applied(&self) -> &Applied {
         &self.applied

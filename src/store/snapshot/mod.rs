@@ -32,6 +32,7 @@ use self::file::TemporaryPath;
 pub use self::receive::SnapshotReceiver;
 use super::StoreError;
 use super::directory::{create_dir, free_bytes, sync_dir};
+use super::removal;
 use crate::escrow::records::LogPosition;
 
 const MAGIC: &[u8; 8] = b"STRGSNAP";
@@ -43,6 +44,8 @@ const KEY_MAX_BYTES: usize = 4_096;
 const BUFFER_BYTES: usize = 1024 * 1024;
 const EXTENSION: &str = "snapshot";
 const TEMPORARY: &str = "tmp";
+/// Of a snapshot that is being removed.
+const RETIRED: &str = "old";
 
 /// The folder `snapshots/`. Clones share it.
 #[derive(Debug, Clone)]
@@ -148,8 +151,12 @@ impl Snapshots {
         file: SnapshotFile,
     ) -> Result<SnapshotFile, StoreError> {
         let path = self.0.path.join(file_name(&file));
+        let before = newest.clone();
         let file = self.publish(&mut newest, file, path)?;
         drop(newest);
+        if let Some(before) = before.filter(|before| before.path() != file.path() && before.is_unshared()) {
+            retire(before.path());
+        }
         // What cannot be removed now is at the next start.
         if let Err(error) = self.remove(|other| other != file.path()) {
             tracing::warn!(%error, "an older snapshot could not be removed");
@@ -202,10 +209,26 @@ fn file_name(file: &SnapshotFile) -> String {
     format!("{index:020}-{term:020}-{hash}.{EXTENSION}")
 }
 
+/// Removes a snapshot that nobody reads any more, on a thread of its own. What is left of it is no snapshot, and goes at the
+/// next start.
+fn retire(path: &Path) {
+    let retired = path.with_extension(RETIRED);
+    if let Err(error) = fs::rename(path, &retired) {
+        return tracing::warn!(%error, "an older snapshot could not be renamed");
+    }
+    std::thread::spawn(move || {
+        if let Err(error) = removal::remove_file(&retired) {
+            tracing::warn!(%error, path = %retired.display(), "an older snapshot could not be removed");
+        }
+    });
+}
+
 /// Removes unfinished files and all but the newest damaged one, and lists the complete ones.
 fn sweep(path: &Path) -> io::Result<Vec<PathBuf>> {
-    for unfinished in sweep_paths(path, TEMPORARY)? {
-        fs::remove_file(unfinished)?;
+    for extension in [TEMPORARY, RETIRED] {
+        for unfinished in sweep_paths(path, extension)? {
+            fs::remove_file(unfinished)?;
+        }
     }
     let mut damaged = sweep_paths(path, "damaged")?;
     damaged.sort();
