@@ -134,14 +134,18 @@ pub fn crash_copy(dir: &Path) -> TempDir {
 }
 
 pub fn copy_tree(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap() {
+    // A folder that is being removed, and a temporary file, may go while they are walked.
+    let entries = match fs::read_dir(from) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        entries => entries.unwrap(),
+    };
+    for entry in entries {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
             fs::create_dir_all(&target).unwrap();
             copy_tree(&entry.path(), &target);
         } else if let Err(error) = fs::copy(entry.path(), &target) {
-            // A temporary file may go while the folder is walked.
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
         }
     }
