@@ -245,6 +245,10 @@ fn is_locked(error: &sled::Error) -> bool {
 }
 
 #[cfg(test)]
+#[path = "base_cut_tests.rs"]
+mod cut_tests;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
