@@ -16,6 +16,7 @@ use super::block::{self, Block, LAST_BOUND};
 use super::directory::create_dir;
 use super::format::{self, FormatError};
 use super::overlay::Changes;
+use crate::mutation::Mutation;
 
 /// Where [`Applied`] rests: table number 0, which no table of rows has.
 const APPLIED_KEY: &[u8] = &[0];
@@ -141,6 +142,9 @@ impl Base {
             for (bound, packed) in block::pack(&rows, &bound) {
                 batch.insert(bound, packed);
             }
+        }
+        if Mutation::PositionApart.is_active() {
+            self.db.insert(APPLIED_KEY, format::encode(upto))?;
         }
         batch.insert(APPLIED_KEY, format::encode(upto));
         Ok(self.db.apply_batch(batch)?)
