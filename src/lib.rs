@@ -18,7 +18,7 @@
 //! | [`seal`] | the keyring, sealing and opening of secrets, receipts, checkpoints of the audit trail |
 //! | [`tls`] | identities, certificates, reload, the built-in CA |
 //! | [`escrow`] | the pure domain: no async, no I/O, no clock, no randomness |
-//! | [`config`], [`error`], [`metrics`], [`private_file`], [`proto`], [`request_id`], [`secret`], [`telemetry`] | leaves; [`proto`] is generated and [`metrics`] counts by its methods, [`config`] uses the domain's ids |
+//! | [`config`], [`error`], [`metrics`], [`mutation`], [`private_file`], [`proto`], [`request_id`], [`secret`], [`telemetry`] | leaves; [`proto`] is generated and [`metrics`] counts by its methods, [`config`] uses the domain's ids; [`mutation`] breaks rules in builds for tests |
 //!
 //! A write travels `rpc/escrow.rs` → `raft/leader.rs` → `store/log` → `store/machine.rs` → [`escrow::apply`], and the
 //! reply comes back the same way. A reveal that no quorum answers travels `rpc/recovery.rs` → [`raft::journal`] →
@@ -35,6 +35,7 @@ pub mod escrow;
 pub mod http;
 pub mod import;
 pub mod metrics;
+pub mod mutation;
 pub mod private_file;
 pub mod proto;
 pub mod raft;

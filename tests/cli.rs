@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use strongroom::mutation::{self, Mutation};
 use tempfile::TempDir;
 
 const KEY_ID: &str = "b0b1c2d3-0000-4000-8000-000000000001";
@@ -188,6 +189,19 @@ fn usage_errors_exit_with_2_and_help_with_0() {
         let output = strongroom(arguments, "");
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+/// See `src/mutation.rs`: in any other build than one for that, the variable is nobody's.
+#[test]
+fn a_build_that_can_break_its_rules_says_so_and_no_other_heeds_the_variable() {
+    for named in Mutation::ALL.map(Mutation::name).into_iter().chain(["nonsense"]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
+        let output = command.arg("--version").env(mutation::VARIABLE, named).output().unwrap();
+        let version = text(&output.stdout);
+        assert_eq!(version, format!("strongroom {}\n", mutation::VERSION));
+        assert_eq!(version.contains("BROKEN ON PURPOSE"), cfg!(feature = "mutations"));
+        assert!(output.status.success() && output.stderr.is_empty());
     }
 }
 

@@ -47,6 +47,7 @@ pub use self::failure::{Exit, Failure};
 pub use self::output::{Format, Printer};
 
 use crate::client::{Client, ClientOptions, EndpointAddress, Preference};
+use crate::mutation;
 use crate::tls::{Tls, TlsPaths};
 
 /// Hidden flag of `server`: the process id of the parent it must not outlive.
@@ -56,7 +57,7 @@ const TIMEOUT_MAX_SECONDS: u64 = 3_600;
 
 /// A replicated escrow for disk-encryption recovery keys.
 #[derive(Debug, Parser)]
-#[command(name = "strongroom", version, long_about = LONG_ABOUT, after_long_help = EXIT_CODES)]
+#[command(name = "strongroom", version = mutation::VERSION, long_about = LONG_ABOUT, after_long_help = EXIT_CODES)]
 #[command(disable_help_subcommand = true)]
 pub struct Cli {
     #[command(flatten)]

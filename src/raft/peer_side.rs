@@ -12,6 +12,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 
 use crate::escrow::ids::NodeId;
+use crate::mutation::Mutation;
 use crate::proto::peer::{Envelope, SnapshotChunk, snapshot_chunk};
 use crate::store::format;
 
@@ -28,6 +29,7 @@ impl Node {
     /// A sentence that says which does not match.
     pub fn check_addressee(&self, cluster: Option<&str>, storage: Option<&str>) -> Result<(), String> {
         let own_storage = self.inner.options.member.storage.to_string();
+        let storage = storage.filter(|_| !Mutation::IgnoreStorageId.is_active());
         if let Some(wanted) = storage.filter(|wanted| *wanted != own_storage) {
             return Err(format!(
                 "node {} has data directory {own_storage}, the cluster knows it by {wanted}: its disk was replaced or wiped; remove the node and add it under a new id",

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::mutation::Mutation;
 use crate::raft::Node;
 pub use crate::raft::now;
 use crate::tls::Tls;
@@ -61,7 +62,8 @@ impl Context {
             self.node.wait_applied(index).await?;
         }
         self.node.cluster()?.ok_or(crate::raft::NodeError::NoCluster)?;
-        Ok(wire::freshness(&self.node, if quorum { "quorum" } else { "local" }))
+        let is_labelled_quorum = quorum || Mutation::LabelLocalQuorum.is_active();
+        Ok(wire::freshness(&self.node, if is_labelled_quorum { "quorum" } else { "local" }))
     }
 
     /// Whether this node is stopping.

@@ -27,6 +27,7 @@ use crate::escrow::ids::{ClusterId, Identity, RequestId, Role};
 use crate::escrow::records::{KeyringRecord, NodeRecord, Source};
 use crate::http;
 use crate::metrics::{Metrics, PortName};
+use crate::mutation;
 use crate::raft::storage::StorageOptions;
 use crate::raft::types::Member;
 use crate::raft::{Node, NodeError, NodeOptions, open_storage};
@@ -112,6 +113,7 @@ struct Claimed {
 
 /// Opens the data directory and starts consensus, for `server` and `init` alike.
 async fn assemble(config: &Config) -> Result<Assembly, ServerError> {
+    mutation::announce();
     let Claimed { tls, directory, key, options, storage } = claim(config)?;
     let storage = open_storage(config.node_id, &directory, storage, &tls, &options.metrics.raft).await?;
     recover::refuse_unfinished(&directory, &storage)?;

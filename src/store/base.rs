@@ -16,6 +16,7 @@ use super::block::{self, Block, LAST_BOUND};
 use super::directory::create_dir;
 use super::format::{self, FormatError};
 use super::overlay::Changes;
+use crate::mutation::Mutation;
 
 /// Where [`Applied`] rests: table number 0, which no table of rows has.
 const APPLIED_KEY: &[u8] = &[0];
@@ -142,6 +143,9 @@ impl Base {
                 batch.insert(bound, packed);
             }
         }
+        if Mutation::PositionApart.is_active() {
+            self.db.insert(APPLIED_KEY, format::encode(upto))?;
+        }
         batch.insert(APPLIED_KEY, format::encode(upto));
         Ok(self.db.apply_batch(batch)?)
     }
@@ -243,6 +247,10 @@ fn is_locked(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock
         || error.to_string().contains("could not acquire lock"))
 }
+
+#[cfg(test)]
+#[path = "base_cut_tests.rs"]
+mod cut_tests;
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use super::{StoreError, format};
 use crate::escrow::ids::{ClusterName, NodeId};
+use crate::mutation::Mutation;
 
 /// The layout written, and the newest one that is opened.
 ///
@@ -430,6 +431,9 @@ pub(super) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     temporary.push(".tmp");
     let mut file = create_file(Path::new(&temporary))?;
     file.write_all(content)?;
+    if Mutation::ReplaceUnsynced.is_active() {
+        return fs::rename(&temporary, path);
+    }
     // Before the rename, or a power loss could leave the new name on an empty file.
     file.sync_all()?;
     fs::rename(&temporary, path)?;

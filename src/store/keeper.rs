@@ -24,6 +24,7 @@ use super::shared::{Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
 use crate::escrow::records::LogPosition;
 use crate::metrics::{MachineMetrics, SnapshotAction};
+use crate::mutation::Mutation;
 
 /// Rows written to a fresh base at once.
 const LOAD_BATCH_ROWS: usize = 256;
@@ -408,6 +409,10 @@ impl Keeper {
         self.compaction.abandon(&self.dir);
         let before = self.dir.number();
         let fresh = self.dir.create().and_then(|(number, fresh)| {
+            if Mutation::MergeSnapshot.is_active() {
+                let old = self.base.rows().map(|row| row.map(|(key, value)| (key, Some(value))));
+                fresh.write(&old.collect::<Result<_, _>>()?, &Applied::default())?;
+            }
             load(&fresh, Some(&file))?;
             Ok((number, fresh))
         });

@@ -89,7 +89,11 @@ impl Disk {
 
     /// Puts the copy in the place of the disk, of which nobody may have a file open any more.
     pub fn put_copy_in_place(&self) {
-        assert!(run("umount", &[], &[&self.mount]), "nobody uses it any more");
+        // Threads of a database that was closed in this process hold on to its files for a moment.
+        let deadline = Instant::now() + CALM_TIMEOUT;
+        while !run("umount", &[], &[&self.mount]) {
+            assert!(Instant::now() < deadline, "nobody uses it any more");
+        }
         fs::rename(self.copied(), &self.image).expect("in the place of the old one");
         assert!(self.try_mount(), "the copy of a disk can be mounted");
     }

@@ -7,7 +7,11 @@
 mod base;
 mod compaction;
 mod crash;
+#[path = "../nemesis/disks.rs"]
+#[allow(dead_code, reason = "each test binary uses its own part")]
+mod disks;
 mod export;
+mod power_cut;
 mod properties;
 mod replace;
 #[path = "../common/rows.rs"]

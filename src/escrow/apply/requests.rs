@@ -9,6 +9,7 @@ use crate::escrow::compliance::ExemptionDecision;
 use crate::escrow::digest::Canonical;
 use crate::escrow::rows::{REQUESTS_MAX, RequestRow, RequestSlot, number_key};
 use crate::escrow::state::{State, StateError};
+use crate::mutation::Mutation;
 
 /// Names what is hashed and the version of its layout. Rows of an older version stay in the ring for a while, and
 /// a retry across an upgrade would be refused: nothing else rests on it.
@@ -20,6 +21,9 @@ const REQUEST_LABEL: &str = "strongroom request v1";
 /// [`Refusal::Conflict`] if its id was used for another request. The caller is part of a request: nobody gets the
 /// answer that was given to someone else.
 pub(super) fn answered<S: State>(turn: &Turn<'_, S>) -> Result<Option<Reply>, Halt> {
+    if Mutation::ForgetRequests.is_active() {
+        return Ok(None);
+    }
     let request = turn.command.request;
     let Some(row) = turn.state.row::<RequestRow>(&request.row_key())? else { return Ok(None) };
     if row.digest != digest(turn.command) {
