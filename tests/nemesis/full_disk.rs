@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use strongroom::client::{Client, ClientError};
 use strongroom::escrow::ids::NodeId;
 use strongroom::proto::{Consistency, FindRequest};
@@ -16,6 +17,8 @@ use crate::trial::Trial;
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many keys may be acknowledged while a node is about to hear that they are.
 const LATEST: usize = 20;
+/// Room that is too little to go on with, and enough for what people do.
+const LITTLE_BYTES: u64 = 40 * 1024 * 1024;
 /// Longest it takes until a node has noticed that its disk is full.
 const NOTICED: Duration = Duration::from_secs(30);
 
@@ -92,7 +95,66 @@ async fn one_ends_for_want_of_room(trial: &mut Trial) -> NodeId {
     node
 }
 
-/// Disks of one size fill at one time. Whoever has to write ends and says why, over and over, as its unit has it started
+/// Disks of one size fill at one time. Before they are full machines are told to wait, by name of the disks; people go on
+/// everywhere, and so do machines once a majority has room, by themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_little_room_everywhere_machines_wait_and_people_go_on() {
+    let mut trial = Trial::begin(3).await;
+    if trial.disks.is_empty() {
+        return;
+    }
+    let load = Load::start(&trial.test, 4);
+    load.progress(40).await;
+    trial.disks[&1].fill_but(LITTLE_BYTES);
+    load.progress(40).await;
+    let (kept, failed) = load.finish().await;
+    assert_eq!(failed, Failed::NONE, "one of three without room changes nothing");
+
+    [2, 3].iter().for_each(|node| trial.disks[node].fill_but(LITTLE_BYTES));
+    let importer = trial.test.cluster.client_within("importer", &ALL, CALL_TIMEOUT).expect("a client");
+    let deadline = tokio::time::Instant::now() + NOTICED;
+    while importer.escrow(&deposit(900_000)).await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "it is noticed");
+    }
+    let secret = String::from_utf8(deposit(2).secret.expose().to_vec()).expect("digits");
+    let arguments = [
+        "escrow",
+        "--machine",
+        "PC-00002",
+        "--volume",
+        "C:",
+        "--kind",
+        "bitlocker-password",
+        "--timeout",
+        "3",
+    ];
+    let (code, error) = failure(&trial.test.strongroom_with_input("importer", &[2], &arguments, &secret));
+    let message = error["message"].as_str().expect("words");
+    assert_eq!(code, 75, "{error}");
+    assert!(message.contains("has room on its disk") && message.contains("node 3"), "{error}");
+    for (node, (deposit, receipt)) in ALL.into_iter().zip(&kept) {
+        let request = FindRequest {
+            key_id_prefix: receipt.key_id.to_string(),
+            consistency: Consistency::Quorum.into(),
+            ..FindRequest::default()
+        };
+        let found = trial.test.client("auditor", &[node]).find(&request).await;
+        assert_eq!(found.expect("reads go on").keys.len(), 1);
+        let desk = trial.test.client("helpdesk-advanced", &[node]);
+        let shown = desk.recover(receipt.key_id, "locked out", None).await.expect("reveals go on");
+        assert!(same(&shown.secret, &deposit.secret));
+        assert_eq!(shown.details.freshness.expect("said").consistency, "quorum", "and are on record");
+    }
+
+    [1, 2].iter().for_each(|node| trial.disks[node].make_room());
+    let again = ALL.map(|node| trial.test.client("importer", &[node]));
+    each_takes_a_key(&again).await;
+    assert!(trial.test.cluster.ended().now_or_never().is_none(), "no node has ended");
+    trial.disks[&3].make_room();
+    trial.test.cluster.wait_settled(&ALL).await.expect("settled, with equal digests");
+}
+
+/// Disks of one size fill at one time, at last to the last block. Whoever has to write ends and says why, over and over, as its unit has it started
 /// again; nobody is told of a success; and when there is room everywhere, the service manager alone has brought all of
 /// it back.
 #[tokio::test(flavor = "multi_thread")]
