@@ -8,9 +8,10 @@ use strongroom::escrow::audit::ChainHead;
 use strongroom::escrow::command::Escrowed;
 use strongroom::escrow::ids::{ClusterId, Role, Timestamp};
 use strongroom::escrow::journal::JournalEntry;
-use strongroom::escrow::records::{Fingerprint, LogPosition};
+use strongroom::escrow::records::{Fingerprint, KeyState, LogPosition};
 use strongroom::seal::checkpoint::Checkpoint;
 use strongroom::seal::receipt::Receipt;
+use strongroom::seal::receipt::disclosure::{Disclosed, DisclosureReceipt, OnRecord};
 use strongroom::seal::{Keyring, NodeKey};
 use strongroom::secret::Secret;
 use strongroom::store::format;
@@ -260,6 +261,26 @@ fn a_receipt_or_checkpoint_that_was_changed_does_not_verify() {
         let Ok(read) = serde_json::from_slice::<Receipt>(&damaged) else { continue };
         assert!(read == receipt || read.verify(&trust).is_err(), "bit {bit}");
     }
+    let disclosed = Disclosed {
+        key_id: escrowed.key_id,
+        machine: escrowed.machine,
+        volume: escrowed.volume,
+        fingerprint: escrowed.fingerprint,
+        to: "spiffe://acme/helpdesk/d01".parse().unwrap(),
+        user: Some(r"CORP\d02".parse().unwrap()),
+        reason: "locked out".to_owned(),
+        at,
+        position,
+        state: KeyState::Active,
+        on_record: OnRecord::Audit(7),
+    };
+    let shown = DisclosureReceipt::sign(disclosed, cluster, &signers.tls).unwrap();
+    shown.verify(&trust).unwrap();
+    let receipts = vec![serde_json::to_vec_pretty(&shown).unwrap(), receipts[0].clone()];
+    fuzz("receipts of reveals", 600, SIGNED, receipts, |bytes| {
+        let Ok(read) = serde_json::from_slice::<DisclosureReceipt>(bytes) else { return };
+        assert!(read == shown || read.verify(&trust).is_err(), "only what was signed");
+    });
     let head = ChainHead { sequence: 12, hash: [7; 32] };
     let checkpoint = Checkpoint::sign(head, position, cluster, at, &signers.tls).unwrap();
     fuzz("checkpoints", 600, SIGNED, vec![checkpoint.render().into_bytes()], |bytes| {
