@@ -209,27 +209,33 @@ fn a_snapshot_over_an_uncommitted_membership_leaves_nothing_of_it() {
 fn who_lags_behind_a_log_that_is_purged_whole_catches_up_without_another_write() {
     let outcome = run_as(SEED, None, Watched::No, async |world, clients| {
         begins_with(&world, 3);
-        let (leader, _) = world.leader().expect("it has formed");
+        let (leader, raft) = world.leader().expect("it has formed");
         let lags = if leader == 3 { 2 } else { 3 };
         let host = world.hosts().into_iter().find(|host| host.id == lags).expect("one of three");
         host.crash(&world, 0, Base::Kept);
         for _ in 0..5 {
             clients.escrow(leader).await;
         }
+        // One that lags, and one of which the leader knows nothing at all yet.
+        let newcomer = world.add_host(4);
+        raft.add_learner(newcomer.id, newcomer.member(), false).await.expect("nothing is in its way");
         let others: Vec<NodeId> = [1, 2, 3].into_iter().filter(|id| *id != lags).collect();
         purge_all(&world, &others).await;
         let written = world.ledger().len();
         host.start(&world).await;
-        until(&world, "it has what the others have", || {
-            let storage = world.life_of(lags).and_then(|life| life.storage().ok());
-            storage.is_some_and(|storage| storage.machine.applied_index() + 1 >= written)
-        })
-        .await;
+        newcomer.start(&world).await;
+        for id in [lags, newcomer.id] {
+            until(&world, "it has what the others have", || {
+                let storage = world.life_of(id).and_then(|life| life.storage().ok());
+                storage.is_some_and(|storage| storage.machine.applied_index() + 1 >= written)
+            })
+            .await;
+        }
         if world.ledger().len() > written {
             world.fail("something was written that helped it".to_owned());
         }
         // And after a power cut, with nothing in any log, they go on.
-        purge_all(&world, &[1, 2, 3]).await;
+        purge_all(&world, &[1, 2, 3, 4]).await;
         for host in world.hosts() {
             let all = host.disk().unsynced();
             host.crash(&world, all, Base::Lost);
