@@ -1,15 +1,26 @@
 //! The promises that are about processes, kept by real ones: the built binary, real sockets, real TLS, real kill -9.
 
 mod common;
+#[path = "common/rows.rs"]
+mod rows;
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::*;
 use rustix::process::{Pid, Signal, kill_process};
+use strongroom::escrow::apply::apply;
 use strongroom::escrow::ids::{NodeId, Role};
-use strongroom::proto::{Consistency, FindRequest, NodeStatus};
+use strongroom::escrow::memory::Memory;
+use strongroom::proto::escrow_service_client::EscrowServiceClient;
+use strongroom::proto::recovery_service_client::RecoveryServiceClient;
+use strongroom::proto::{Consistency, EscrowRequest, FindRequest, NodeStatus, RecoverRequest};
+use strongroom::raft::storage::{Storage, StorageOptions};
+use strongroom::store::directory::DataDir;
+use strongroom::store::format::{self, Payload};
 use strongroom::tls::ca::{Authority, FileNames, IssueRequest};
+use uuid::Uuid;
 
 fn find_machine(machine: &str, consistency: Consistency) -> FindRequest {
     FindRequest { machine: machine.to_owned(), consistency: consistency.into(), ..FindRequest::default() }
@@ -353,4 +364,80 @@ async fn a_cluster_restarted_one_by_one_keeps_serving_and_agrees() {
     for node in ALL {
         assert_all_readable(&test, node, &acknowledged).await;
     }
+}
+
+/// Followers proxy, never redirect: whoever speaks to one node only, and never tries again, has its write done and its
+/// answer from that node. A client that follows a redirect may make a lookup of a write (seen with Crypt and curl).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_does_what_it_is_asked_itself_and_sends_nobody_elsewhere() {
+    let test = three_nodes().await;
+    for (n, node) in (1..).zip(ALL) {
+        let importer = test.channel("importer", node).await;
+        let kept = EscrowServiceClient::new(importer).escrow(escrow_request(n)).await;
+        let receipt = kept.expect("any node takes it").into_inner().receipt.expect("a receipt");
+        assert_eq!((receipt.key_id, receipt.already_escrowed), (key(n).to_string(), false));
+
+        let desk = test.channel("helpdesk-advanced", node).await;
+        let request = RecoverRequest {
+            request_id: Uuid::new_v4().to_string(),
+            key_id: key(n).to_string(),
+            reason: "locked out".to_owned(),
+            ..RecoverRequest::default()
+        };
+        let shown = RecoveryServiceClient::new(desk).recover(request).await.expect("shown").into_inner();
+        assert!(deposit(n).secret.expose() == &shown.secret[..]);
+        let freshness = shown.freshness.expect("said");
+        assert_eq!((freshness.node, freshness.consistency.as_str()), (node, "quorum"), "by the node asked");
+    }
+}
+
+fn escrow_request(n: u64) -> EscrowRequest {
+    let deposit = deposit(n);
+    EscrowRequest {
+        request_id: Uuid::new_v4().to_string(),
+        machine: deposit.machine.to_string(),
+        volume: deposit.volume.to_string(),
+        kind: deposit.kind.to_string(),
+        key_id: key(n).to_string(),
+        secret: deposit.secret.expose().to_vec(),
+        ..EscrowRequest::default()
+    }
+}
+
+/// etcd 3.5.0 to 3.5.2 kept how far it had applied apart from what it had applied. Here a node is killed with kill -9 under
+/// load, and what is on its disk is, row by row, a replay of its log up to where its base says that it stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_base_of_a_node_killed_under_load_is_a_replay_of_its_log() {
+    let mut test = three_nodes().await;
+    let load = Load::start(&test, 4).with_readers(&test, &ALL);
+    let node = test.leader().await;
+    for round in 1..=3 {
+        load.progress(60).await;
+        test.cluster.kill(node).await.expect("killed");
+        let data = test.cluster.layout().node(node).expect("a node").data_path();
+        let stands_at = assert_base_is_a_replay(&data).await;
+        assert!(stands_at > 0, "round {round}: the base was written to");
+        test.cluster.start(node).await.expect("comes back");
+    }
+    let (acknowledged, _) = load.finish().await;
+    test.cluster.wait_settled(&ALL).await.expect("equal digests");
+    assert_all_held(&test, node, &acknowledged).await;
+}
+
+/// Opens the storage of a stopped node up to where consensus would take over. Answers where its base stands.
+async fn assert_base_is_a_replay(data: &Path) -> u64 {
+    let data = DataDir::open_or_create(data).expect("nobody has it open");
+    let storage = Storage::open(&data, StorageOptions::default()).await.expect("it opens");
+    let applied = storage.machine.applied();
+    let mut replay = Memory::new();
+    let entries = storage.log.read(0, applied.index() + 1, usize::MAX).await.expect("read");
+    assert_eq!(entries.len() as u64, applied.index() + 1, "nothing of the log is purged");
+    for (position, record) in &entries {
+        if let Payload::Command(bytes) = Payload::decode(record).expect("decodes") {
+            apply(&mut replay, *position, &format::decode(bytes).expect("decodes")).expect("in memory");
+        }
+    }
+    let view = storage.machine.view().expect("it is open");
+    assert_eq!(rows::differ(&view, &replay, applied.rows), None);
+    applied.index()
 }

@@ -89,6 +89,9 @@ pub enum NodeError {
     /// A question is not well formed.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// No majority of the voters has room on its disk, and this can wait for it. Nothing was begun.
+    #[error("no majority of the voters has room on its disk for more ({} full)", full_text(.0))]
+    NoRoom(Vec<NodeId>),
     /// No majority answered within the time allowed. Nothing was written.
     #[error("no quorum answered within {} ms", .0.as_millis())]
     NoQuorum(Duration),
@@ -133,6 +136,11 @@ pub enum NodeError {
     /// request id is safe.
     #[error("no quorum confirmed within {} ms", .0.as_millis())]
     Unconfirmed(Duration),
+}
+
+fn full_text(full: &[NodeId]) -> String {
+    let of_each = full.iter().map(|node| format!("that of node {node}"));
+    format!("{} {}", of_each.collect::<Vec<_>>().join(", "), if full.len() == 1 { "is" } else { "are" })
 }
 
 fn feature_level_text(level: FeatureLevel, supported: FeatureLevel) -> String {

@@ -79,6 +79,8 @@ struct Round {
     /// When it began, and how far this node's clock is ahead of each that said what it shows.
     began: Moment,
     leads: Vec<i64>,
+    /// The voters that say that their disks are full, this node included.
+    full: Vec<NodeId>,
 }
 
 /// What one voter answered.
@@ -87,6 +89,7 @@ struct Answer {
     testimony: Option<Testimony>,
     /// How far this node's clock is ahead of its, unless its release does not say.
     lead: Option<i64>,
+    is_full: bool,
 }
 
 impl Round {
@@ -156,10 +159,11 @@ impl Node {
             digests: digests.collect(),
             quarantined: self.quarantine().is_some(),
             now_ms: Some(self.inner.clock.now().0),
+            disk_full: Some(self.is_full()),
         }
     }
 
-    /// Asks every other voter for its digests and its time.
+    /// Asks every other voter for its digests, its time and its room.
     async fn compare(&self) -> Round {
         let began = self.inner.clock.moment();
         // Before the others are asked: they have more time to get there.
@@ -172,12 +176,16 @@ impl Node {
             .iter()
             .filter(|voter| **voter != id)
             .map(|voter| self.ask_for_digests(*voter, &own, began));
+        let votes = voters.contains(&id);
         let (mut others, mut leads) = (BTreeMap::new(), Vec::new());
+        let mut full: Vec<NodeId> = (votes && self.is_full()).then_some(id).into_iter().collect();
         for (id, answer) in join_all(asked).await.into_iter().flatten() {
             others.extend(answer.testimony.map(|testimony| (id, testimony)));
             leads.extend(answer.lead);
+            full.extend(answer.is_full.then_some(id));
         }
-        Round { own: testimony(own), votes: voters.contains(&id), others, voters: voters.len(), began, leads }
+        full.sort_unstable();
+        Round { own: testimony(own), votes, others, voters: voters.len(), began, leads, full }
     }
 
     /// What `id` has and what its clock shows, unless it does not answer.
@@ -190,14 +198,15 @@ impl Node {
             answer.inspect_err(|status| tracing::debug!(node = id, %status, "asking for digests")).ok()?;
         let (answer, heard) = (answer.into_inner(), self.inner.clock.moment());
         let lead = answer.now_ms.map(|shown| began.lead_over(Timestamp(shown), asked, heard));
+        let is_full = answer.disk_full.unwrap_or(false);
         if answer.quarantined {
-            return Some((id, Answer { testimony: None, lead }));
+            return Some((id, Answer { testimony: None, lead, is_full }));
         }
         let digests = answer.digests.into_iter().take(DIGESTS_MAX).filter_map(|digest| {
             let value = DigestValue::from_bytes(digest.value.as_ref().try_into().ok()?);
             Some(Digest { index: digest.index, value })
         });
-        Some((id, Answer { testimony: Some(testimony(digests)), lead }))
+        Some((id, Answer { testimony: Some(testimony(digests)), lead, is_full }))
     }
 
     /// Puts this node aside, or notes how far its repair is.
@@ -211,11 +220,24 @@ impl Node {
     }
 }
 
+/// Notes whose disks are full.
+fn look_at_room(node: &Node, round: &Round) {
+    if node.inner.room.note(&round.full, round.voters) {
+        match &node.inner.room.full()[..] {
+            [] => tracing::info!("a majority of the voters has room again"),
+            full => {
+                tracing::error!(?full, "no majority of the voters has room: what machines write has to wait")
+            }
+        }
+    }
+}
+
 impl Healing {
     async fn round(&mut self, node: &Node) {
         self.acquaintances.remember(node);
         let round = node.compare().await;
         self.look_at_clock(node, &round).await;
+        look_at_room(node, &round);
         let verdict = round.verdict();
         *node.inner.agreement.lock().unwrap_or_else(PoisonError::into_inner) = match (&verdict, &self.last) {
             // What was found before still is the last that is known.

@@ -178,8 +178,8 @@ impl Node {
     /// [`NodeError::NoQuorum`] after [`PROPOSE_TIMEOUT`] if nothing was begun, [`NodeError::Declined`] if that is because
     /// the leader does not take it; [`NodeError::Unconfirmed`] if the command may still take effect: repeating it with
     /// its request id is safe. [`NodeError::Refused`] for what the domain refuses before it is in the log.
-    /// [`NodeError::Overloaded`], and [`NodeError::Clock`] if this node has stamped it with a clock that is wrong: nothing
-    /// was begun.
+    /// [`NodeError::Overloaded`], [`NodeError::NoRoom`], and [`NodeError::Clock`] if this node has stamped it with a clock
+    /// that is wrong: nothing was begun.
     pub async fn propose(&self, command: &Command) -> Result<Committed, NodeError> {
         self.propose_within(command, PROPOSE_TIMEOUT).await
     }
@@ -204,6 +204,7 @@ impl Node {
         if let Some(skew) = self.clock_fault() {
             return Err(NodeError::Clock(skew));
         }
+        self.check_room(&command.action)?;
         let body = Bytes::from(format::encode(command));
         let _permit = self.proposal_permit(body.len())?;
         let requires = FeatureLevel::required_by(command);

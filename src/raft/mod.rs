@@ -12,7 +12,7 @@
 //!
 //! A replica is compared with the others in `healing`, by the verdict in [`agreement`], and mended by `repair`; `fetch`
 //! brings a snapshot from a peer, and `rescue` does that for a node that starts without a state. Clocks are compared at
-//! the same time, and judged in [`clock`].
+//! the same time, and judged in [`clock`]; so is whether disks have room, in [`room`].
 
 pub mod agreement;
 pub mod clock;
@@ -43,6 +43,7 @@ mod repair;
 pub mod reports;
 mod rescue;
 mod resealing;
+pub mod room;
 pub mod state_machine;
 pub mod storage;
 pub mod types;

@@ -47,6 +47,7 @@ use super::opening::OpeningBoard;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
 use super::read_index::ReadIndex;
+use super::room::Room;
 use super::storage::{HeldLog, Storage};
 use super::types::{Member, Raft, TypeConfig};
 use super::usage::UsageMeter;
@@ -188,6 +189,8 @@ pub(super) struct Inner {
     /// What the last comparison with the others came to.
     pub(super) agreement: std::sync::Mutex<Agreement>,
     pub(super) clock: Clock,
+    /// Whose disks are full, if writes wait for that.
+    pub(super) room: Room,
     /// The log is more than a quarantined node may keep: it is to stop.
     pub(super) overfull: watch::Sender<Option<HeldLog>>,
 }
@@ -267,6 +270,7 @@ impl Node {
                 offers: Arc::new(Semaphore::new(OFFERS_MAX)),
                 agreement: std::sync::Mutex::default(),
                 clock: Clock::default(),
+                room: Room::default(),
                 overfull: watch::Sender::default(),
             }),
         };

@@ -34,7 +34,7 @@ impl From<NodeError> for Status {
                 Obstacle::NotFound => Code::NotFound,
                 Obstacle::Unavailable => Code::Unavailable,
             },
-            NodeError::Overloaded { .. } => Code::ResourceExhausted,
+            NodeError::NoRoom(_) | NodeError::Overloaded { .. } => Code::ResourceExhausted,
             NodeError::Decode(_) | NodeError::TooLarge { .. } => Code::InvalidArgument,
             NodeError::Imposter { .. } => Code::PermissionDenied,
             NodeError::Behind { .. }
@@ -69,6 +69,9 @@ impl From<NodeError> for Status {
         match &error {
             NodeError::Change(refused) => with(status, HINT_KEY, &refused.instead),
             NodeError::NoCluster => with(status, HINT_KEY, "add this node with: strongroom member add"),
+            NodeError::NoRoom(_) => {
+                with(status, HINT_KEY, "make room on these disks; writes resume by themselves")
+            }
             NodeError::Clock(_)
             | NodeError::NoQuorum(_)
             | NodeError::NotLeader(_)

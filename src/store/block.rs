@@ -20,6 +20,9 @@ use super::StoreError;
 pub const BLOCK_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes of rows that are unpacked. No block is so large: what says so is damaged.
 const UNPACKED_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Most bytes that one compressed byte stands for: a length is continued in bytes that count up to so many each (LZ4 block
+/// format).
+const EXPANSION_MAX: usize = 255;
 /// Behind every key: no table has this number.
 pub const LAST_BOUND: &[u8] = &[u8::MAX];
 /// What precedes a row: the lengths of its key and of its value, of four bytes each.
@@ -43,7 +46,8 @@ impl Block {
     /// [`StoreError::Damaged`] if it is not that.
     pub fn unpack(packed: &[u8]) -> Result<Self, StoreError> {
         let (size, compressed) = block::uncompressed_size(packed).map_err(damaged)?;
-        if size > UNPACKED_MAX_BYTES {
+        // Before memory is taken for them: a few damaged bytes must not cost as much as the largest block.
+        if size > UNPACKED_MAX_BYTES.min(compressed.len().saturating_mul(EXPANSION_MAX)) {
             return Err(damaged(format_args!("it says that it has {size} bytes")));
         }
         let rows = block::decompress(compressed, size).map_err(damaged)?;
@@ -140,6 +144,15 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_size_that_so_few_bytes_cannot_have_is_damage() {
+        let (_, mut packed) = pack(&[(&b"key"[..], &b"value"[..])].into(), LAST_BOUND).remove(0);
+        let size = (packed.len() - 4) * EXPANSION_MAX;
+        packed[..4].copy_from_slice(&(size as u32 + 1).to_le_bytes());
+        let why = Block::unpack(&packed).map(drop).unwrap_err().to_string();
+        assert!(why.contains("it says that it has"), "{why}");
+    }
+
     proptest! {
         #[test]
         fn packed_rows_come_back(rows in btree_map(vec(0..u8::MAX, 0..40), vec(any::<u8>(), 0..900), 0..60)) {
@@ -152,6 +165,14 @@ mod tests {
                 prop_assert!(block.iter().all(|row| row.unwrap().0 <= &bound[..]));
             }
             prop_assert_eq!(packed.last().map(|(bound, _)| &bound[..]), (!rows.is_empty()).then_some(LAST_BOUND));
+        }
+
+        #[test]
+        fn what_is_most_alike_is_within_the_bound(length in 0..600_000_usize) {
+            let value = vec![0; length];
+            let (_, packed) = pack(&[(&b"key"[..], &value[..])].into(), LAST_BOUND).remove(0);
+            let block = Block::unpack(&packed).unwrap();
+            prop_assert_eq!(block.rows().unwrap()[&b"key"[..]], &value);
         }
 
         #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
 /// Room for the log, the base and snapshots of a node of these tests. The file takes as much as is written to it.
@@ -59,6 +59,18 @@ impl Disk {
                 Err(error) => panic!("filling a disk: {error}"),
             }
         }
+    }
+
+    /// Takes the room there is left, but for some.
+    pub fn fill_but(&self, left: u64) {
+        let filler = File::create(self.filler()).expect("a file takes no room yet");
+        let taken = self.free_bytes().checked_sub(left).expect("more is left");
+        fallocate(&filler, FallocateFlags::empty(), 0, taken).expect("there is as much");
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let stat = statvfs(&self.mount).expect("a file system");
+        stat.f_bavail * stat.f_frsize
     }
 
     /// Gives the room back.

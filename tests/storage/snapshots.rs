@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use strongroom::escrow::lookup;
-use strongroom::escrow::records::LogPosition;
+use strongroom::escrow::records::{LogPosition, USERS_PER_MACHINE_MAX};
+use strongroom::escrow::rows::UserMachine;
+use strongroom::escrow::state::Rows as _;
 use strongroom::raft::state_machine::snapshot_of;
 use strongroom::raft::storage::StorageOptions;
 use strongroom::store::StoreError;
@@ -83,6 +85,33 @@ async fn installing_replaces_the_state_and_merges_nothing() {
     assert_eq!(view.position(), file.position());
     // Who was reading meanwhile reads the old state to the end.
     assert!(lookup::key(&old, sample::key_id(9_010)).unwrap().is_some());
+}
+
+/// openraft's store on sled, as it was, merged a snapshot into what there was: a row that the leader had deleted
+/// meanwhile came back at the node that lagged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_deleted_at_the_leader_is_gone_where_its_snapshot_is_installed() {
+    let dirs = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut leader, lagging) = (node_with(dirs.0.path(), 1).await, node_with(dirs.1.path(), 1).await);
+    // In its base: only an installation that begins anew takes it out.
+    lagging.storage.machine.drain().await.unwrap();
+    let users = |node: &Node| {
+        let view = node.storage.machine.view().unwrap();
+        view.rows::<UserMachine>(&[], None, usize::MAX).unwrap()
+    };
+    let [first] = &users(&lagging)[..] else { panic!("the user of one key") };
+
+    // Users of the same machine, of which only the newest are kept.
+    for number in 1..=USERS_PER_MACHINE_MAX as u64 {
+        leader.apply(&sample::escrow(leader.next, number * 100)).await;
+    }
+    assert_eq!(users(&leader).len(), USERS_PER_MACHINE_MAX);
+    let file = leader.storage.machine.snapshot().await.unwrap();
+    install(&lagging, transfer(&file, lagging.storage.machine.snapshots()).await.unwrap()).await.unwrap();
+    assert!(!users(&lagging).contains(first), "deleted at the leader");
+    assert_same(&lagging.storage, &leader.expected);
+    drop(lagging);
+    assert_same(&Node::open(dirs.1.path(), manual()).await.unwrap().storage, &leader.expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

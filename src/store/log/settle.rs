@@ -28,7 +28,8 @@ const LOCK_FILE: &str = "LOCK";
 /// Makes everything in the newest chunks durable, before the log in `dir` is opened.
 ///
 /// # Errors
-/// [`StoreError::Locked`] if the log is open; [`StoreError::Io`], on a full disk too: a chunk is copied.
+/// [`StoreError::Locked`] if the log is open; [`StoreError::Log`] if a chunk was emptied; [`StoreError::Io`], on a full disk
+/// too: a chunk is copied.
 pub(super) fn settle(dir: &Path) -> Result<(), StoreError> {
     let lock_path = dir.join(LOCK_FILE);
     // Whoever has the log open would go on writing to a file that has no name any more.
@@ -38,8 +39,10 @@ pub(super) fn settle(dir: &Path) -> Result<(), StoreError> {
         Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(dir.to_owned())),
         Err(TryLockError::Error(error)) => return Err(StoreError::io("locking", &lock_path, error)),
     }
+    let chunks = newest_first(dir).map_err(|error| StoreError::io("listing", dir, error))?;
+    refuse_emptied(&chunks)?;
     let mut begun = 0;
-    for chunk in newest_first(dir).map_err(|error| StoreError::io("listing", dir, error))? {
+    for chunk in chunks {
         let bytes = rewrite(&chunk).map_err(|error| StoreError::io("settling", &chunk, error))?;
         begun += usize::from(bytes >= BEGUN_BYTES);
         if begun == CHUNKS {
@@ -64,6 +67,21 @@ fn newest_first(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
     chunks.sort_by(|one, other| other.cmp(one));
     Ok(chunks)
+}
+
+/// Files of chunks are made ahead of their first record, which is written once the chunk before is synced. So none is empty
+/// in front of one that is not, unless something has emptied it; raft-log takes that for impossible, and panics.
+fn refuse_emptied(newest_first: &[PathBuf]) -> Result<(), StoreError> {
+    let mut is_begun = false;
+    for chunk in newest_first {
+        let length = fs::metadata(chunk).map_err(|error| StoreError::io("reading", chunk, error))?.len();
+        if length == 0 && is_begun {
+            let why = format!("{} is empty, and the chunks behind it are not", chunk.display());
+            return Err(StoreError::Log(io::Error::new(io::ErrorKind::InvalidData, why)));
+        }
+        is_begun |= length > 0;
+    }
+    Ok(())
 }
 
 fn rewrite(chunk: &Path) -> io::Result<u64> {

@@ -1,5 +1,7 @@
 use std::sync::atomic::Ordering;
 
+use raft_log::chunked_wal::{ChunkId, Config};
+
 use super::*;
 
 fn entry(term: u64, index: u64) -> (LogPosition, Vec<u8>) {
@@ -106,6 +108,26 @@ async fn a_flipped_bit_never_makes_the_log_forget() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn a_chunk_that_was_emptied_refuses_to_open_unless_it_was_never_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), &small()).unwrap();
+    append(&log, (1..=100).map(|index| entry(1, index)).collect()).await.unwrap();
+    drop(log);
+    let chunks = chunks(dir.path());
+    let whole = std::fs::read(&chunks[1]).unwrap();
+    std::fs::write(&chunks[1], b"").unwrap();
+    let Err(StoreError::Log(error)) = Log::open(dir.path(), &small()) else { panic!("it forgets entries") };
+    assert!(error.to_string().contains("is empty"), "{error}");
+    std::fs::write(&chunks[1], whole).unwrap();
+    // Made ahead, and never written to.
+    let last = chunks.last().unwrap();
+    let begins = Config::parse_chunk_file_name(last.file_name().unwrap().to_str().unwrap()).unwrap();
+    let end = begins + std::fs::metadata(last).unwrap().len();
+    std::fs::write(dir.path().join(Config::chunk_file_name(ChunkId(end))), b"").unwrap();
+    assert_eq!(indexes(&Log::open(dir.path(), &small()).unwrap()).await.len(), 100);
 }
 
 fn inode(path: &Path) -> u64 {

@@ -130,3 +130,39 @@ impl Read for FromStart {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+    use crate::store::spool::{SpoolLimits, Spools};
+
+    proptest! {
+        /// What a disk that lies hands back is an error, or records of a bounded length; it ends, and never panics.
+        #[test]
+        fn a_damaged_file_is_an_error_or_other_records(
+            records in vec((vec(any::<u8>(), 0..9), vec(any::<u8>(), 0..40)), 1..9),
+            damage in vec((any::<Index>(), any::<u8>()), 0..4),
+            cut in any::<Index>(),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let limits = SpoolLimits { free_min_bytes: 0, ..SpoolLimits::default() };
+            let spool = Spools::open(dir.path(), limits).unwrap().begin();
+            let mut writer = spool.file().unwrap();
+            records.iter().for_each(|(key, value)| writer.write(key, value).unwrap());
+            let whole = writer.finish().unwrap();
+            let read: Vec<_> = whole.reader().map(Result::unwrap).collect();
+            prop_assert!(read.iter().zip(&records).all(|(read, (key, value))| *read.0 == **key && *read.1 == **value));
+            let length = whole.file.metadata().unwrap().len();
+            for (at, byte) in damage {
+                let at = at.index(length as usize) as u64;
+                whole.file.write_all_at(&[byte], at).unwrap();
+            }
+            whole.file.set_len(cut.index(length as usize + 1) as u64).unwrap();
+            prop_assert!(whole.reader().count() <= records.len());
+        }
+    }
+}
