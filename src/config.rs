@@ -169,7 +169,8 @@ pub struct RaftSettings {
     pub election_max_ms: u64,
     /// Bytes of log since the last snapshot that call for a new one: 1 MiB to 64 GiB, default 64 MiB.
     pub snapshot_log_bytes: u64,
-    /// Entries kept before a snapshot, for followers that are a little behind: 1 to 100,000,000, default 5,000.
+    /// Entries kept before a snapshot, for followers that are a little behind: 1 to 100,000,000, default 5,000; no more of
+    /// them than `snapshot_log_bytes`.
     pub keep_entries: u64,
 }
 

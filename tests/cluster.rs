@@ -433,8 +433,10 @@ async fn assert_base_is_a_replay(data: &Path) -> u64 {
     let entries = storage.log.read(0, applied.index() + 1, usize::MAX).await.expect("read");
     assert_eq!(entries.len() as u64, applied.index() + 1, "nothing of the log is purged");
     for (position, record) in &entries {
-        if let Payload::Command(bytes) = Payload::decode(record).expect("decodes") {
-            apply(&mut replay, *position, &format::decode(bytes).expect("decodes")).expect("in memory");
+        if let Payload::Commands(commands) = Payload::decode(record).expect("decodes") {
+            for bytes in commands {
+                apply(&mut replay, *position, &format::decode(bytes).expect("decodes")).expect("in memory");
+            }
         }
     }
     let view = storage.machine.view().expect("it is open");

@@ -81,6 +81,19 @@ pub enum Action {
 }
 
 impl Action {
+    /// Whether machines and imports do it, all day, and again if need be. All else people do, and nodes about themselves.
+    pub fn is_routine(&self) -> bool {
+        matches!(
+            self,
+            Self::Escrow(_)
+                | Self::EscrowMany(_)
+                | Self::EscrowPending(_)
+                | Self::ImportMachines(_)
+                | Self::NoteContact(_)
+                | Self::ReportCompliance(_)
+        )
+    }
+
     /// Its name, for logs.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -15,7 +15,7 @@ use super::storage::Storage;
 use super::types::Raft;
 
 /// Between two looks at the weight of the log, and between two cuts: a chunk of 16 MiB each, more than is written meanwhile.
-const POLL: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(250);
 
 /// Triggers a snapshot whenever one is due, and cuts the log up to `keep_entries` before the newest one, until `stop`.
 pub(super) fn spawn(raft: Raft, storage: Storage, keep_entries: u64, stop: CancellationToken) {

@@ -2,17 +2,16 @@
 //!
 //! What an entry costs every replica (a place in the log, a turn through consensus, an answer) is the same for one command
 //! and for many. So few entries are under way at a time. A command that finds one of those free goes at once, alone: where
-//! little is asked nobody waits for company. The others gather until one is free.
+//! little is asked nobody waits for company. The others gather until one is free. What people do, reveals above all, never
+//! waits behind what machines do all day.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::leader::PROPOSALS_MAX_KIB;
 use super::node::Committed;
 use super::types::EncodedCommands;
 use crate::escrow::command::Reply;
@@ -25,9 +24,6 @@ const UNDER_WAY_MAX: usize = 2;
 pub const COMMANDS_PER_ENTRY_MAX: usize = 256;
 /// An entry ends with the command that brings it to so many bytes.
 pub const ENTRY_FULL_BYTES: usize = 256 * 1024;
-/// Commands that gather. Each has a place among the requests under way, of 1 KiB at least, for as long as its caller waits.
-pub(super) const GATHERED_MAX: usize = PROPOSALS_MAX_KIB;
-
 /// Where an entry came to stand, and what was answered to its commands.
 pub(super) struct Written {
     pub position: LogPosition,
@@ -37,8 +33,6 @@ pub(super) struct Written {
 /// Why an entry, or a command of it, is not known to be committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unwritten {
-    /// Too many gather already. Nothing was begun.
-    Crowded,
     /// A newer leader may have overwritten it, or not.
     Discarded,
     /// Consensus has ended, for this reason.
@@ -50,15 +44,24 @@ pub(super) enum Unwritten {
 type Outcome = Result<Written, Unwritten>;
 type Write = dyn Fn(EncodedCommands) -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync;
 
+/// Permit that a command takes among those under way, for as long as it is kept, whether or not its caller still waits. It is
+/// what bounds how much gathers.
+pub(super) type Permit = Arc<OwnedSemaphorePermit>;
+
 /// A command that gathers.
 struct Waiting {
     command: Bytes,
-    caller: oneshot::Sender<Result<Committed, Unwritten>>,
+    caller: Caller,
+}
+
+struct Caller {
+    answer: oneshot::Sender<Result<Committed, Unwritten>>,
+    _permit: Permit,
 }
 
 /// See the module.
 pub(super) struct Groups {
-    gathered: mpsc::Sender<Waiting>,
+    gathered: mpsc::UnboundedSender<Waiting>,
     under_way: Arc<Semaphore>,
     write: Arc<Write>,
 }
@@ -69,7 +72,7 @@ impl Groups {
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let (gathered, gathering) = mpsc::channel(GATHERED_MAX);
+        let (gathered, gathering) = mpsc::unbounded_channel();
         let write: Arc<Write> = Arc::new(move |commands| Box::pin(write(commands)));
         let under_way = Arc::new(Semaphore::new(UNDER_WAY_MAX));
         tokio::spawn(gather(gathering, under_way.clone(), write.clone()));
@@ -79,19 +82,25 @@ impl Groups {
     /// Commits an encoded command, alone or with others.
     ///
     /// # Errors
-    /// What writing its entry failed with, or [`Unwritten::Crowded`].
-    pub async fn commit(&self, command: Bytes) -> Result<Committed, Unwritten> {
+    /// What writing its entry failed with.
+    pub async fn commit(&self, command: Bytes, permit: Permit) -> Result<Committed, Unwritten> {
         if let Ok(_under_way) = self.under_way.try_acquire() {
-            let written = (self.write)(EncodedCommands(vec![command])).await?;
-            let [reply] = <[Reply; 1]>::try_from(written.replies).map_err(|_| unanswered())?;
-            return Ok(Committed { position: written.position, reply });
+            return self.commit_alone(command).await;
         }
-        let (caller, answer) = oneshot::channel();
-        self.gathered.try_send(Waiting { command, caller }).map_err(|error| match error {
-            TrySendError::Full(_) => Unwritten::Crowded,
-            TrySendError::Closed(_) => stopping(),
-        })?;
-        answer.await.map_err(|_| stopping())?
+        let (answer, answered) = oneshot::channel();
+        let caller = Caller { answer, _permit: permit };
+        self.gathered.send(Waiting { command, caller }).map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())?
+    }
+
+    /// Commits an encoded command at once, in an entry of its own, whatever else is under way.
+    ///
+    /// # Errors
+    /// As [`Groups::commit`].
+    pub async fn commit_alone(&self, command: Bytes) -> Result<Committed, Unwritten> {
+        let written = (self.write)(EncodedCommands(vec![command])).await?;
+        let [reply] = <[Reply; 1]>::try_from(written.replies).map_err(|_| unanswered())?;
+        Ok(Committed { position: written.position, reply })
     }
 }
 
@@ -104,7 +113,11 @@ fn unanswered() -> Unwritten {
 }
 
 /// Writes what gathers, as soon as an entry may be under way.
-async fn gather(mut gathering: mpsc::Receiver<Waiting>, under_way: Arc<Semaphore>, write: Arc<Write>) {
+async fn gather(
+    mut gathering: mpsc::UnboundedReceiver<Waiting>,
+    under_way: Arc<Semaphore>,
+    write: Arc<Write>,
+) {
     while let Some(first) = gathering.recv().await {
         let Ok(turn) = under_way.clone().acquire_owned().await else { return };
         let (commands, callers) = group(first, &mut gathering);
@@ -119,14 +132,12 @@ async fn gather(mut gathering: mpsc::Receiver<Waiting>, under_way: Arc<Semaphore
     }
 }
 
-type Caller = oneshot::Sender<Result<Committed, Unwritten>>;
-
 /// The next entry: `first`, and what has gathered behind it. Whoever has gone away meanwhile has nothing written.
-fn group(first: Waiting, gathering: &mut mpsc::Receiver<Waiting>) -> (Vec<Bytes>, Vec<Caller>) {
+fn group(first: Waiting, gathering: &mut mpsc::UnboundedReceiver<Waiting>) -> (Vec<Bytes>, Vec<Caller>) {
     let (mut commands, mut callers, mut bytes) = (Vec::new(), Vec::new(), 0);
     let mut next = Some(first);
     while let Some(Waiting { command, caller }) = next {
-        if !caller.is_closed() {
+        if !caller.answer.is_closed() {
             bytes += command.len();
             commands.push(command);
             callers.push(caller);
@@ -146,12 +157,12 @@ fn answer(callers: Vec<Caller>, written: Outcome) {
         Ok(Written { position, replies }) => {
             for (caller, reply) in callers.into_iter().zip(replies) {
                 // Whoever gave up is no concern of ours.
-                let _ = caller.send(Ok(Committed { position, reply }));
+                let _ = caller.answer.send(Ok(Committed { position, reply }));
             }
         }
         Err(error) => {
             for caller in callers {
-                let _ = caller.send(Err(error.clone()));
+                let _ = caller.answer.send(Err(error.clone()));
             }
         }
     }
@@ -206,8 +217,12 @@ mod tests {
     type Task = tokio::task::JoinHandle<Result<Committed, Unwritten>>;
 
     async fn begin(groups: &Arc<Groups>, command: impl Into<Bytes>) -> Task {
-        let (groups, command) = (groups.clone(), command.into());
-        let task = tokio::spawn(async move { groups.commit(command).await });
+        begin_in(groups, command, &Arc::new(Semaphore::new(1))).await
+    }
+
+    async fn begin_in(groups: &Arc<Groups>, command: impl Into<Bytes>, rooms: &Arc<Semaphore>) -> Task {
+        let (groups, command, permit) = (groups.clone(), command.into(), rooms.clone().try_acquire_owned());
+        let task = tokio::spawn(async move { groups.commit(command, Arc::new(permit.unwrap())).await });
         // On the one thread of the test: it has come as far as it can.
         tokio::task::yield_now().await;
         task
@@ -261,6 +276,36 @@ mod tests {
         }
         log.gate.add_permits(1);
         assert!(begin(&groups, "next").await.await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_gathers_takes_room_until_it_is_gone_and_what_is_urgent_does_not_wait_for_it() {
+        let (log, rooms) = (Log::new(), Arc::new(Semaphore::new(5)));
+        let groups = log.groups();
+        let first = [begin(&groups, "one").await, begin(&groups, "two").await];
+        let mut gone = Vec::new();
+        for _ in 0..5 {
+            gone.push(begin_in(&groups, "gone", &rooms).await);
+        }
+        for task in &gone {
+            task.abort();
+        }
+        for task in gone {
+            assert!(task.await.unwrap_err().is_cancelled());
+        }
+        assert_eq!(rooms.available_permits(), 0, "their commands are still kept");
+        let urgent = tokio::spawn({
+            let groups = groups.clone();
+            async move { groups.commit_alone("urgent".into()).await }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(log.sizes(), [1, 1, 1]);
+        log.gate.add_permits(3);
+        for task in first.into_iter().chain([urgent]) {
+            assert!(task.await.unwrap().is_ok());
+        }
+        drop(rooms.acquire_many(5).await.unwrap());
+        assert_eq!(log.sizes(), [1, 1, 1], "nothing of who has gone away was written");
     }
 
     #[tokio::test]

@@ -11,12 +11,11 @@ use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Code, Status};
 
 use crate::escrow::apply::too_new;
-use crate::escrow::command::{Action, Command, Refusal};
+use crate::escrow::command::{Command, Refusal};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{NodeId, Timestamp};
 use crate::metrics::ProposalOutcome;
@@ -26,7 +25,7 @@ use crate::store::format;
 
 use super::clock::is_credible;
 use super::error::NodeError;
-use super::groups::{GATHERED_MAX, Groups, Unwritten, Written};
+use super::groups::{Groups, Permit, Unwritten, Written};
 use super::log_store::position;
 use super::node::{Committed, Node};
 use super::read_index::ReadIndex;
@@ -67,11 +66,16 @@ trait Question: Sync {
 }
 
 /// Commit a command.
+#[derive(Clone)]
 struct Commit {
     /// Encoded.
     body: Bytes,
+    /// Machines do it all day: it waits for others of its kind, and others not for it.
+    is_routine: bool,
     /// The feature level that allows it.
     requires: FeatureLevel,
+    /// What it takes of [`PROPOSALS_MAX_KIB`].
+    permit: Permit,
 }
 
 impl Question for Commit {
@@ -86,7 +90,7 @@ impl Question for Commit {
         if leader != node.options().id {
             return node.forward(leader, self.body.clone(), deadline).await;
         }
-        match node.commit(self.body.clone(), self.requires).await {
+        match node.commit(self.clone()).await {
             Ok(committed) => Ok(Attempt::Done(committed)),
             Err(NodeError::NotLeader(_) | NodeError::NoQuorum(_) | NodeError::Quarantined(_)) => {
                 Ok(Attempt::NotBegun)
@@ -138,7 +142,6 @@ pub struct Forwarded {
     kind: &'static str,
     /// The feature level that allows it.
     requires: FeatureLevel,
-    /// Agents do it all day.
     is_routine: bool,
 }
 
@@ -153,10 +156,7 @@ impl Forwarded {
             return Err(NodeError::TooLarge { bytes: body.len() });
         }
         let command: Command = format::decode(&body)?;
-        let is_routine = matches!(
-            command.action,
-            Action::Escrow(_) | Action::EscrowMany(_) | Action::EscrowPending(_) | Action::ImportMachines(_)
-        );
+        let is_routine = command.action.is_routine();
         let kind = command.action.kind();
         let requires = FeatureLevel::required_by(&command);
         Ok(Self { body, at: command.at, source: command.source.node, kind, requires, is_routine })
@@ -206,9 +206,10 @@ impl Node {
         }
         self.check_room(&command.action)?;
         let body = Bytes::from(format::encode(command));
-        let _permit = self.proposal_permit(body.len())?;
+        let permit = self.proposal_permit(body.len())?;
         let requires = FeatureLevel::required_by(command);
-        self.at_the_leader(limit, Commit { body, requires }).await
+        let is_routine = command.action.is_routine();
+        self.at_the_leader(limit, Commit { body, is_routine, requires, permit }).await
     }
 
     async fn forward(
@@ -245,8 +246,8 @@ impl Node {
             forwarded = forwarded.restamped(now)?;
         }
         let Forwarded { body, source, kind, requires, is_routine, .. } = forwarded;
-        let _permit = self.proposal_permit(body.len())?;
-        match timeout(PROPOSE_TIMEOUT, self.commit(body, requires)).await {
+        let permit = self.proposal_permit(body.len())?;
+        match timeout(PROPOSE_TIMEOUT, self.commit(Commit { body, is_routine, requires, permit })).await {
             Ok(Ok(committed)) => {
                 let index = committed.position.index;
                 // Not worth a line each, unlike what people do.
@@ -276,7 +277,8 @@ impl Node {
         if requires <= allowed { Ok(()) } else { Err(too_new(requires, allowed).into()) }
     }
 
-    async fn commit(&self, body: Bytes, requires: FeatureLevel) -> Result<Committed, NodeError> {
+    async fn commit(&self, commit: Commit) -> Result<Committed, NodeError> {
+        let Commit { body, is_routine, requires, permit } = commit;
         // It would be answered from this node's state, which is wrong.
         if let Some(why) = self.quarantine() {
             return Err(NodeError::Quarantined(why));
@@ -290,8 +292,10 @@ impl Node {
         }
         self.check_allowed(requires).await?;
         let began = Instant::now();
-        let committed = self.inner.groups.commit(body).await.map_err(|unwritten| match unwritten {
-            Unwritten::Crowded => NodeError::Overloaded { what: "commands", limit: GATHERED_MAX },
+        let groups = &self.inner.groups;
+        let committed =
+            if is_routine { groups.commit(body, permit).await } else { groups.commit_alone(body).await };
+        let committed = committed.map_err(|unwritten| match unwritten {
             Unwritten::Discarded => NodeError::Unconfirmed(fresh),
             Unwritten::Failed(why) => NodeError::Fatal(why),
             Unwritten::NotLeader(leader) => NodeError::NotLeader(leader),
@@ -424,10 +428,10 @@ impl Node {
         }
     }
 
-    fn proposal_permit(&self, bytes: usize) -> Result<SemaphorePermit<'_>, NodeError> {
+    fn proposal_permit(&self, bytes: usize) -> Result<Permit, NodeError> {
         let overloaded = || NodeError::Overloaded { what: "requests", limit: PROPOSALS_MAX_KIB };
         let kib = u32::try_from(bytes / 1024 + 1).map_err(|_| overloaded())?;
-        self.inner.proposals.try_acquire_many(kib).map_err(|_| overloaded())
+        self.inner.proposals.clone().try_acquire_many_owned(kib).map(Arc::new).map_err(|_| overloaded())
     }
 }
 

@@ -3,7 +3,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::*;
-use crate::escrow::command::Reveal;
+use crate::escrow::command::{Action, Reveal};
 use crate::escrow::ids::{Identity, KeyId, RequestId};
 use crate::escrow::records::Source;
 use crate::raft::membership::in_process::{Fixture, until};

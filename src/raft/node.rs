@@ -168,7 +168,7 @@ pub(super) struct Inner {
     pub(super) keyring: KeyringCache,
     pub(super) quorum: QuorumClock,
     /// Room for commands under way, in KiB.
-    pub(super) proposals: Semaphore,
+    pub(super) proposals: Arc<Semaphore>,
     pub(super) groups: Groups,
     pub(super) reads: OnceLock<ReadIndex>,
     pub(super) leader_reads: OnceLock<ReadIndex>,
@@ -254,7 +254,7 @@ impl Node {
                 cluster,
                 keyring: KeyringCache::new(key),
                 quorum,
-                proposals: Semaphore::new(PROPOSALS_MAX_KIB),
+                proposals: Arc::new(Semaphore::new(PROPOSALS_MAX_KIB)),
                 groups,
                 reads: OnceLock::new(),
                 leader_reads: OnceLock::new(),

@@ -47,19 +47,6 @@ fn is_enough(full: usize, voters: usize) -> bool {
     voters.saturating_sub(full) > voters / 2
 }
 
-/// Whether it can wait for room: what machines and imports write, over and over and again if need be.
-fn can_wait(action: &Action) -> bool {
-    matches!(
-        action,
-        Action::Escrow(_)
-            | Action::EscrowMany(_)
-            | Action::EscrowPending(_)
-            | Action::ImportMachines(_)
-            | Action::NoteContact(_)
-            | Action::ReportCompliance(_)
-    )
-}
-
 impl Node {
     /// Whether this node has so little room that it counts as having none.
     pub(super) fn is_full(&self) -> bool {
@@ -72,7 +59,7 @@ impl Node {
     /// [`NodeError::NoRoom`].
     pub(super) fn check_room(&self, action: &Action) -> Result<(), NodeError> {
         let full = self.inner.room.full();
-        if full.is_empty() || !can_wait(action) { Ok(()) } else { Err(NodeError::NoRoom(full)) }
+        if full.is_empty() || !action.is_routine() { Ok(()) } else { Err(NodeError::NoRoom(full)) }
     }
 }
 

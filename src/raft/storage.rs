@@ -120,16 +120,28 @@ impl Storage {
         self.policy.is_due_for(&self.machine, &self.log)
     }
 
-    /// Up to which entry the log may be cut now: one chunk of what the newest snapshot has made superfluous, but for the last
-    /// `keep_entries` before it, which spare a follower that lags a little a snapshot. `None` if that is nothing.
+    /// Up to which entry the log may be cut now: one chunk of what the newest snapshot has made superfluous. What is kept
+    /// before it spares a follower that lags a little a snapshot: `keep_entries`, but no more
+    /// than calls for a snapshot ([`SnapshotPolicy::floor_bytes`]). `None` if nothing is to be cut.
     ///
     /// # Errors
     /// [`StoreError::Log`] if the log is broken by an earlier panic.
     pub fn next_cut(&self, keep_entries: u64) -> Result<Option<u64>, StoreError> {
-        let newest = self.machine.snapshots().newest().and_then(|file| file.position());
-        let upto = newest.and_then(|position| position.index.checked_sub(keep_entries));
-        let Some(upto) = upto else { return Ok(None) };
-        self.log.next_cut(upto).map_err(StoreError::Log)
+        let Some(newest) = self.machine.snapshots().newest().and_then(|file| file.position()) else {
+            return Ok(None);
+        };
+        self.next_cut_before(newest.index, keep_entries).map_err(StoreError::Log)
+    }
+
+    fn next_cut_before(&self, snapshot: u64, keep_entries: u64) -> io::Result<Option<u64>> {
+        if let Some(upto) = snapshot.checked_sub(keep_entries)
+            && let Some(cut) = self.log.next_cut(upto)?
+        {
+            return Ok(Some(cut));
+        }
+        let Some(cut) = self.log.next_cut(snapshot)? else { return Ok(None) };
+        let kept = self.log.bytes_since(Some(cut))?.saturating_sub(self.log.bytes_since(Some(snapshot))?);
+        Ok((kept >= self.policy.floor_bytes).then_some(cut))
     }
 
     /// The log that waits for the end of a quarantine, and how much that may be; `None` for a node that is well.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::StoreError;
 use super::applied::Applied;
 use super::base::Base;
-use super::directory::{create_dir, free_bytes, sync_dir, write_durably};
+use super::directory::{create_dir, free_bytes, sync_dir, unless_gone, write_durably};
 use super::removal;
 
 /// Where Linux says which boot this is.
@@ -63,7 +63,8 @@ impl BaseDir {
             let entry = entry?;
             let number = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
             if number.is_some_and(|number| number != self.number) {
-                fs::remove_dir_all(entry.path())?;
+                // Whoever had the folder open before may be about to remove it as well.
+                fs::remove_dir_all(entry.path()).or_else(unless_gone)?;
             }
         }
         Ok(())
@@ -146,7 +147,7 @@ impl BaseDir {
     /// is left of it goes at the next start.
     pub fn discard(&self, number: u64, base: Base) {
         let path = self.database(number);
-        std::thread::spawn(move || {
+        removal::in_background(move || {
             drop(base);
             if let Err(error) = removal::remove_dir(&path) {
                 tracing::warn!(%error, path = %path.display(), "what is left of a base goes at the next start");

@@ -36,8 +36,8 @@ pub struct CompactionLimits {
     pub times_rows: u64,
     /// Little is at most so many bytes of rows since it was last looked.
     pub quiet_max_bytes: u64,
-    /// However much is written, one is due when the files have more than so many times the bytes of the rows: more than the
-    /// four to five times that sled comes to by itself.
+    /// However much is written, one is due when the files have more than so many times the bytes of the rows: more than
+    /// sled comes to by itself while many rows are new.
     pub times_rows_busy: u64,
     /// Bytes of the disk that it leaves free, beside those of the rows.
     pub reserve_bytes: u64,
@@ -53,7 +53,7 @@ impl Default for CompactionLimits {
             floor_bytes: 64 * 1024 * 1024,
             times_rows: 2,
             quiet_max_bytes: 16 * 1024 * 1024,
-            times_rows_busy: 6,
+            times_rows_busy: 12,
             reserve_bytes: 512 * 1024 * 1024,
             slice_max_bytes: 512 * 1024,
         }

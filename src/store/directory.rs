@@ -425,6 +425,11 @@ pub(super) fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).truncate(true).write(true).read(true).mode(FILE_MODE).open(path)
 }
 
+/// That something is not there is no reason not to have removed it.
+pub(super) fn unless_gone(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
 /// Replaces a small file in one step: after a crash at any point it holds the old or the new content, whole.
 pub(super) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();

@@ -309,7 +309,7 @@ impl Keeper {
         }
         let began = Instant::now();
         let snapshots = self.snapshots.clone();
-        let written = snapshots.write(&upto, Pass::over(self, [pass::everything()]));
+        let written = snapshots.write(&upto, Pass::over(self, [pass::everything()]).at_leisure());
         self.count(SnapshotAction::Build, began, &written);
         written
     }

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Bound, RangeBounds};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -27,11 +27,19 @@ pub struct PassLimits {
     pub slice_max_bytes: usize,
     /// Memory for rows as they were, in bytes, about; at most what a generation changes more.
     pub undo_max_bytes: usize,
+    /// Longest rest between two slices of a snapshot: on a disk that is slow for a moment, resting as long again helps
+    /// nobody.
+    pub rest_max: Duration,
 }
 
 impl Default for PassLimits {
     fn default() -> Self {
-        Self { slice_max_rows: 8_192, slice_max_bytes: 1024 * 1024, undo_max_bytes: 32 * 1024 * 1024 }
+        Self {
+            slice_max_rows: 8_192,
+            slice_max_bytes: 1024 * 1024,
+            undo_max_bytes: 32 * 1024 * 1024,
+            rest_max: Duration::from_millis(50),
+        }
     }
 }
 
@@ -46,18 +54,35 @@ pub(super) struct Pass<'a> {
     ahead: VecDeque<Stretch>,
     undo: Undo,
     slice: Rows,
+    /// When it rested last, if it does.
+    rested: Option<Instant>,
 }
 
 impl<'a> Pass<'a> {
     /// Begins one over `stretches`, which do not overlap. The base stands where the pass is to be of.
     pub fn over(keeper: &'a mut Keeper, stretches: impl IntoIterator<Item = Stretch>) -> Self {
         let ahead = stretches.into_iter().collect();
-        Self { keeper, ahead, undo: Undo::default(), slice: Rows::new() }
+        Self { keeper, ahead, undo: Undo::default(), slice: Rows::new(), rested: None }
+    }
+
+    /// The same, at half the speed while nobody waits for it: all nodes write their snapshots at about the same time.
+    pub fn at_leisure(self) -> Self {
+        Self { rested: Some(Instant::now()), ..self }
+    }
+
+    /// Rests for as long as the last slice and its rows took, unless the node stops or something is to be written.
+    fn rest(&mut self) {
+        let Some(rested) = self.rested else { return };
+        if !self.keeper.shared.is_closing() && self.keeper.shared.oldest_sealed().is_none() {
+            std::thread::sleep(rested.elapsed().min(self.keeper.pass_limits.rest_max));
+        }
+        self.rested = Some(Instant::now());
     }
 
     /// Reads the next slice. Says whether there was anything to read.
     fn read_on(&mut self) -> Result<bool, StoreError> {
         self.let_write()?;
+        self.rest();
         let Some((lower, upper)) = self.ahead.pop_front() else { return Ok(false) };
         let limits = self.keeper.pass_limits;
         let range = (lower.clone(), upper.clone());

@@ -27,8 +27,9 @@ pub const SNAPSHOT_SHARE_PERCENT: u64 = 50;
 /// of log helps nobody, and a log that could be cut only on the strength of a wrong state is not cut at all.
 pub const QUARANTINE_LOG_FACTOR: u64 = 8;
 
-/// What must stay free on the disk beside a snapshot, in bytes: for the log meanwhile.
-const SPARE_BYTES: u64 = 32 * 1024 * 1024;
+/// What must stay free on the disk beside a snapshot, in bytes: for the log meanwhile, and so that nobody has to wait for
+/// room (`raft::room`) because snapshots are written.
+const SPARE_BYTES: u64 = 128 * 1024 * 1024;
 
 impl Default for SnapshotPolicy {
     fn default() -> Self {

@@ -19,6 +19,17 @@ const PAUSE: Duration = Duration::from_millis(6);
 /// # Errors
 /// It is not there, or not to be removed.
 pub(super) fn remove_file(path: &Path) -> io::Result<()> {
+    // One that cannot be made smaller goes at once: others wait for that, but it must not stay.
+    if let Err(error) = shrink(path) {
+        tracing::debug!(%error, path = %path.display(), "removed all at once");
+    }
+    fs::remove_file(path)
+}
+
+fn shrink(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Ok(());
+    }
     let file = OpenOptions::new().write(true).open(path)?;
     let mut left = file.metadata()?.len();
     while left > STEP_BYTES {
@@ -26,7 +37,15 @@ pub(super) fn remove_file(path: &Path) -> io::Result<()> {
         file.set_len(left)?;
         std::thread::sleep(PAUSE);
     }
-    fs::remove_file(path)
+    Ok(())
+}
+
+/// Does it on a thread of its own, or not now if there is none to be had.
+pub(super) fn in_background(remove: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::Builder::new().name("strongroom-removal".to_owned());
+    if let Err(error) = thread.spawn(remove) {
+        tracing::warn!(%error, "what is not needed any more goes at the next start");
+    }
 }
 
 /// Removes a folder with all that is in it, which nobody reads any more. Blocks.
@@ -62,5 +81,13 @@ mod tests {
         assert!(!path.exists());
         assert_eq!(large.metadata().unwrap().len(), 1, "the last step is the removal");
         assert!(remove_file(&path).is_err());
+
+        // What a link points to is somebody else's.
+        let (kept, link) = (root.path().join("kept"), root.path().join("link"));
+        fs::write(&kept, "a").unwrap();
+        OpenOptions::new().write(true).open(&kept).unwrap().set_len(2 * STEP_BYTES).unwrap();
+        std::os::unix::fs::symlink(&kept, &link).unwrap();
+        remove_file(&link).unwrap();
+        assert_eq!((fs::metadata(&kept).unwrap().len(), link.exists()), (2 * STEP_BYTES, false));
     }
 }

@@ -96,7 +96,7 @@ fn what_is_in_the_log_is_refused_or_comes_back() {
     fuzz("commands", 2_000, VALUE, commands, |bytes| {
         comes_back::<Command>(bytes);
         // As another node passes it on.
-        drop(Forwarded::decode(bytes.to_vec()));
+        drop(Forwarded::decode(bytes.to_vec().into()));
     });
     let others = golden(&["reply ", "journal entry", "applied"]);
     fuzz("replies, entries of a journal, where a state stands", 1_000, VALUE, others, |bytes| {

@@ -348,6 +348,33 @@ async fn an_uncommitted_tail_of_another_term_yields_to_an_installed_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn before_a_snapshot_the_log_is_kept_by_entries_and_by_bytes_and_is_cut_a_chunk_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = node_with(dir.path(), 300).await;
+    let storage = &node.storage;
+    assert_eq!(storage.next_cut(0).unwrap(), None, "there is no snapshot");
+    let snapshot = storage.machine.snapshot().await.unwrap().position().unwrap();
+    let since = |index| storage.log.bytes_since(index).unwrap();
+    let floor = storage.policy.floor_bytes;
+    assert!(since(None) > 3 * floor, "{} bytes of log", since(None));
+    let cut = async |keep_entries| {
+        let mut cuts = Vec::new();
+        while let Some(index) = storage.next_cut(keep_entries).unwrap() {
+            storage.log.purge(LogPosition { term: 1, index }).await.unwrap();
+            cuts.push(index);
+        }
+        cuts
+    };
+    // More entries than there are: bytes bound it.
+    let by_bytes = cut(1_000_000).await;
+    let kept = since(by_bytes.last().copied()) - since(Some(snapshot.index));
+    assert!(by_bytes.len() > 3 && kept < floor && kept > floor / 4, "{by_bytes:?}, {kept} bytes are kept");
+    assert_eq!(cut(3).await.last(), Some(&(snapshot.index - 3)));
+    assert_eq!(cut(3).await, [0; 0]);
+    assert_eq!(storage.log.state().unwrap().last, Some(snapshot));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_few_writes_and_many_restarts_the_log_is_still_truncated() {
     let dir = tempfile::tempdir().unwrap();
     let mut expected = {
@@ -382,7 +409,8 @@ async fn with_few_writes_and_many_restarts_the_log_is_still_truncated() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_all_the_while_is_in_no_snapshot_by_halves() {
     let dir = tempfile::tempdir().unwrap();
-    let pass_limits = PassLimits { slice_max_rows: 7, ..PassLimits::default() };
+    let pass_limits =
+        PassLimits { slice_max_rows: 7, rest_max: Duration::from_millis(1), ..PassLimits::default() };
     let machine = MachineOptions { generation_max_bytes: 1, pass_limits, ..MachineOptions::default() };
     let node = Node::begin(dir.path(), StorageOptions { machine, ..small() }).await;
     let machine = node.storage.machine.clone();

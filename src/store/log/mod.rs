@@ -59,7 +59,7 @@ pub const FLUSH_BATCH_WAIT: Duration = Duration::from_micros(50);
 /// Buffer for reading chunks at opening, in bytes.
 const READ_BUFFER_BYTES: usize = 1024 * 1024;
 /// Reads that begin so close to the end are served from memory; others may go to the disk.
-const HOT_ENTRIES: u64 = 1_024;
+const HOT_ENTRIES: u64 = 64;
 /// What a record takes beyond its payload, rounded up.
 const RECORD_OVERHEAD_BYTES: usize = 64;
 

@@ -31,7 +31,7 @@ pub use self::file::SnapshotFile;
 use self::file::TemporaryPath;
 pub use self::receive::SnapshotReceiver;
 use super::StoreError;
-use super::directory::{create_dir, free_bytes, sync_dir};
+use super::directory::{create_dir, free_bytes, sync_dir, unless_gone};
 use super::removal;
 use crate::escrow::records::LogPosition;
 
@@ -216,7 +216,7 @@ fn retire(path: &Path) {
     if let Err(error) = fs::rename(path, &retired) {
         return tracing::warn!(%error, "an older snapshot could not be renamed");
     }
-    std::thread::spawn(move || {
+    removal::in_background(move || {
         if let Err(error) = removal::remove_file(&retired) {
             tracing::warn!(%error, path = %retired.display(), "an older snapshot could not be removed");
         }
@@ -227,7 +227,8 @@ fn retire(path: &Path) {
 fn sweep(path: &Path) -> io::Result<Vec<PathBuf>> {
     for extension in [TEMPORARY, RETIRED] {
         for unfinished in sweep_paths(path, extension)? {
-            fs::remove_file(unfinished)?;
+            // Whoever had the folder open before may be about to remove it as well.
+            fs::remove_file(unfinished).or_else(unless_gone)?;
         }
     }
     let mut damaged = sweep_paths(path, "damaged")?;

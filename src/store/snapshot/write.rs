@@ -2,7 +2,6 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
@@ -15,11 +14,8 @@ use crate::store::directory::create_file;
 use crate::store::format;
 
 /// After so many bytes they are synced. All at the end, a file of a gigabyte would hold up the fsyncs of the log, which share
-/// the journal of the file system, for about a second. Then the writer rests for as long as they took: every node writes its
-/// snapshot at about the same time, and nobody waits for it.
+/// the journal of the file system, for about a second.
 const SYNC_EVERY_BYTES: usize = 2 * 1024 * 1024;
-/// Longest rest: on a disk that is slow for a moment, resting as long again helps nobody.
-const REST_MAX: Duration = Duration::from_millis(100);
 
 impl Snapshots {
     /// Writes the rows of a state that stands at `applied`, in the order of keys, and makes it the newest snapshot.
@@ -70,21 +66,13 @@ struct HashedFile {
     file: BufWriter<std::fs::File>,
     path: PathBuf,
     unsynced: usize,
-    /// When the writer rested last.
-    rested: Instant,
 }
 
 impl HashedFile {
     fn create(path: &Path) -> Result<Self, StoreError> {
         let file = create_file(path).map_err(|error| StoreError::io("creating", path, error))?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
-        Ok(Self {
-            context: Context::new(&SHA256),
-            file,
-            path: path.to_owned(),
-            unsynced: 0,
-            rested: Instant::now(),
-        })
+        Ok(Self { context: Context::new(&SHA256), file, path: path.to_owned(), unsynced: 0 })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
@@ -100,10 +88,7 @@ impl HashedFile {
         }
         self.unsynced = 0;
         self.file.flush()?;
-        self.file.get_ref().sync_data()?;
-        std::thread::sleep(self.rested.elapsed().min(REST_MAX));
-        self.rested = Instant::now();
-        Ok(())
+        self.file.get_ref().sync_data()
     }
 
     fn write_length(&mut self, length: usize) -> Result<(), StoreError> {
