@@ -11,7 +11,7 @@ use crate::escrow::command::{Command, Reply};
 use crate::escrow::ids::NodeId;
 use crate::store::format::{self, Payload};
 
-/// The [`Command`](crate::escrow::command::Command)s of an entry as they travel and rest: each encoded once by the node
+/// The [`Command`]s of an entry as they travel and rest: each encoded once by the node
 /// that received it (see `store::format`), decoded where they are applied.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodedCommands(pub Vec<Bytes>);

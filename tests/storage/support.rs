@@ -89,7 +89,7 @@ impl Node {
     }
 
     async fn apply_at(&self, position: LogPosition, commands: &[&Command]) -> Vec<Reply> {
-        let bytes: Vec<_> = commands.iter().map(|command| format::encode(command)).collect();
+        let bytes: Vec<_> = commands.iter().map(format::encode).collect();
         let (tell, told) = tokio::sync::oneshot::channel();
         let entries = vec![(position, payload(&bytes).encode())];
         self.storage.log.append(entries, move |result| drop(tell.send(result))).await.unwrap();
