@@ -80,7 +80,7 @@ async fn a_learner_that_lags_is_not_promoted_until_it_has_caught_up() {
     done(&member(&test, &ALL, &["add", &peer(&test, 4), "--learner"]).await);
     test.cluster.wait_agreed(&WITH_LEARNER).await.expect("caught up");
     signal(&test, 4, Signal::STOP);
-    escrow(&test, &ALL, 1, LAGGING_KEYS).await;
+    escrow_at_once(&test, &ALL, 1, LAGGING_KEYS, 1).await;
     refused(&member(&test, &ALL, &["promote", "4"]).await, 5, &["node 4", "lags", "wait"]);
     refused(&member(&test, &ALL, &["promote", "4", "--dry-run"]).await, 5, &["node 4", "lags", "wait"]);
     signal(&test, 4, Signal::CONT);

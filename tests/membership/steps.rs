@@ -196,6 +196,17 @@ pub fn signal(test: &TestCluster, node: NodeId, signal: Signal) {
 
 /// Keeps `count` keys from number `from` on.
 pub async fn escrow(test: &TestCluster, nodes: &[NodeId], from: u64, count: u64) -> Vec<Kept> {
+    escrow_at_once(test, nodes, from, count, 16).await
+}
+
+/// As [`escrow`], `at_once` at a time: of those that are under way together several may share an entry of the log.
+pub async fn escrow_at_once(
+    test: &TestCluster,
+    nodes: &[NodeId],
+    from: u64,
+    count: u64,
+    at_once: usize,
+) -> Vec<Kept> {
     use futures_util::StreamExt as _;
 
     let client = test.client("importer", nodes);
@@ -207,7 +218,7 @@ pub async fn escrow(test: &TestCluster, nodes: &[NodeId], from: u64, count: u64)
             (deposit, receipt)
         }
     });
-    futures_util::stream::iter(kept).buffer_unordered(16).collect().await
+    futures_util::stream::iter(kept).buffer_unordered(at_once).collect().await
 }
 
 /// Whether an error says that the node that was asked was removed.
