@@ -50,9 +50,13 @@ pub async fn show(test: &TestCluster, when: &str) {
 pub async fn compacted(test: &TestCluster) {
     let began = Instant::now();
     let mut longest = Duration::ZERO;
-    while began.elapsed() < LOOKS_FOR_COMPACTION || ALL.iter().any(|node| is_compacting(&data(test, *node))) {
+    loop {
+        let is_any = ALL.iter().any(|node| is_compacting(&data(test, *node)));
+        if !is_any && began.elapsed() >= LOOKS_FOR_COMPACTION {
+            break;
+        }
         assert!(began.elapsed() < COMPACTION_MAX, "a base is written anew without an end");
-        if ALL.iter().any(|node| is_compacting(&data(test, *node))) {
+        if is_any {
             longest += POLL;
         }
         tokio::time::sleep(POLL).await;

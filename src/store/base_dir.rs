@@ -158,12 +158,9 @@ impl BaseDir {
     /// Removes a database that is not in use.
     pub fn remove(&self, number: u64) -> Result<(), StoreError> {
         let path = self.database(number);
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("removing", &path, error))
-            }
-            _ => Ok(()),
-        }
+        fs::remove_dir_all(&path)
+            .or_else(unless_gone)
+            .map_err(|error| StoreError::io("removing", &path, error))
     }
 
     /// Moves the database in use out of the way; of earlier ones that were, none is kept.

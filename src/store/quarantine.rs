@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::StoreError;
-use super::directory::{sync_dir, write_durably};
+use super::directory::{sync_dir, unless_gone, write_durably};
 
 /// What gave it away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,10 +124,7 @@ impl QuarantineNote {
     pub fn lift(&self) -> Result<(), StoreError> {
         let path = &self.0.path;
         let remove = || {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            fs::remove_file(path).or_else(unless_gone)?;
             // Else a power loss brings it back: no harm, but a repair for nothing.
             path.parent().map_or(Ok(()), sync_dir)
         };

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use super::directory::{DataDir, sync_dir, write_durably};
+use super::directory::{DataDir, sync_dir, unless_gone, write_durably};
 use crate::escrow::ids::{ClusterId, NodeId};
 use crate::escrow::records::LogPosition;
 
@@ -65,12 +65,10 @@ impl DataDir {
     /// [`StoreError::Io`].
     pub fn remove_recovery_note(&self) -> Result<(), StoreError> {
         let path = self.note_path();
-        match fs::remove_file(&path).and_then(|()| sync_dir(self.path())) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("removing", &path, error))
-            }
-            _ => Ok(()),
-        }
+        fs::remove_file(&path)
+            .and_then(|()| sync_dir(self.path()))
+            .or_else(unless_gone)
+            .map_err(|error| StoreError::io("removing", &path, error))
     }
 
     fn note_path(&self) -> PathBuf {

@@ -358,11 +358,13 @@ impl Log {
     /// # Errors
     /// The log is broken by an earlier panic.
     pub fn next_cut(&self, upto: u64) -> io::Result<Option<u64>> {
-        let stat = self.0.read()?.stat();
-        let purged = next_index(self.state()?.purged);
+        let wal = self.0.read()?;
+        let purged = next_index(state_of(&wal).purged);
+        // Asked again and again, and mostly when there is nothing: without a look at the chunks.
         if upto < purged {
             return Ok(None);
         }
+        let stat = wal.stat();
         let mut ends = stat.closed_chunks.iter().map(|chunk| next_index(chunk.log_state.last().copied()));
         let oldest = ends.find(|end| *end > purged).map(|end| end - 1);
         Ok(Some(oldest.map_or(upto, |oldest| oldest.min(upto))))
