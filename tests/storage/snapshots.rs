@@ -409,8 +409,7 @@ async fn with_few_writes_and_many_restarts_the_log_is_still_truncated() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_all_the_while_is_in_no_snapshot_by_halves() {
     let dir = tempfile::tempdir().unwrap();
-    let pass_limits =
-        PassLimits { slice_max_rows: 7, rest_max: Duration::from_millis(1), ..PassLimits::default() };
+    let pass_limits = PassLimits { slice_max_rows: 7, rest_max: Duration::ZERO, ..PassLimits::default() };
     let machine = MachineOptions { generation_max_bytes: 1, pass_limits, ..MachineOptions::default() };
     let node = Node::begin(dir.path(), StorageOptions { machine, ..small() }).await;
     let machine = node.storage.machine.clone();
