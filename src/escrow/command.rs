@@ -503,6 +503,8 @@ pub struct Escrowed {
     pub position: LogPosition,
     /// It had been kept before this command.
     pub already_escrowed: bool,
+    /// How many more keys of its machine can be kept, if this command kept it.
+    pub keys_left: Option<usize>,
 }
 
 /// A reveal that is on record.

@@ -17,8 +17,8 @@ use super::journal::{JournalEntry, JournalPlace};
 use super::policy::document::Policy;
 use super::records::{
     Approval, AuditRecord, ClusterRecord, DenialTally, DepartedNode, ExemptionTally, FeatureLevelRecord,
-    KEYS_PER_MACHINE_MAX, KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord,
-    ReconciledEntry, ResealRecord,
+    KeyHistory, KeyRecord, KeyringRecord, MachineRecord, NodeRecord, PolicyRecord, ReconciledEntry,
+    ResealRecord,
 };
 use super::rotation::{MachineKeyState, keys_of};
 use super::rows::{Heads, MachineKey, ONLY_ROW, UserMachine, node_key, number_key};
@@ -33,6 +33,8 @@ pub const FIND_LIMIT_DEFAULT: usize = 100;
 pub const FIND_LIMIT_MAX: usize = 1_000;
 /// Most rows looked at for one query; what has not been found by then is reported as truncated.
 pub const FIND_ROWS_MAX: usize = 10_000;
+/// Most rows looked at by [`find_briefly`].
+pub const FIND_BRIEFLY_ROWS_MAX: usize = 8;
 /// Most audit records read at once.
 pub const AUDIT_PAGE_MAX: usize = 1_000;
 /// How many rows are read at a time.
@@ -155,12 +157,26 @@ pub struct Found {
 /// [`LookupError::Invalid`] if nothing is asked for or the limit is above [`FIND_LIMIT_MAX`];
 /// [`LookupError::State`] if the storage fails.
 pub fn find<S: Rows>(rows: &S, query: &Query) -> Result<Found, LookupError> {
+    Ok(search(rows, query, FIND_ROWS_MAX)?.found)
+}
+
+/// As [`find`]; `None` if more than [`FIND_BRIEFLY_ROWS_MAX`] rows have to be looked at.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_briefly<S: Rows>(rows: &S, query: &Query) -> Result<Option<Found>, LookupError> {
+    let search = search(rows, query, FIND_BRIEFLY_ROWS_MAX)?;
+    Ok((!search.gave_up).then_some(search.found))
+}
+
+fn search<'a, S: Rows>(rows: &'a S, query: &'a Query, rows_max: usize) -> Result<Search<'a, S>, LookupError> {
     let limit = match query.limit {
         0 => FIND_LIMIT_DEFAULT,
         limit if limit <= FIND_LIMIT_MAX => limit,
         _ => return Err(Invalid::new("limit", format!("at most {FIND_LIMIT_MAX}")).into()),
     };
-    let mut search = Search { rows, query, limit, looked_at: 0, found: Found::default() };
+    let mut search =
+        Search { rows, query, limit, rows_max, looked_at: 0, gave_up: false, found: Found::default() };
     // Whether a search ended or was stopped is in what it found.
     let _ = match (&query.key_id_prefix, &query.machine, &query.user) {
         (Some(prefix), _, _) => search.by_prefix(prefix)?,
@@ -171,7 +187,7 @@ pub fn find<S: Rows>(rows: &S, query: &Query) -> Result<Found, LookupError> {
         }
     };
     search.found.keys.sort_by(|one, other| newest_first(&one.key, &other.key));
-    Ok(search.found)
+    Ok(search)
 }
 
 /// Which of two keys is listed first.
@@ -185,7 +201,11 @@ struct Search<'a, S> {
     rows: &'a S,
     query: &'a Query,
     limit: usize,
+    /// Most rows that are looked at.
+    rows_max: usize,
     looked_at: usize,
+    /// There were more.
+    gave_up: bool,
     found: Found,
 }
 
@@ -260,11 +280,14 @@ impl<S: Rows> Search<'_, S> {
     ) -> Result<bool, StateError> {
         let mut after: Option<Vec<u8>> = None;
         loop {
-            let page: Vec<R> = self.rows.rows(prefix, after.as_deref(), PAGE)?;
-            let last = page.len() < PAGE;
+            // One more than may be looked at, to know whether there are more.
+            let size = PAGE.min(self.rows_max - self.looked_at + 1);
+            let page: Vec<R> = self.rows.rows(prefix, after.as_deref(), size)?;
+            let last = page.len() < size;
             after = page.last().map(Row::key);
             for row in page {
-                if self.looked_at == FIND_ROWS_MAX {
+                if self.looked_at == self.rows_max {
+                    self.gave_up = true;
                     self.found.truncated = true;
                     return Ok(false);
                 }
@@ -292,12 +315,6 @@ pub fn key<S: Rows>(rows: &S, id: KeyId) -> Result<Option<KeyRecord>, StateError
 pub fn history<S: Rows>(rows: &S, id: KeyId) -> Result<KeyHistory, StateError> {
     let none = || KeyHistory { key_id: id, disclosed_at: None, retired_at: None, replaced_by: None };
     Ok(rows.row(&id.row_key())?.unwrap_or_else(none))
-}
-
-/// How many more keys of this machine can be kept.
-pub fn keys_left<S: Rows>(rows: &S, id: &MachineId) -> Result<usize, StateError> {
-    let keys: Vec<MachineKey> = rows.rows(&MachineKey::prefix(id), None, KEYS_PER_MACHINE_MAX)?;
-    Ok(KEYS_PER_MACHINE_MAX - keys.len())
 }
 
 /// The machine of this id.

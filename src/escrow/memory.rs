@@ -75,6 +75,11 @@ impl State for Memory {
         self.rows.insert((R::TABLE, row.key()), bytes);
     }
 
+    fn put_new<R: Row>(&mut self, row: &R) {
+        debug_assert!(!self.rows.contains_key(&(R::TABLE, row.key())), "a row that was to be new is there");
+        self.put(row);
+    }
+
     fn delete<R: Row>(&mut self, key: &[u8]) {
         self.rows.remove(&(R::TABLE, key.to_vec()));
     }

@@ -95,11 +95,11 @@ fn may_follow(old: KeyState, new: KeyState, action: &Action, key: KeyId) -> bool
 /// A reply but for the mark that a key or a report had been kept before.
 fn settled(mut reply: Reply) -> Reply {
     match &mut reply {
-        Reply::Escrowed(kept) => kept.already_escrowed = true,
+        Reply::Escrowed(kept) => (kept.already_escrowed, kept.keys_left) = (true, None),
         Reply::EscrowedMany(answers) => {
             for answer in answers {
                 if let EscrowAnswer::Escrowed(kept) = answer {
-                    kept.already_escrowed = true;
+                    (kept.already_escrowed, kept.keys_left) = (true, None);
                 }
             }
         }

@@ -34,6 +34,7 @@ mod network;
 pub mod node;
 mod observe;
 pub mod opening;
+mod pace;
 mod peer_side;
 pub mod peers;
 mod quorum;

@@ -44,6 +44,7 @@ use super::leader::{self, PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
 use super::membership::{Turns, failure_tolerance, spawn_settling};
 use super::network::Network;
 use super::opening::OpeningBoard;
+use super::pace::Pace;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
 use super::read_index::ReadIndex;
@@ -182,6 +183,7 @@ pub(super) struct Inner {
     pub(super) contacts: Contacts,
     pub(super) usage: UsageMeter,
     pub(super) opening: OpeningBoard,
+    pace: Pace,
     /// Where reports put what they read.
     pub(super) spools: Spools,
     /// Room for snapshots on their way to who asked for one.
@@ -266,6 +268,7 @@ impl Node {
                 contacts: Contacts::default(),
                 usage,
                 opening: OpeningBoard::default(),
+                pace: Pace::new(),
                 spools,
                 offers: Arc::new(Semaphore::new(OFFERS_MAX)),
                 agreement: std::sync::Mutex::default(),
@@ -306,6 +309,20 @@ impl Node {
     /// [`NodeError::Store`] if it cannot be read.
     pub fn view(&self) -> Result<View, NodeError> {
         Ok(self.inner.storage.machine.view()?)
+    }
+
+    /// Runs what reads a few rows of this replica, or opens the keyring: here if the disk is quick, else where it holds up
+    /// nobody else.
+    ///
+    /// # Errors
+    /// What `read` answers.
+    pub(crate) async fn read_briefly<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Self) -> Result<T, NodeError> + Send + 'static,
+    ) -> Result<T, NodeError> {
+        let node = self.clone();
+        let read = self.inner.pace.run(move || read(&node)).await;
+        read.map_err(|why| NodeError::Fatal(format!("a read was cut off: {why}")))?
     }
 
     /// Index this replica has applied; 0 before the first.

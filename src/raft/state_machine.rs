@@ -8,10 +8,10 @@ use openraft::alias::{EntryOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::entry::EntryPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{OptionalSend, Snapshot, SnapshotMeta, StoredMembership};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use super::log_store::{decode_membership, encode_membership, log_id, position};
+use super::pace::{Pace, hand_over};
 use super::types::{Applied, LogId, TypeConfig};
 use crate::store::StoreError;
 use crate::store::applied;
@@ -23,6 +23,9 @@ use crate::store::snapshot::SnapshotFile;
 /// Most entries applied in one go before their callers are answered.
 pub const APPLY_BATCH_MAX: usize = 256;
 
+/// Most bytes of commands that are applied in one go on a thread of the runtime: some thirty escrows, a millisecond or two.
+const APPLIED_AT_ONCE_MAX_BYTES: usize = 16 * 1024;
+
 /// How long the installation of a snapshot is tried while the disk does not take it. Nothing is applied meanwhile.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two attempts at it.
@@ -32,13 +35,14 @@ const INSTALL_RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct StateMachine {
     machine: Machine,
+    pace: Pace,
     quarantine: QuarantineNote,
 }
 
 impl StateMachine {
     /// Over an open machine, of which no snapshot is made while it is in `quarantine`.
     pub fn new(machine: Machine, quarantine: QuarantineNote) -> Self {
-        Self { machine, quarantine }
+        Self { machine, pace: Pace::new(), quarantine }
     }
 
     fn snapshot_builder(&self) -> SnapshotBuilder {
@@ -59,14 +63,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        // What is ready goes in one hop to a thread that may block; what is not ready is not waited for.
+        // What is ready is applied in one go; what is not ready is not waited for.
         let mut batches = entries.ready_chunks(APPLY_BATCH_MAX);
         while let Some(batch) = batches.next().await {
             let batch = batch.into_iter().collect::<io::Result<Vec<_>>>()?;
+            let bytes = batch.iter().map(|(entry, _)| command_bytes(entry)).sum::<usize>();
+            let is_short = bytes <= APPLIED_AT_ONCE_MAX_BYTES && self.machine.applies_at_once();
             let machine = self.machine.clone();
             let apply =
                 move || batch.into_iter().try_for_each(|(entry, caller)| apply_one(&machine, &entry, caller));
-            spawn_blocking(apply).await.map_err(io::Error::other)??;
+            if is_short { self.pace.run(apply).await?? } else { hand_over(apply).await?? }
         }
         Ok(())
     }
@@ -106,6 +112,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
         self.machine.snapshots().newest().map(snapshot_of).transpose()
+    }
+}
+
+fn command_bytes(entry: &EntryOf<TypeConfig>) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(commands) => commands.0.iter().map(|command| command.len()).sum(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     }
 }
 

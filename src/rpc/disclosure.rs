@@ -8,13 +8,12 @@ use crate::escrow::ids::{Identity, Timestamp, UserName};
 use crate::escrow::lookup;
 use crate::escrow::records::{KeyHistory, KeyRecord, LogPosition, RevealTally};
 use crate::proto;
-use crate::raft::NodeError;
+use crate::raft::{Node, NodeError, on_own_thread};
 use crate::seal::receipt::disclosure::{Disclosed, DisclosureReceipt, OnRecord};
 use crate::seal::{Keyring, Part, SealContext};
 use crate::secret::Secret;
 
 use super::{Context, now};
-use crate::raft::on_own_thread;
 
 /// A reveal as it was asked for, once it is allowed.
 #[derive(Debug, Clone)]
@@ -87,12 +86,12 @@ impl Context {
         keyring: &Keyring,
         shown: &Shown,
     ) -> Result<Beside, Status> {
-        let (node, machine, id) = (self.node.clone(), key.machine.clone(), key.id);
-        let (machine, history) = on_own_thread(move || {
+        let (machine, id) = (key.machine.clone(), key.id);
+        let known = move |node: &Node| {
             let view = node.view()?;
             Ok((lookup::machine(&view, &machine)?, lookup::history(&view, id)?))
-        })
-        .await?;
+        };
+        let (machine, history) = self.node.read_briefly(known).await?;
         let mut users = machine.map(|machine| machine.users).unwrap_or_default();
         if let Some(own) = shown.to.user() {
             users.retain(|user| *user == own);

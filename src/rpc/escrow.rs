@@ -5,8 +5,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use crate::escrow::command::{Action, Command, Escrow, Escrowed, Reply};
-use crate::escrow::ids::{KeyId, MachineId};
-use crate::escrow::lookup;
+use crate::escrow::ids::KeyId;
 use crate::escrow::policy::{self, Operation};
 use crate::escrow::records::KEYS_LEFT_WARNING;
 use crate::metrics::EscrowOutcome;
@@ -101,22 +100,14 @@ impl Context {
                 let (key_id, index, already) =
                     (escrowed.key_id, escrowed.position.index, escrowed.already_escrowed);
                 tracing::debug!(%key_id, index, already, "escrowed");
-                if !already {
-                    self.warn_of_many_keys(&escrowed.machine);
+                // In time: a machine that can keep no more keys can rotate no more.
+                if let Some(left) = escrowed.keys_left.filter(|left| *left <= KEYS_LEFT_WARNING) {
+                    tracing::warn!(machine = %escrowed.machine, left, "few more keys of this machine can be kept");
                 }
                 self.receipt(escrowed)
             }
             Reply::Refused(refusal) => Err(refusal.into()),
             other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Says in time that a machine will be able to keep no more keys, and so to rotate no more. As this replica has it.
-    fn warn_of_many_keys(&self, machine: &MachineId) {
-        // The key is kept whatever becomes of this look.
-        let left = self.node.view().ok().and_then(|view| lookup::keys_left(&view, machine).ok());
-        if let Some(left) = left.filter(|left| *left <= KEYS_LEFT_WARNING) {
-            tracing::warn!(%machine, left, "few more keys of this machine can be kept");
         }
     }
 

@@ -11,17 +11,15 @@ use crate::escrow::apply::too_new;
 use crate::escrow::command::{Action, Command};
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, NodeId, RequestId};
-use crate::escrow::lookup;
 use crate::escrow::policy::{self, Operation};
 use crate::escrow::records::Source;
-use crate::raft::NodeError;
 use crate::raft::expelled::{self, REMOVED_KEY};
 use crate::raft::peers::{CLUSTER_HEADER, STORAGE_HEADER};
+use crate::raft::{Node, NodeError};
 use crate::store::quarantine::Cause;
 use crate::tls::{PeerCertificate, Tls};
 
 use super::{Context, now};
-use crate::raft::on_own_thread;
 
 /// Who is at the other end of a connection; put into every request of it.
 #[derive(Clone)]
@@ -109,10 +107,9 @@ impl Context {
     /// often one person is on record with it. Where no quorum answers in time, only the log of this node has it: the
     /// journal is kept for those who may see keys.
     pub async fn record_denial(&self, caller: Caller, request: RequestId, action: Action) {
-        let node = self.node.clone();
         // Releases below that level bound nothing.
-        let bounded =
-            on_own_thread(move || Ok(lookup::feature_level(&node.view()?)? >= FeatureLevel::DESK)).await;
+        let level = self.node.read_briefly(Node::feature_level).await;
+        let bounded = level.map(|level| level >= FeatureLevel::DESK);
         if self.refuse_in_quarantine().is_err() || !matches!(bounded, Ok(true)) {
             return;
         }
@@ -129,8 +126,7 @@ impl Context {
     /// # Errors
     /// `UNAVAILABLE` below `required`, as this replica has it.
     pub(super) async fn require_level(&self, required: FeatureLevel) -> Result<(), Status> {
-        let node = self.node.clone();
-        let allowed = on_own_thread(move || node.feature_level()).await?;
+        let allowed = self.node.read_briefly(Node::feature_level).await?;
         if required <= allowed {
             return Ok(());
         }

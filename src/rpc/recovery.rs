@@ -8,7 +8,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::escrow::command::{Action, Command, Refusal, Reply, Reveal};
 use crate::escrow::ids::KeyId;
 use crate::escrow::journal::{JournalEntry, Noted};
-use crate::escrow::lookup;
+use crate::escrow::lookup::{self, Found, Query};
 use crate::escrow::policy::document::WithoutQuorum;
 use crate::escrow::policy::{Operation, must_name_user};
 use crate::escrow::records::KeyRecord;
@@ -18,7 +18,7 @@ use crate::proto::{
     CustodyRequest, CustodyResponse, FindRequest, FindResponse, Freshness, RecoverRequest, RecoverResponse,
 };
 use crate::raft::journal::Alone;
-use crate::raft::{NodeError, on_own_thread};
+use crate::raft::{Node, NodeError, on_own_thread};
 use crate::seal::receipt::disclosure::OnRecord;
 use crate::seal::{Keyring, Part, context_of};
 use crate::secret::Secret;
@@ -95,13 +95,24 @@ impl Context {
         self.node.wait_applied(request.min_index).await?;
         // Taken before the rows are read: what is shown is at least as fresh as it says.
         let freshness = self.fresh(request.consistency).await?;
-        let node = self.node.clone();
-        let found = on_own_thread(move || Ok(lookup::find(&node.view()?, &query)?)).await?;
+        let found = self.found(query).await?;
         Ok(FindResponse {
             keys: found.keys.into_iter().map(wire::key).collect(),
             truncated: found.truncated,
             freshness: Some(freshness),
         })
+    }
+
+    /// What a query finds. Most ask for one key, which takes less than to have it found elsewhere.
+    async fn found(&self, query: Query) -> Result<Found, NodeError> {
+        let asked = query.clone();
+        if let Some(found) =
+            self.node.read_briefly(move |node| Ok(lookup::find_briefly(&node.view()?, &asked)?)).await?
+        {
+            return Ok(found);
+        }
+        let node = self.node.clone();
+        on_own_thread(move || Ok(lookup::find(&node.view()?, &query)?)).await
     }
 
     /// Puts a reveal on record and shows the key.
@@ -202,8 +213,7 @@ impl Context {
 
     /// Whether the policy has every reveal approved that is made without a quorum.
     async fn approves_alone(&self) -> Result<bool, NodeError> {
-        let node = self.node.clone();
-        let policy = on_own_thread(move || Ok(lookup::policy(&node.view()?)?)).await?;
+        let policy = self.node.read_briefly(|node| Ok(lookup::policy(&node.view()?)?)).await?;
         Ok(policy.without_quorum == WithoutQuorum::Approve)
     }
 
@@ -264,14 +274,13 @@ impl Context {
 
     /// A key of this replica, still sealed.
     pub(super) async fn held(&self, key_id: KeyId) -> Result<Option<Held>, NodeError> {
-        let node = self.node.clone();
-        on_own_thread(move || {
+        let held = move |node: &Node| {
             let view = node.view()?;
             let Some(key) = lookup::key(&view, key_id)? else { return Ok(None) };
             let keyring = node.keyring_in(&view)?;
             Ok(Some(Held { key, keyring }))
-        })
-        .await
+        };
+        self.node.read_briefly(held).await
     }
 }
 

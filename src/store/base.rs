@@ -75,6 +75,12 @@ impl Base {
         Ok(block.get(key)?.map(Bytes::copy_from_slice))
     }
 
+    /// The only row of each table that has one, and that there is none of each number that has none.
+    pub fn only_rows(&self) -> Result<Changes, StoreError> {
+        let numbers = FIRST_ROW_KEY[0]..LAST_BOUND[0];
+        numbers.map(|number| Ok((Bytes::copy_from_slice(&[number]), self.get(&[number])?))).collect()
+    }
+
     /// The rows whose keys are in `range`, in their order.
     ///
     /// While others write the base, a row that nobody writes comes once, as it is; one that is written may come or not,
@@ -128,13 +134,7 @@ impl Base {
         while let Some((key, _)) = changes.peek() {
             let (bound, before) =
                 self.block(Bound::Included(key))?.unwrap_or_else(|| (LAST_BOUND.into(), Block::empty()));
-            let mut rows = before.rows()?;
-            while let Some((key, change)) = changes.next_if(|(key, _)| key[..] <= bound[..]) {
-                match change {
-                    Some(value) => rows.insert(key, value),
-                    None => rows.remove(&key[..]),
-                };
-            }
+            let rows = before.changed(&mut changes, &bound)?;
             if rows.is_empty() {
                 batch.remove(bound);
                 continue;

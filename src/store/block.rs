@@ -9,12 +9,14 @@
 //! the block of a key is the first one whose bound is not smaller, a full block is cut by adding one before it, and an
 //! empty one is removed without touching another. Behind the last bound is room for the block of [`LAST_BOUND`].
 
-use std::collections::BTreeMap;
+use std::collections::btree_map;
+use std::iter::Peekable;
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 use lz4_flex::block;
 
 use super::StoreError;
+use super::overlay::Change;
 
 /// Most bytes of rows in a block, before they are compressed, about: a block ends with the row that passes its share.
 pub const BLOCK_MAX_BYTES: usize = 4 * 1024;
@@ -29,7 +31,7 @@ pub const LAST_BOUND: &[u8] = &[u8::MAX];
 const LENGTHS_BYTES: usize = 8;
 
 /// The rows of a block, in the order of keys.
-pub type BlockRows<'a> = BTreeMap<&'a [u8], &'a [u8]>;
+pub type BlockRows<'a> = Vec<(&'a [u8], &'a [u8])>;
 
 /// A block as it is read.
 pub struct Block(Vec<u8>);
@@ -78,6 +80,34 @@ impl Block {
         self.iter().collect()
     }
 
+    /// Its rows once those of `changes` that come next are made, up to `bound`.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if it is not whole.
+    pub(super) fn changed<'a, 'c: 'a>(
+        &'a self,
+        changes: &mut Peekable<btree_map::Iter<'c, Bytes, Change>>,
+        bound: &[u8],
+    ) -> Result<BlockRows<'a>, StoreError> {
+        let mut rows = BlockRows::new();
+        let written =
+            |(key, change): (&'c Bytes, &'c Change)| change.as_ref().map(|value| (&key[..], &value[..]));
+        for row in self.iter() {
+            let (key, value) = row?;
+            while let Some(change) = changes.next_if(|(changed, _)| changed[..] < *key) {
+                rows.extend(written(change));
+            }
+            match changes.next_if(|(changed, _)| changed[..] == *key) {
+                Some(change) => rows.extend(written(change)),
+                None => rows.push((key, value)),
+            }
+        }
+        while let Some(change) = changes.next_if(|(changed, _)| changed[..] <= *bound) {
+            rows.extend(written(change));
+        }
+        Ok(rows)
+    }
+
     /// The value of one row.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
         for row in self.iter() {
@@ -110,7 +140,7 @@ fn damaged(why: impl std::fmt::Display) -> StoreError {
 
 /// Packs the rows of the block under `bound`, which may have become too many: into blocks of about the same size, each
 /// under its own bound and the last one under `bound`. None for no rows.
-pub fn pack(rows: &BlockRows<'_>, bound: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub fn pack(rows: &[(&[u8], &[u8])], bound: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let all: usize = rows.iter().map(row_bytes).sum();
     let size = all.div_ceil(all.div_ceil(BLOCK_MAX_BYTES).max(1));
     let (mut blocks, mut block, mut left) = (Vec::new(), Vec::with_capacity(size), rows.len());
@@ -121,7 +151,7 @@ pub fn pack(rows: &BlockRows<'_>, bound: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
         block.put_slice(value);
         left -= 1;
         if left == 0 || block.len() >= size {
-            let bound = if left == 0 { bound } else { key };
+            let bound = if left == 0 { bound } else { *key };
             blocks.push((bound.to_vec(), block::compress_prepend_size(&block)));
             block.clear();
         }
@@ -129,7 +159,7 @@ pub fn pack(rows: &BlockRows<'_>, bound: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     blocks
 }
 
-fn row_bytes((key, value): (&&[u8], &&[u8])) -> usize {
+fn row_bytes((key, value): &(&[u8], &[u8])) -> usize {
     LENGTHS_BYTES + key.len() + value.len()
 }
 
@@ -146,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_size_that_so_few_bytes_cannot_have_is_damage() {
-        let (_, mut packed) = pack(&[(&b"key"[..], &b"value"[..])].into(), LAST_BOUND).remove(0);
+        let (_, mut packed) = pack(&[(&b"key"[..], &b"value"[..])], LAST_BOUND).remove(0);
         let size = (packed.len() - 4) * EXPANSION_MAX;
         packed[..4].copy_from_slice(&(size as u32 + 1).to_le_bytes());
         let why = Block::unpack(&packed).map(drop).unwrap_err().to_string();
@@ -160,7 +190,7 @@ mod tests {
             let packed = pack(&rows, LAST_BOUND);
             let blocks: Vec<Block> = packed.iter().map(|(_, packed)| Block::unpack(packed).unwrap()).collect();
             let all: Vec<_> = blocks.iter().flat_map(Block::iter).collect::<Result<_, _>>().unwrap();
-            prop_assert_eq!(&all, &rows.clone().into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(&all, &rows);
             for ((bound, _), block) in packed.iter().zip(&blocks) {
                 prop_assert!(block.iter().all(|row| row.unwrap().0 <= &bound[..]));
             }
@@ -170,9 +200,9 @@ mod tests {
         #[test]
         fn what_is_most_alike_is_within_the_bound(length in 0..600_000_usize) {
             let value = vec![0; length];
-            let (_, packed) = pack(&[(&b"key"[..], &value[..])].into(), LAST_BOUND).remove(0);
+            let (_, packed) = pack(&[(&b"key"[..], &value[..])], LAST_BOUND).remove(0);
             let block = Block::unpack(&packed).unwrap();
-            prop_assert_eq!(block.rows().unwrap()[&b"key"[..]], &value);
+            prop_assert_eq!(block.get(b"key").unwrap(), Some(&value[..]));
         }
 
         #[test]

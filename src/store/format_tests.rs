@@ -538,6 +538,7 @@ fn remembered_replies_keep_decoding() {
         at: Timestamp(4),
         position: position(),
         already_escrowed: true,
+        keys_left: None,
     };
     let revealed = Revealed { key_id, audit_sequence: 13, at: Timestamp(9), position: position() };
     let asked = ApprovalAsked { approval: RequestId(Uuid::from_u128(0x12)), expires_at: Timestamp(9) };

@@ -20,7 +20,7 @@ use super::log::Log;
 use super::overlay::Changes;
 use super::pass::{self, Pass, PassLimits};
 use super::scrub::{self, Scrub, Step};
-use super::shared::{Shared, Stop};
+use super::shared::{Opened, Shared, Stop};
 use super::snapshot::{SnapshotFile, Snapshots};
 use crate::escrow::records::LogPosition;
 use crate::metrics::{MachineMetrics, SnapshotAction};
@@ -70,21 +70,18 @@ pub(super) struct Keeper {
 }
 
 /// Opens the base, or rebuilds it from the newest snapshot if the node cannot go on from it.
-pub(super) fn open_base(
-    dir: &mut BaseDir,
-    snapshots: &Snapshots,
-    log: &Log,
-) -> Result<(Base, Applied), StoreError> {
+pub(super) fn open_base(dir: &mut BaseDir, snapshots: &Snapshots, log: &Log) -> Result<Opened, StoreError> {
     let snapshot = snapshots.newest();
     let durable = snapshot.as_ref().map_or_else(Applied::default, |file| file.applied().clone());
     let purged = index(log.state().map_err(StoreError::Log)?.purged);
     let mut damaged = false;
-    match dir.open_current() {
-        Ok(Some((base, applied))) => {
-            if index(applied.position) >= purged && can_go_on(&applied, &durable, log)? {
-                return Ok((base, applied));
+    let current = dir.open_current();
+    match current.and_then(|current| current.map(|(base, applied)| Opened::new(base, applied)).transpose()) {
+        Ok(Some(opened)) => {
+            if index(opened.applied.position) >= purged && can_go_on(&opened.applied, &durable, log)? {
+                return Ok(opened);
             }
-            let (base, snapshot) = (applied.index(), durable.index());
+            let (base, snapshot) = (opened.applied.index(), durable.index());
             tracing::warn!(base, snapshot, purged, "log and base do not meet: the base is rebuilt");
         }
         Ok(None) => {}
@@ -106,7 +103,7 @@ pub(super) fn open_base(
     load(&base, snapshot.as_ref())?;
     dir.switch_to(number)?;
     dir.remove(before)?;
-    Ok((base, durable))
+    Opened::new(base, durable)
 }
 
 fn index(position: Option<LogPosition>) -> Option<u64> {
@@ -414,7 +411,7 @@ impl Keeper {
                 fresh.write(&old.collect::<Result<_, _>>()?, &Applied::default())?;
             }
             load(&fresh, Some(&file))?;
-            Ok((number, fresh))
+            Ok((number, Opened::new(fresh, file.applied().clone())?))
         });
         let (number, fresh) = match fresh {
             Ok(fresh) => fresh,
@@ -433,8 +430,8 @@ impl Keeper {
             }
         };
         self.dir.switch_to(number)?;
-        let views = self.shared.replace(fresh.clone(), file.applied().clone());
-        let old = std::mem::replace(&mut self.base, fresh);
+        let old = std::mem::replace(&mut self.base, fresh.base.clone());
+        let views = self.shared.replace(fresh);
         self.scrub.begin_again(scrub::STEP_EVERY);
         // Readers of the old rows finish; if one takes long, the next start removes its files.
         if matches!(views.recv_timeout(OLD_READERS_PATIENCE), Err(RecvTimeoutError::Disconnected)) {

@@ -36,7 +36,7 @@ use crate::metrics::MachineMetrics;
 /// Memory the overlay may take, in bytes; past it applying waits for the base.
 pub const OVERLAY_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Size of what is written to the base at once, in bytes. sled holds off readers for as long as that takes.
-pub const GENERATION_MAX_BYTES: usize = 512 * 1024;
+pub const GENERATION_MAX_BYTES: usize = 1024 * 1024;
 /// Memory of sled's page cache, in bytes; its own default is a gigabyte. While the base is compacted there are two.
 pub const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// How long the keeper waits for more before it drains what is there.
@@ -44,6 +44,8 @@ pub const DRAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long the keeper waits for the views that hold back the base, before it answers [`StoreError::Busy`].
 pub const VIEW_PATIENCE: Duration = Duration::from_secs(10);
 
+/// With more of the overlay in use, an entry may have to wait for the base.
+const APPLIES_AT_ONCE_MAX_PERCENT: usize = 50;
 /// Bytes of entries read at once when the log is applied over a replaced state.
 const REPLAY_MAX_BYTES: usize = 1024 * 1024;
 
@@ -138,13 +140,9 @@ impl Machine {
         log: &Log,
     ) -> Result<Self, StoreError> {
         let mut base_dir = BaseDir::open(dir, options.cache_bytes)?;
-        let (base, applied) = open_base(&mut base_dir, &snapshots, log)?;
-        let shared = Arc::new(Shared::new(
-            base.clone(),
-            applied,
-            options.overlay_max_bytes,
-            options.generation_max_bytes,
-        ));
+        let opened = open_base(&mut base_dir, &snapshots, log)?;
+        let base = opened.base.clone();
+        let shared = Arc::new(Shared::new(opened, options.overlay_max_bytes, options.generation_max_bytes));
         let (tasks, received) = channel();
         let keeper = Keeper {
             base,
@@ -216,6 +214,12 @@ impl Machine {
     /// [`StoreError::Closed`].
     pub fn view(&self) -> Result<View, StoreError> {
         self.0.shared.view()
+    }
+
+    /// Whether an entry would be applied at once: nobody else is at it, and the overlay has room for many more. Then it waits
+    /// for nothing but the disk.
+    pub fn applies_at_once(&self) -> bool {
+        self.0.applying.try_lock().is_ok() && !self.0.shared.is_overlay_over(APPLIES_AT_ONCE_MAX_PERCENT)
     }
 
     /// Applies the entry at `position`; each command in it is answered. Blocks: may read the disk, and waits while the overlay

@@ -4,6 +4,9 @@
 //! reader keeps the state at its index for the price of a pointer while applies go on. `active` and `sealed` hold the
 //! same rows by generation, in the order in which they go to the base: a generation ends with an entry, so that the
 //! base always stands at the end of one.
+//!
+//! The only row of a table (the keyring, the policy) is asked for all the time. `rows` has it for good, or that there is
+//! none, also while the base has the same.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -74,13 +77,15 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    pub fn new() -> Self {
+    /// Over a base that has these only rows, by [`is_only_row`].
+    pub fn new(only_rows: Changes) -> Self {
         let (epoch, views) = channel();
+        let resting = |change| Slot { change, generation: 0 };
         Self {
-            rows: OverlayRows::new_sync(),
+            rows: only_rows.into_iter().map(|(key, change)| (key, resting(change))).collect(),
             active: Changes::new(),
             active_bytes: 0,
-            active_number: 0,
+            active_number: 1,
             sealed: VecDeque::new(),
             bytes: 0,
             epoch,
@@ -108,9 +113,9 @@ impl Overlay {
         self.active_bytes
     }
 
-    /// Rows changed and not in the base yet.
+    /// Rows changed and not in the base yet; each as often as there are generations that changed it.
     pub fn len(&self) -> usize {
-        self.rows.size()
+        self.sealed.iter().map(|sealed| sealed.changes.len()).sum::<usize>() + self.active.len()
     }
 
     /// The generation that was sealed last, if it still waits for the base.
@@ -160,7 +165,7 @@ impl Overlay {
     /// Forgets the oldest generation, which is in the base now.
     pub fn forget_oldest(&mut self) {
         let Some(sealed) = self.sealed.pop_front() else { return };
-        for key in sealed.changes.keys() {
+        for key in sealed.changes.keys().filter(|key| !is_only_row(key)) {
             // Changed again since: the newer change still masks the base.
             if self.rows.get(key).is_some_and(|slot| slot.generation == sealed.number) {
                 self.rows.remove_mut(key);
@@ -168,6 +173,11 @@ impl Overlay {
         }
         self.bytes -= sealed.bytes;
     }
+}
+
+/// Whether a key among those of all tables is that of a table's only row: it is the table's number alone.
+pub(super) fn is_only_row(key: &[u8]) -> bool {
+    key.len() == 1
 }
 
 /// What a changed row costs in memory, about.
@@ -184,21 +194,25 @@ mod tests {
         Changes::from([(Bytes::from(key), value.map(Bytes::from))])
     }
 
+    fn empty() -> Overlay {
+        Overlay::new(Changes::new())
+    }
+
     fn seen(rows: &OverlayRows, key: &str) -> Option<Change> {
         rows.get(key.as_bytes()).map(|slot| slot.change.clone())
     }
 
     #[test]
     fn a_row_changed_again_outlives_its_older_generation() {
-        let mut overlay = Overlay::new();
-        overlay.put(change("a", Some("1")));
-        overlay.put(change("b", Some("1")));
+        let mut overlay = empty();
+        overlay.put(change("aa", Some("1")));
+        overlay.put(change("bb", Some("1")));
         overlay.seal(Applied::default());
-        overlay.put(change("a", None));
+        overlay.put(change("aa", None));
         overlay.forget_oldest();
         let (rows, _) = overlay.share();
-        assert_eq!(seen(&rows, "a"), Some(None));
-        assert_eq!(seen(&rows, "b"), None);
+        assert_eq!(seen(&rows, "aa"), Some(None));
+        assert_eq!(seen(&rows, "bb"), None);
         overlay.seal(Applied::default());
         overlay.forget_oldest();
         assert_eq!((overlay.bytes(), overlay.len(), overlay.sealed_len()), (0, 0, 0));
@@ -206,17 +220,32 @@ mod tests {
 
     #[test]
     fn a_shared_view_does_not_move_and_holds_back_the_generations_after_it() {
-        let mut overlay = Overlay::new();
-        overlay.put(change("a", Some("1")));
+        let mut overlay = empty();
+        overlay.put(change("aa", Some("1")));
         let (rows, view) = overlay.share();
-        overlay.put(change("a", Some("2")));
+        overlay.put(change("aa", Some("2")));
         overlay.seal(Applied::default());
         let later = overlay.share();
-        assert_eq!(seen(&rows, "a"), Some(Some("1".into())));
+        assert_eq!(seen(&rows, "aa"), Some(Some("1".into())));
         let sealed = overlay.oldest().unwrap();
         assert!(!sealed.views_are_gone(Duration::ZERO));
         drop(view);
         assert!(sealed.views_are_gone(Duration::ZERO));
         drop(later);
+    }
+
+    #[test]
+    fn the_only_row_of_a_table_stays_when_the_base_has_it() {
+        let resting = Changes::from([("r".into(), Some("1".into())), ("s".into(), None)]);
+        let mut overlay = Overlay::new(resting);
+        let (before, _) = overlay.share();
+        overlay.put(change("r", None));
+        overlay.put(change("s", Some("2")));
+        overlay.seal(Applied::default());
+        overlay.forget_oldest();
+        assert_eq!((overlay.bytes(), overlay.len()), (0, 0));
+        let (rows, _) = overlay.share();
+        assert_eq!([seen(&rows, "r"), seen(&rows, "s")], [Some(None), Some(Some("2".into()))]);
+        assert_eq!([seen(&before, "r"), seen(&before, "s")], [Some(Some("1".into())), Some(None)]);
     }
 }

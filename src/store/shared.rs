@@ -9,7 +9,7 @@ use super::StoreError;
 use super::applied::{Applied, Effect};
 use super::base::Base;
 use super::digest::{Digest, RECENT_MAX};
-use super::overlay::{Overlay, Sealed};
+use super::overlay::{Changes, Overlay, Sealed};
 use super::view::View;
 
 /// Why nothing is applied any more.
@@ -17,6 +17,23 @@ use super::view::View;
 pub(super) enum Stop {
     Closed,
     Failed(String),
+}
+
+/// A base, and what is known of it before anything is applied over it.
+pub(super) struct Opened {
+    pub base: Base,
+    /// Where it stands.
+    pub applied: Applied,
+    /// What [`Base::only_rows`] says.
+    pub only_rows: Changes,
+}
+
+impl Opened {
+    /// Reads the only rows of a base that stands at `applied`.
+    pub fn new(base: Base, applied: Applied) -> Result<Self, StoreError> {
+        let only_rows = base.only_rows()?;
+        Ok(Self { base, applied, only_rows })
+    }
 }
 
 /// See the module.
@@ -43,11 +60,12 @@ struct State {
 }
 
 impl Shared {
-    pub fn new(base: Base, applied: Applied, overlay_max_bytes: usize, generation_max_bytes: usize) -> Self {
+    pub fn new(opened: Opened, overlay_max_bytes: usize, generation_max_bytes: usize) -> Self {
+        let Opened { base, applied, only_rows } = opened;
         let state = State {
             applied,
             base: Some(base),
-            overlay: Overlay::new(),
+            overlay: Overlay::new(only_rows),
             recent: VecDeque::new(),
             stop: None,
             suspicion: None,
@@ -140,9 +158,10 @@ impl Shared {
     }
 
     /// Puts another state in the place of this one. The receiver is disconnected when no view of the old one is left.
-    pub fn replace(&self, base: Base, applied: Applied) -> Receiver<std::convert::Infallible> {
+    pub fn replace(&self, opened: Opened) -> Receiver<std::convert::Infallible> {
+        let Opened { base, applied, only_rows } = opened;
         let mut state = self.lock();
-        let old = std::mem::replace(&mut state.overlay, Overlay::new());
+        let old = std::mem::replace(&mut state.overlay, Overlay::new(only_rows));
         state.base = Some(base);
         state.applied = applied;
         // They were of another state.

@@ -202,7 +202,81 @@ impl State for Transaction {
         self.change(row_key::<R>(&row.key()), Some(format::encode(row).into()));
     }
 
+    fn put_new<R: Row>(&mut self, row: &R) {
+        let key = row_key::<R>(&row.key());
+        debug_assert!(
+            !matches!(self.row::<R>(&row.key()), Ok(Some(_))),
+            "a row of table {:?} that was to be new is there",
+            R::TABLE
+        );
+        // What a command before it in this entry removed may have been there before the entry.
+        if !self.changes.contains_key(key.as_slice()) {
+            self.read.get_mut().insert(key.clone(), None);
+        }
+        self.change(key, Some(format::encode(row).into()));
+    }
+
     fn delete<R: Row>(&mut self, key: &[u8]) {
         self.change(row_key::<R>(key), None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::escrow::ids::Timestamp;
+    use crate::escrow::records::DepartedNode;
+    use crate::store::shared::{Opened, Shared};
+
+    fn departed(id: u64, at: u64) -> DepartedNode {
+        DepartedNode { id, at: Timestamp(at) }
+    }
+
+    /// Applies what `write` does to rows 1 and 2, which the base has, and says whether the sum is that of the rows.
+    fn sums_up(write: impl FnOnce(&mut Transaction)) -> bool {
+        let root = tempfile::tempdir().unwrap();
+        let base = Base::open(&root.path().join("1"), 1024 * 1024).unwrap();
+        let mut resting = Applied::default();
+        let rows: Changes = [1, 2]
+            .map(|id| departed(id, 7))
+            .map(|row| (row_key::<DepartedNode>(&row.key()).into(), Some(format::encode(&row).into())))
+            .into();
+        for (key, value) in &rows {
+            resting.change(key, None, value.as_deref());
+        }
+        base.write(&rows, &resting).unwrap();
+        let shared = Shared::new(Opened::new(base.clone(), resting.clone()).unwrap(), usize::MAX, usize::MAX);
+        let mut transaction = Transaction::over(shared.view().unwrap());
+        write(&mut transaction);
+        let effect = transaction.finish(resting, LogPosition { term: 1, index: 1 }).unwrap();
+        base.write(&effect.changes, &effect.applied).unwrap();
+        effect.applied.describes(&base.recount().unwrap())
+    }
+
+    #[test]
+    fn the_sum_is_that_of_the_rows_also_of_those_that_nobody_looked_for() {
+        assert!(sums_up(|rows| rows.put_new(&departed(3, 1))));
+        assert!(sums_up(|rows| {
+            rows.put_new(&departed(3, 1));
+            rows.put(&departed(3, 2));
+            rows.delete::<DepartedNode>(&departed(3, 2).key());
+            rows.put_new(&departed(3, 4));
+        }));
+        assert!(sums_up(|rows| rows.put(&departed(1, 8))));
+    }
+
+    #[test]
+    fn a_row_that_the_same_entry_removed_is_new_but_was_there() {
+        assert!(sums_up(|rows| {
+            rows.delete::<DepartedNode>(&departed(1, 7).key());
+            rows.put_new(&departed(1, 9));
+        }));
+    }
+
+    #[test]
+    #[should_panic(expected = "that was to be new is there")]
+    #[cfg(debug_assertions)]
+    fn where_debug_assertions_are_on_a_row_that_is_not_new_is_noticed() {
+        sums_up(|rows| rows.put_new(&departed(1, 9)));
     }
 }

@@ -64,7 +64,7 @@ impl StoppedBase {
 
     fn write(&self, bound: &[u8], rows: &RowsOfBlock) {
         self.0.remove(bound).expect("removed");
-        let rows = rows.iter().map(|(key, value)| (&key[..], &value[..])).collect();
+        let rows: Vec<_> = rows.iter().map(|(key, value)| (&key[..], &value[..])).collect();
         for (bound, packed) in block::pack(&rows, bound) {
             self.0.insert(bound, packed).expect("written");
         }

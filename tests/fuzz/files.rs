@@ -245,6 +245,7 @@ fn a_receipt_or_checkpoint_that_was_changed_does_not_verify() {
         fingerprint: Fingerprint([9; 32]),
         at,
         already_escrowed: false,
+        keys_left: Some(7),
     };
     let receipt = Receipt::sign(&escrowed, cluster, &signers.tls).unwrap();
     receipt.verify(&trust).unwrap();

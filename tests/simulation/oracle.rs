@@ -43,7 +43,7 @@ impl Oracle {
     /// It was acknowledged otherwise before.
     pub fn escrowed(&mut self, escrowed: &Escrowed, committed: &Committed) -> Result<(), String> {
         self.told_of(committed.position.index);
-        let told = Escrowed { already_escrowed: false, ..escrowed.clone() };
+        let told = Escrowed { already_escrowed: false, keys_left: None, ..escrowed.clone() };
         let known = self.kept.entry(told.key_id).or_insert_with(|| told.clone());
         if *known == told { Ok(()) } else { Err(format!("told {told:?}, and before that {known:?}")) }
     }

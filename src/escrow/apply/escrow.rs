@@ -73,7 +73,9 @@ pub(super) fn apply<S: State>(
     if state == KeyState::Pending {
         rotation::displace(turn, &keys, escrow)?;
     }
-    Ok(keep(turn, machine, escrow, state)?)
+    let keys_left = Some(KEYS_PER_MACHINE_MAX - keys.len() - 1);
+    let key = keep(turn, machine, escrow, state)?;
+    Ok(Reply::Escrowed(Escrowed { keys_left, ..escrowed(&key, false) }))
 }
 
 /// What is answered to an escrow that is sealed with another data key than the current one. Nothing of it is
@@ -103,7 +105,7 @@ fn keep<S: State>(
     machine: Option<MachineRecord>,
     escrow: &Escrow,
     state: KeyState,
-) -> Result<Reply, StateError> {
+) -> Result<KeyRecord, StateError> {
     let key = KeyRecord {
         id: escrow.key_id,
         machine: escrow.machine.clone(),
@@ -117,8 +119,8 @@ fn keep<S: State>(
         escrowed_by: turn.by().clone(),
         position: turn.position,
     };
-    turn.state.put(&key);
-    turn.state.put(&MachineKey {
+    turn.state.put_new(&key);
+    turn.state.put_new(&MachineKey {
         machine: key.machine.clone(),
         key_id: key.id,
         fingerprint: key.fingerprint,
@@ -129,7 +131,7 @@ fn keep<S: State>(
     };
     let seen = escrow.user.iter().map(|user| (user.clone(), turn.at));
     heard_of(turn, machine, &escrow.machine, seen.collect(), said);
-    Ok(Reply::Escrowed(escrowed(&key, false)))
+    Ok(key)
 }
 
 /// Answers from the key that is kept. Only what is known of its machine moves on.
@@ -152,6 +154,7 @@ fn escrowed(key: &KeyRecord, already_escrowed: bool) -> Escrowed {
         at: key.escrowed_at,
         position: key.position,
         already_escrowed,
+        keys_left: None,
     }
 }
 
@@ -249,7 +252,12 @@ pub(super) fn heard_of<S: State>(
     if before.as_ref() != Some(&machine) {
         turn.state.put(&machine);
     }
-    turn.state.put(&LastContact { machine: id.clone(), at: turn.at, said });
+    let contact = LastContact { machine: id.clone(), at: turn.at, said };
+    if is_known {
+        turn.state.put(&contact);
+    } else {
+        turn.state.put_new(&contact);
+    }
 }
 
 fn check_size(field: &str, sealed: &Sealed) -> Result<(), Invalid> {

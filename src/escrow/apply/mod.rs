@@ -160,7 +160,7 @@ impl<'a, S: State> Turn<'a, S> {
             position: self.position,
             event,
         };
-        self.state.put(&record);
+        self.state.put_new(&record);
         self.heads.audit = ChainHead::of(&record);
         record.sequence
     }

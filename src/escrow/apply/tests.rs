@@ -14,7 +14,7 @@ use crate::escrow::disclosure::DENIALS_PER_HOUR_MAX;
 use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{ClusterId, KeyId, MachineId, RequestId, Role};
 use crate::escrow::inventory::{Description, ImportedMachine};
-use crate::escrow::lookup::{self, FIND_LIMIT_MAX, FIND_ROWS_MAX, Query};
+use crate::escrow::lookup::{self, FIND_BRIEFLY_ROWS_MAX, FIND_LIMIT_MAX, FIND_ROWS_MAX, Query};
 use crate::escrow::memory::Memory;
 use crate::escrow::records::{
     Approval, Fingerprint, KEYS_PER_MACHINE_MAX, KeyRecord, KeyState, KeyringRecord, MachineRecord,
@@ -146,9 +146,8 @@ fn a_machine_with_the_most_keys_gets_no_other_but_keeps_answering_for_those_it_h
         history.state.put(&KeyRecord { id, ..key.clone() });
         history.state.put(&MachineKey { machine: machine(), key_id: id, fingerprint: key.fingerprint });
     }
-    assert_eq!(lookup::keys_left(&history.state, &machine()).unwrap(), 1);
-    assert!(matches!(history.apply(Role::Importer, escrow(most, None)), Reply::Escrowed(_)));
-    assert_eq!(lookup::keys_left(&history.state, &machine()).unwrap(), 0, "said before it is refused");
+    let last = history.apply(Role::Importer, escrow(most, None));
+    assert!(matches!(last, Reply::Escrowed(kept) if kept.keys_left == Some(0)), "said before it is refused");
     let before = history.state.clone();
     let reply = history.apply(Role::Importer, escrow(most + 1, None));
     assert!(matches!(reply, Reply::Refused(Refusal::Conflict(why)) if why.contains("1024 keys")));
@@ -161,6 +160,22 @@ fn a_machine_with_the_most_keys_gets_no_other_but_keeps_answering_for_those_it_h
     let query = Query { machine: Some(machine()), limit: FIND_LIMIT_MAX, ..Query::default() };
     let found = lookup::find(&history.state, &query).unwrap();
     assert_eq!((found.keys.len(), found.truncated), (FIND_LIMIT_MAX, true));
+    assert_eq!(lookup::find_briefly(&history.state, &query).unwrap(), None);
+}
+
+#[test]
+fn a_brief_search_finds_what_a_search_finds_or_says_that_it_would_take_longer() {
+    let mut history = History::begin();
+    for number in 1..=FIND_BRIEFLY_ROWS_MAX as u32 + 1 {
+        history.apply(Role::Importer, escrow(number, None));
+        for limit in [0, 1] {
+            let query = Query { machine: Some(machine()), limit, ..Query::default() };
+            let brief = lookup::find_briefly(&history.state, &query).unwrap();
+            let found = lookup::find(&history.state, &query).unwrap();
+            let is_brief = number as usize <= FIND_BRIEFLY_ROWS_MAX;
+            assert_eq!(brief, is_brief.then_some(found), "{number} keys, at most {limit}");
+        }
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ fn escrowed(at: Timestamp) -> Escrowed {
         at,
         position: LogPosition { term: 3, index: 42 },
         already_escrowed: false,
+        keys_left: Some(7),
     }
 }
 
