@@ -626,7 +626,10 @@ impl Node {
     /// Stops taking part.
     pub async fn stop(&self) {
         self.inner.stop.cancel();
-        if let Err(error) = self.inner.raft.shutdown().await {
+        // On a task of its own: openraft 0.10.0-alpha.37 panics here if a request was the first to wait for a core that failed,
+        // and was cut off meanwhile. The node ends all the same, and by what stopped the core.
+        let raft = self.inner.raft.clone();
+        if let Err(error) = tokio::spawn(async move { raft.shutdown().await }).await.flatten() {
             tracing::error!(%error, "stopping the consensus core");
         }
         if let Err(error) = self.inner.storage.close().await {

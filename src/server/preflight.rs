@@ -100,6 +100,13 @@ impl Findings {
         const FIELD: &str = "data_dir";
         let path = &config.data_dir;
         match DataDir::inspect(path) {
+            // Nothing that another configuration would mend: if it has not passed by then, opening the directory fails, and the
+            // service manager tries again.
+            Err(error) if error.is_of_the_disk() => {
+                self.warn(FIELD, chain(&error));
+                // As if it had run: no new identity is drawn for it.
+                Some(Inspection { storage: None, owner: None, has_log: true })
+            }
             Err(error) => {
                 self.refuse(FIELD, chain(&error));
                 None

@@ -22,6 +22,8 @@ use crate::mutation::Mutation;
 const APPLIED_KEY: &[u8] = &[0];
 /// The first key of a row.
 pub(super) const FIRST_ROW_KEY: &[u8] = &[1];
+/// sled's log is cut into as much each. This is its default: it refuses to open a database of another.
+pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
 /// sled's threads hold its lock for a moment after it was dropped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
@@ -40,6 +42,7 @@ impl Base {
         let config = sled::Config::new()
             .path(path)
             .cache_capacity(cache_bytes)
+            .segment_size(SEGMENT_BYTES)
             // The keeper flushes when it has nothing better to do.
             .flush_every_ms(None);
         let deadline = Instant::now() + LOCK_PATIENCE;

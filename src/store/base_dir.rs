@@ -13,19 +13,21 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use super::applied::Applied;
-use super::base::Base;
+use super::base::{Base, SEGMENT_BYTES};
 use super::directory::{create_dir, free_bytes, sync_dir, unless_gone, write_durably};
 use super::removal;
 
 /// Where Linux says which boot this is.
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
+/// Read at once of what is only looked at, to see that it can be.
+const BLOCK_BYTES: usize = 4096;
 
 /// See the module.
 pub(super) struct BaseDir {
@@ -83,6 +85,7 @@ impl BaseDir {
         if self.number == 0 || !path.is_dir() {
             return Ok(None);
         }
+        look_at_segments(&path)?;
         // Before sled opens its files, and may write to them: if the power is lost then, a note of a clean base would
         // vouch for whatever is left.
         let trusted = self.is_trusted(&path);
@@ -247,6 +250,28 @@ fn named(current: &Path) -> io::Result<u64> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     }
+}
+
+/// Reads what sled must be able to read of the database at `path` when it opens it: the beginning of each segment, and the
+/// snapshot of its table of pages. A segment whose beginning it cannot read it passes over as if it had never been
+/// written, and rows would be missing, or old; where it cannot read on, it only stops at an earlier state.
+fn look_at_segments(path: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(path).map_err(|error| StoreError::io("reading", path, error))? {
+        let path = entry.map_err(|error| StoreError::io("reading", path, error))?.path();
+        if path.is_dir() {
+            continue;
+        }
+        let step =
+            if path.file_name().is_some_and(|name| name == "db") { SEGMENT_BYTES } else { BLOCK_BYTES };
+        let look = || {
+            let (file, mut block) = (fs::File::open(&path)?, vec![0; BLOCK_BYTES]);
+            let length = file.metadata()?.len();
+            // Short at the end.
+            (0..length).step_by(step).try_for_each(|offset| file.read_at(&mut block, offset).map(drop))
+        };
+        look().map_err(|error: io::Error| StoreError::io("reading", &path, error))?;
+    }
+    Ok(())
 }
 
 fn sync_tree(path: &Path) -> io::Result<()> {

@@ -463,7 +463,14 @@ impl Keeper {
                 dir.distrust();
                 closed
             }
-            None => closed.and_then(|()| dir.sync_files()).and_then(|()| dir.witness(true)),
+            None => {
+                let synced = closed.and_then(|()| dir.sync_files()).and_then(|()| dir.witness(true));
+                if synced.is_err() {
+                    // What the kernel could not write it may have dropped, and this boot's word would be taken for it.
+                    dir.distrust();
+                }
+                synced
+            }
         };
         drop(done.send(closed));
     }

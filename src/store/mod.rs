@@ -26,6 +26,8 @@
 //! | killed | the base stands at some earlier entry: the log is applied from there |
 //! | power lost | the base may be anything: it is read through; a wrong digest moves it aside, see below |
 //! | base damaged, or of an earlier snapshot, or ahead of the log | moved aside; rebuilt from the newest snapshot; the log from there |
+//! | log, base or snapshot cannot be read just now | an error that names the file; nothing is moved aside or begun anew |
+//! | the base could not be synced when it was closed | read through, as after a power loss |
 //! | no snapshot, log purged | [`StoreError::Unrecoverable`]: the raft room fetches a snapshot from the peers first |
 //! | rows changed on the disk while it is in use | a scrub finds it; the raft room replaces the state by a peer's |
 //! | killed while the state was replaced | the old base is in use, or the new one; [`quarantine`] says that it is not over |
@@ -231,19 +233,27 @@ impl StoreError {
         Self::Newer { path: path.to_owned(), what, found: found.into(), supported: format::VERSION.into() }
     }
 
+    /// Whether the disk failed, as opposed to what is on it or who may use it: that may pass.
+    pub fn is_of_the_disk(&self) -> bool {
+        // The standard library has no name for it.
+        let failed = Some(rustix::io::Errno::IO.raw_os_error());
+        matches!(self, Self::Io { source, .. } if source.raw_os_error() == failed)
+    }
+
     /// Whether the base cannot be relied on any more.
     fn is_of_the_base(&self) -> bool {
         matches!(self, Self::Base(_) | Self::Damaged(_))
     }
 
-    /// Whether the files of the base are not what was written to them, as opposed to being out of reach for now.
+    /// Whether the files of the base, or a snapshot, are not what was written to them, as opposed to being out of reach for now.
     fn is_damage(&self) -> bool {
         use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
         match self {
             Self::Base(sled::Error::Io(error)) => {
                 matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
             }
-            Self::Base(_) | Self::Damaged(_) => true,
+            Self::Io { source, .. } => matches!(source.kind(), InvalidData | UnexpectedEof),
+            Self::Base(_) | Self::Damaged(_) | Self::Snapshot { .. } => true,
             _ => false,
         }
     }

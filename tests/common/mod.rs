@@ -74,8 +74,13 @@ async fn formed(plan: &ClusterPlan) -> TestCluster {
 
 /// A cluster of which nothing runs yet.
 pub fn laid_out(plan: &ClusterPlan) -> TestCluster {
+    laid_out_for(plan, program())
+}
+
+/// As [`laid_out`], its nodes to be run by something that runs the binary under test.
+pub fn laid_out_for(plan: &ClusterPlan, program: PathBuf) -> TestCluster {
     let dir = tempfile::tempdir().expect("a directory for the test");
-    let cluster = LocalCluster::open_or_create(dir.path(), plan, program()).expect("a layout");
+    let cluster = LocalCluster::open_or_create(dir.path(), plan, program).expect("a layout");
     TestCluster { cluster, dir }
 }
 

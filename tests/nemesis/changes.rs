@@ -11,6 +11,7 @@ use strongroom::proto::{
     TransferLeader,
 };
 
+use crate::clients::is_silence;
 use crate::common::TestCluster;
 use crate::plan::Change;
 
@@ -60,8 +61,7 @@ pub async fn lead(test: &TestCluster, members: &[NodeId], node: NodeId) {
 pub async fn settle(test: &TestCluster, running: &[NodeId], count: usize) -> Vec<NodeId> {
     let operator = test.client("operator", running);
     loop {
-        let led = test.cluster.wait_for("a leader", SETTLES, running, |status| status.leader.is_some());
-        let (voters, learners) = members(&led.await.expect("a leader after the heal"));
+        let (voters, learners) = members(&of_the_leader(test, running).await);
         let change = match learners.first() {
             Some(node) => membership_change::Change::Promote(PromoteMember { node: *node }),
             None if voters.len() > count => {
@@ -73,6 +73,20 @@ pub async fn settle(test: &TestCluster, running: &[NodeId], count: usize) -> Vec
             }
         };
         repeat(&operator, change).await;
+    }
+}
+
+/// What the leader says: another may not have applied the last change yet, and whoever it names may be no member any more.
+async fn of_the_leader(test: &TestCluster, running: &[NodeId]) -> StatusResponse {
+    let deadline = Instant::now() + SETTLES;
+    loop {
+        let led = test.cluster.wait_for("a leader", SETTLES, running, |status| status.leader.is_some());
+        let leader = led.await.expect("a leader after the heal").leader.expect("just seen");
+        match test.client("operator", &[leader]).status().await {
+            Ok(status) if status.leader == Some(leader) => return status,
+            _ => assert!(Instant::now() < deadline, "no leader says that it leads"),
+        }
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -108,9 +122,8 @@ async fn make(operator: &Client, change: membership_change::Change) -> Result<()
         Ok(())
     };
     match made.await {
-        Err(
-            error @ (ClientError::Conflict(_) | ClientError::Unavailable { .. } | ClientError::Temporary(_)),
-        ) => Err(error),
+        Err(error @ ClientError::Conflict(_)) => Err(error),
+        Err(error) if is_silence(&error) => Err(error),
         // It was made before, by an attempt that got no answer.
         Err(ClientError::NotFound(_)) => Ok(()),
         Err(error) => panic!("{change:?}: {error:?}"),

@@ -147,7 +147,7 @@ impl Clients {
                 record.keep((deposit, receipt));
                 true
             }
-            Err(ClientError::Unavailable { .. } | ClientError::Temporary(_)) => {
+            Err(error) if is_silence(&error) => {
                 record.add(key(n), called, Told::MaybeKept);
                 false
             }
@@ -209,7 +209,7 @@ impl Clients {
         };
         match at.auditor.find(&request).await {
             Ok(found) => Some(found),
-            Err(ClientError::Unavailable { .. } | ClientError::Temporary(_)) => None,
+            Err(error) if is_silence(&error) => None,
             Err(error) => panic!("seed {}: a lookup at {:?}: {error:?}", self.seed, at.nodes),
         }
     }
@@ -289,7 +289,16 @@ fn not_shown(reason: &str, error: &ClientError) -> (Told, Reveal) {
             (Told::MaybeShown, Reveal::Unknown)
         }
         ClientError::NotFound(_) => (Told::NotThere, Reveal::Denied),
-        ClientError::Unavailable { .. } | ClientError::Temporary(_) => (Told::MaybeShown, Reveal::Unknown),
+        error if is_silence(error) => (Told::MaybeShown, Reveal::Unknown),
         error => panic!("{reason}: {error:?}"),
+    }
+}
+
+/// Whether this is no answer, by a node that could not be asked, or that takes nobody's certificate by what its clock shows.
+pub fn is_silence(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unavailable { .. } | ClientError::Temporary(_) => true,
+        ClientError::Refused { reason, .. } => reason.contains("by the other side's clock"),
+        _ => false,
     }
 }

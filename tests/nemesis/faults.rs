@@ -1,6 +1,6 @@
 //! Doing to a cluster what a plan says, and undoing all of it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,7 +10,16 @@ use strongroom::escrow::ids::NodeId;
 use crate::changes;
 use crate::clients::{At, Clients};
 use crate::plan::{Change, Event, Link};
+use crate::shim::{Fails, Times};
 use crate::trial::Trial;
+
+/// What a node says of a disk that is full, or fails.
+const DISK_ERRORS: [&str; 2] = ["No space left on device", "Input/output error"];
+
+/// Longest it takes until a node whose disk has failed has ended.
+const ENDS: Duration = Duration::from_secs(30);
+/// Between two looks at whether it has.
+const POLL: Duration = Duration::from_millis(10);
 
 impl Trial {
     /// Has it happen, as far as it can: who is down is not killed.
@@ -19,25 +28,30 @@ impl Trial {
         self.bury();
         match event {
             Event::Change(change) => self.change(change).await,
+            Event::Clock(node, ahead) => self.shims[&node].set_clock(ahead),
             Event::Cut(links, how) => {
-                links.iter().for_each(|(from, to)| self.network.cut(*from, *to, how));
+                links.iter().for_each(|(from, to)| self.wires.cut(*from, *to, how));
                 if let Some(node) = self.cut_off_by(&links) {
                     clients.cut_off().insert(node, Instant::now());
                 }
             }
             Event::Delay(links, delay) => {
-                links.iter().for_each(|(from, to)| self.network.delay(*from, *to, delay));
+                links.iter().for_each(|(from, to)| self.wires.delay(*from, *to, delay));
+            }
+            Event::FailSync(node) => {
+                self.excused.insert(node);
+                self.shims[&node].fail(Fails::Syncs, &self.data(node).join("log"), Times::Once);
             }
             Event::Fill(node) => {
                 if let Some(disk) = self.disks.get(&node) {
-                    self.filled.insert(node);
+                    self.excused.insert(node);
                     disk.fill();
                 }
             }
             Event::Kill(node) => self.kill(node).await,
             Event::Mend(links) => {
                 clients.cut_off().clear();
-                links.iter().for_each(|(from, to)| self.network.mend(*from, *to));
+                links.iter().for_each(|(from, to)| self.wires.mend(*from, *to));
             }
             Event::Pause(node) => {
                 // What waits for it in its sockets is old when it goes on, and passes for new.
@@ -55,6 +69,7 @@ impl Trial {
             }
             Event::Room(node) => {
                 self.make_room(node);
+                self.ends_if_struck(node).await;
                 self.start(node).await;
             }
             Event::Start(node) => self.start(node).await,
@@ -63,31 +78,55 @@ impl Trial {
 
     /// Ends every fault, and has every member run.
     pub async fn heal(&mut self) {
-        self.network.heal();
+        self.wires.heal();
         let nodes: Vec<NodeId> = self.test.cluster.layout().nodes.iter().map(|node| node.id).collect();
         for from in &nodes {
-            nodes.iter().for_each(|to| self.network.delay(*from, *to, std::time::Duration::ZERO));
+            nodes.iter().for_each(|to| self.wires.delay(*from, *to, Duration::ZERO));
         }
         for node in nodes {
             self.resume(node);
             self.make_room(node);
+            self.shims[&node].set_clock(0);
         }
-        self.bury();
         for node in self.members.clone() {
+            self.ends_if_struck(node).await;
             self.start(node).await;
         }
         self.bury();
-        self.filled.clear();
     }
 
-    /// Takes note of nodes that have ended by themselves. Only a full disk is a reason to.
+    /// Starts members again whose disks were full or failed, and that have ended only now.
+    pub async fn supervise(&mut self) {
+        self.bury();
+        for node in self.members.clone() {
+            if self.excused.contains(&node) {
+                self.start(node).await;
+            }
+        }
+    }
+
+    /// Takes note of nodes that have ended by themselves. Only a disk that is full or fails is a reason to.
     fn bury(&mut self) {
         while let Some((node, how)) = self.test.cluster.ended().now_or_never() {
             let log = self.test.log(node);
             let said = log.lines().rev().take(5).collect::<Vec<_>>().join("\n");
-            assert!(self.filled.contains(&node), "node {node} ended by itself, {how}: {said}");
-            *self.tally.entry("nodes that ended, their disk full").or_default() += 1;
+            let is_of_the_disk = DISK_ERRORS.iter().any(|error| said.contains(error));
+            let is_excused = is_of_the_disk && self.excused.contains(&node);
+            assert!(is_excused, "node {node} ended by itself, {how}: {said}");
+            *self.tally.entry("nodes that ended for their disks").or_default() += 1;
         }
+    }
+
+    /// A node whose log could not be synced has ended, or is about to. One that is paused does so later.
+    async fn ends_if_struck(&mut self, node: NodeId) {
+        let deadline = Instant::now() + ENDS;
+        let is_about_to = self.shims[&node].struck() > 0 && !self.paused.contains(&node);
+        while is_about_to && self.test.cluster.pid(node).is_some() {
+            self.bury();
+            assert!(Instant::now() < deadline, "node {node} goes on with a log that could not be synced");
+            tokio::time::sleep(POLL).await;
+        }
+        self.bury();
     }
 
     /// Starts a node that does not run, as its service manager would. On a full disk it may end again.
@@ -95,9 +134,10 @@ impl Trial {
         if self.test.cluster.pid(node).is_some() {
             return;
         }
+        self.shims[&node].forget();
         match self.test.cluster.start(node).await {
             Ok(()) => {}
-            Err(LocalClusterError::NodeEnded { .. }) if self.filled.contains(&node) => self.bury(),
+            Err(LocalClusterError::NodeEnded { .. }) if self.excused.contains(&node) => self.bury(),
             Err(error) => panic!("node {node} does not come back: {error}"),
         }
     }
@@ -119,6 +159,7 @@ impl Trial {
     }
 
     fn make_room(&self, node: NodeId) {
+        self.shims[&node].mend();
         if let Some(disk) = self.disks.get(&node) {
             disk.make_room();
         }

@@ -11,13 +11,15 @@
 //! | partition | a proxy between all nodes (`common/network.rs`) lets nothing through, or breaks connections: of one node, one direction of it, or one pair |
 //! | flapping links | the same, on and off every few heartbeats |
 //! | slow links | the proxy holds up what one node says and hears |
+//! | lost packets | in a test of its own ([`namespaces`]): each node in a network namespace, and rules of nftables between them |
 //! | full disk | the node's ext4 in a file on a loop device ([`disks`]) is filled to the last block, and emptied again. The node ends by itself, and is started again as its service manager would |
 //! | power cut of a node, or of all at once | the file under the running node's file system is copied while the node is under load, the node is killed, and the copy takes the place of the disk: what was not synced is not in it |
+//! | failed sync | an fsync of the log fails once ([`shim`]): the node ends by itself, and is started again. Everything else that may fail in a disk: [`failing_disk`] |
+//! | clock jump | the node's wall clock is hours or days ahead, or behind, until it is set right ([`shim`]) |
 //! | change of the membership | a leader that hands over; a voter demoted and promoted; a new node in the place of a member, or added before one is removed |
 //!
-//! Network namespaces would add nothing to the proxy, which needs no rights. No clock jumps here: a node's clock is that of
-//! the machine; the simulation has clocks of its own. Where this process may not mount, full disks and power cuts are
-//! `SKIPPED` in the output.
+//! The proxy needs no rights, and can be slow; it cannot lose what it has taken. Where this process may not mount, full disks and
+//! power cuts are `SKIPPED` in the output, and so is what needs network namespaces where it may not make them.
 //!
 //! # What is checked
 //!
@@ -29,7 +31,7 @@
 //! | the heal | within a bound each member takes a new key, half-made changes are settled, who got no answer gets one |
 //! | every member | every key ever acknowledged, opened for some of them; equal digests at the equal index |
 //! | the audit trail | the same everywhere, its chain whole, every reveal that was shown in it once, and none that nobody asked for |
-//! | processes | none ends by itself, but for a full disk |
+//! | processes | none ends by itself, but for a disk that is full or fails, and then it says so |
 //!
 //! That what this rests on can fail is tested beside it: histories that no single copy could have had are refused, and a
 //! power cut takes what was not synced. Run with a preloaded `fdatasync` that does nothing, the power cuts of all nodes are
@@ -48,14 +50,19 @@ mod common;
 
 mod changes;
 mod clients;
+mod clocks;
 mod disks;
+mod failing_disk;
 mod faults;
 mod full_disk;
 mod history;
+mod namespaces;
 mod plan;
 mod power_cut;
 mod record;
+mod shim;
 mod trial;
+mod wires;
 
 use std::cell::RefCell;
 
@@ -72,8 +79,10 @@ const SEEDS_PER_CLUSTER: usize = 7;
 /// How many clusters run side by side: most of the time is waiting.
 const CLUSTERS: usize = 2;
 /// What must have happened in a normal run: a nemesis that does nothing finds nothing.
-const HAPPENS: [&str; 12] = [
+const HAPPENS: [&str; 14] = [
+    "clock jumps",
     "cuts",
+    "failed syncs",
     "keys kept",
     "keys kept before",
     "kills",

@@ -18,6 +18,9 @@ const DELAY_MAX_MS: u64 = 150;
 /// How long a flapping link stays as it is, at least; up to three times as much.
 const FLAP_MS: u64 = 80;
 
+/// By how much a clock jumps, forward or back: hours or days.
+const JUMPS_SECONDS: [i64; 4] = [3_600, 7 * 3_600, 24 * 3_600, 20 * 24 * 3_600];
+
 /// What is said by the first to the second.
 pub type Link = (NodeId, NodeId);
 
@@ -25,8 +28,12 @@ pub type Link = (NodeId, NodeId);
 #[derive(Debug, Clone)]
 pub enum Event {
     Change(Change),
+    /// Its clock shows a time that is ahead by as many seconds from now on; behind if negative, and right if zero.
+    Clock(NodeId, i64),
     Cut(Vec<Link>, Cut),
     Delay(Vec<Link>, Duration),
+    /// The next fsync of its log fails.
+    FailSync(NodeId),
     /// Its disk is full from now on.
     Fill(NodeId),
     Kill(NodeId),
@@ -35,7 +42,7 @@ pub enum Event {
     /// The power of these nodes fails at the same time.
     PowerCut(Vec<NodeId>),
     Resume(NodeId),
-    /// Its disk has room again.
+    /// Its disk has room again, and syncs.
     Room(NodeId),
     Start(NodeId),
 }
@@ -55,6 +62,8 @@ pub enum Change {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Change,
+    Clock,
+    FailedSync,
     Flapping,
     FullDisk,
     Kill,
@@ -66,7 +75,7 @@ enum Fault {
 }
 
 /// Each of them is in the plan of one of as many seeds that follow each other; others come by chance.
-const FAULTS: [Fault; 9] = [
+const FAULTS: [Fault; 11] = [
     Fault::PowerCutOfAll,
     Fault::Change,
     Fault::Pause,
@@ -76,11 +85,13 @@ const FAULTS: [Fault; 9] = [
     Fault::Kill,
     Fault::Flapping,
     Fault::Slow,
+    Fault::Clock,
+    Fault::FailedSync,
 ];
 
 /// Several faults at once.
 pub struct Plan {
-    seed: u64,
+    pub seed: u64,
     /// Who leads when it begins.
     pub leader: NodeId,
     /// In order, each by the time since the beginning.
@@ -128,6 +139,15 @@ impl Drawing<'_> {
             Fault::Change => {
                 let change = self.change(node);
                 self.events.push((begin, Event::Change(change)));
+            }
+            Fault::Clock => {
+                let ahead = self.seeded.one_of(&JUMPS_SECONDS);
+                let ahead = if self.seeded.draw(2) == 0 { ahead } else { -ahead };
+                self.events.extend([(begin, Event::Clock(node, ahead)), (end, Event::Clock(node, 0))]);
+            }
+            Fault::FailedSync => {
+                at(begin, Event::FailSync(node));
+                at(end, Event::Room(node));
             }
             Fault::Flapping => self.flapping(begin, end),
             Fault::FullDisk => {
@@ -223,8 +243,11 @@ impl Event {
             Self::Change(Change::Demote(_)) => "voters demoted",
             Self::Change(Change::Replace(_)) => "nodes replaced",
             Self::Change(Change::Transfer(_)) => "leaderships handed over",
+            Self::Clock(_, 0) => "clocks set right",
+            Self::Clock(..) => "clock jumps",
             Self::Cut(..) => "cuts",
             Self::Delay(..) => "slow links",
+            Self::FailSync(_) => "failed syncs",
             Self::Fill(_) => "full disks",
             Self::Kill(_) => "kills",
             Self::Mend(_) => "mended links",
@@ -232,7 +255,7 @@ impl Event {
             Self::PowerCut(nodes) if nodes.len() > 1 => "power cuts of all nodes",
             Self::PowerCut(_) => "power cuts of one node",
             Self::Resume(_) => "resumed nodes",
-            Self::Room(_) => "disks with room again",
+            Self::Room(_) => "disks that are well again",
             Self::Start(_) => "starts",
         }
     }

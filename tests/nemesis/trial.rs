@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use strongroom::cli::local_cluster::{ClusterPlan, NODES_MAX, NodePlan};
+use strongroom::cli::local_cluster::{ClusterPlan, Layout, NODES_MAX, NodePlan};
 use strongroom::escrow::audit::{self, ChainHead};
 use strongroom::escrow::ids::NodeId;
 use tokio::task::JoinHandle;
@@ -18,12 +18,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::changes;
 use crate::clients::{At, Clients};
 use crate::common::network::Network;
-use crate::common::trail::{all_on_record, audit_after, shown};
+use crate::common::trail::{self, all_on_record, audit_after, shown};
 use crate::common::*;
 use crate::disks::Disk;
 use crate::history::Seen;
+use crate::namespaces::Namespaces;
 use crate::plan::Plan;
 use crate::record::Reveal;
+use crate::shim::{Shim, program_with_faults};
+use crate::wires::Wires;
 
 /// A reveal waits less long for a quorum than it does by default, so that there are more without one. Snapshots are taken
 /// and logs are purged while faults go on.
@@ -37,6 +40,9 @@ const AT_ONCE: usize = 16;
 /// How many keys are revealed at each node when everything is read back; all of them are looked up.
 const OPENED: usize = 4;
 
+/// On a node's disk.
+const DATA_DIR: &str = "data";
+
 /// How often what happened.
 pub type Tally = BTreeMap<&'static str, u64>;
 
@@ -44,15 +50,16 @@ pub type Tally = BTreeMap<&'static str, u64>;
 pub struct Trial {
     // Dropped first: mounted in the directory that goes with the cluster.
     pub(crate) disks: BTreeMap<NodeId, Disk>,
+    pub(crate) shims: BTreeMap<NodeId, Shim>,
     pub(crate) test: TestCluster,
-    pub(crate) network: Network,
+    pub(crate) wires: Wires,
     pub(crate) members: Vec<NodeId>,
     /// Nodes that were no members yet.
     pub(crate) spare: Vec<NodeId>,
     /// Nodes that are stopped by SIGSTOP.
     pub(crate) paused: BTreeSet<NodeId>,
-    /// Nodes whose disk was full in this plan: they end by themselves, and a service manager would start them again.
-    pub(crate) filled: BTreeSet<NodeId>,
+    /// Nodes whose disk was full or failed in this plan: they end by themselves, and a service manager would start them again.
+    pub(crate) excused: BTreeSet<NodeId>,
     pub(crate) change: Option<JoinHandle<Option<String>>>,
     /// Up to where the audit trail was looked at.
     head: ChainHead,
@@ -64,27 +71,41 @@ pub struct Trial {
 impl Trial {
     /// A new cluster of `voters`, each node with a disk of its own if this process may mount one.
     pub async fn begin(voters: u64) -> Self {
-        let plan = ClusterPlan { nodes: NODES_MAX, members: voters, ..plan(CONFIG) };
-        let mut test = laid_out(&plan);
-        let network = Network::between(test.cluster.layout());
-        let mut disks = BTreeMap::new();
-        for node in &test.cluster.layout().nodes {
-            let Some(disk) = Disk::in_dir(&node.dir) else {
-                eprintln!("SKIPPED: full disks and power cuts (this process may not mount a file system)");
-                break;
-            };
-            keep_data_in(node, &disk.root().join("data"));
-            disks.insert(node.id, disk);
-        }
+        Self::between(|layout| Wires::Proxy(Network::between(layout)), disks, voters, CONFIG).await
+    }
+
+    /// Three voters that all keep their data where the test does, with more lines in the section `raft`.
+    pub async fn without_disks(raft: &str) -> Self {
+        let proxy = |layout: &Layout| Wires::Proxy(Network::between(layout));
+        Self::between(proxy, |_| BTreeMap::new(), 3, &format!("{CONFIG}{raft}")).await
+    }
+
+    /// As [`Trial::begin`], each node in a network namespace of its own, around that of this process, and without a disk.
+    pub async fn in_namespaces(voters: u64) -> Self {
+        let cables = |layout: &Layout| Wires::Cables(Namespaces::of(layout));
+        Self::between(cables, |_| BTreeMap::new(), voters, CONFIG).await
+    }
+
+    async fn between(
+        wires: impl FnOnce(&Layout) -> Wires,
+        disks: impl FnOnce(&Layout) -> BTreeMap<NodeId, Disk>,
+        voters: u64,
+        config: &str,
+    ) -> Self {
+        let plan = ClusterPlan { nodes: NODES_MAX, members: voters, ..plan(config) };
+        let mut test = laid_out_for(&plan, program_with_faults());
+        let (wires, disks) = (wires(test.cluster.layout()), disks(test.cluster.layout()));
+        let shims = test.cluster.layout().nodes.iter().map(|node| (node.id, Shim::of(node))).collect();
         test.cluster.form().await.expect("a cluster forms");
         Self {
             disks,
+            shims,
             test,
-            network,
+            wires,
             members: (1..=voters).collect(),
             spare: (voters + 1..=NODES_MAX).collect(),
             paused: BTreeSet::new(),
-            filled: BTreeSet::new(),
+            excused: BTreeSet::new(),
             change: None,
             head: ChainHead::default(),
             kept: Vec::new(),
@@ -92,9 +113,9 @@ impl Trial {
         }
     }
 
-    /// As [`Trial::run`]; if it fails, it is said which it was, and what it left is kept.
+    /// As [`Trial::run`] with the plan of a seed; if it fails, it is said which it was, and what it left is kept.
     pub async fn run_or_tell(&mut self, seed: u64) {
-        if let Err(failed) = AssertUnwindSafe(self.run(seed)).catch_unwind().await {
+        if let Err(failed) = AssertUnwindSafe(self.run(Plan::of(seed, &self.members))).catch_unwind().await {
             self.test.dir.disable_cleanup(true);
             let left = self.test.dir.path().display();
             eprintln!(
@@ -105,8 +126,8 @@ impl Trial {
     }
 
     /// One plan, from a cluster that has settled to one that has settled again.
-    async fn run(&mut self, seed: u64) {
-        let plan = Plan::of(seed, &self.members);
+    pub async fn run(&mut self, plan: Plan) {
+        let seed = plan.seed;
         eprintln!("{plan}");
         changes::lead(&self.test, &self.members, plan.leader).await;
         let clients = Clients::new(seed);
@@ -121,9 +142,10 @@ impl Trial {
         self.takes_a_key(&clients, &self.running()).await;
         let progress = healed.elapsed();
         self.settle_members().await;
-        for node in &self.members {
-            self.takes_a_key(&clients, &[*node]).await;
+        for node in self.members.clone() {
+            self.takes_a_key(&clients, &[node]).await;
         }
+        self.excused.clear();
         let (progress, all) = (progress.as_millis(), healed.elapsed().as_millis());
         eprintln!(
             "seed {seed}: keys are taken {progress} ms after the heal, by every member {all} ms after it"
@@ -140,9 +162,13 @@ impl Trial {
     }
 
     /// A new key is taken soon, at one of these nodes.
-    async fn takes_a_key(&self, clients: &Clients, nodes: &[NodeId]) {
+    async fn takes_a_key(&mut self, clients: &Clients, nodes: &[NodeId]) {
         let (at, n) = (At::of(&self.test, nodes), clients.a_new_key());
-        let taken = async { while !clients.escrow(&at, n).await {} };
+        let taken = async {
+            while !clients.escrow(&at, n).await {
+                self.supervise().await;
+            }
+        };
         assert!(timeout(PROGRESS, taken).await.is_ok(), "nodes {nodes:?} take no keys after the heal");
     }
 
@@ -219,10 +245,32 @@ impl Trial {
         assert!(unasked.is_empty(), "seed {seed}: nobody asked for this: {unasked:?}");
     }
 
+    /// Where a node keeps everything.
+    pub(crate) fn data(&self, node: NodeId) -> PathBuf {
+        match self.disks.get(&node) {
+            Some(disk) => disk.root().join(DATA_DIR),
+            None => trail::data(&self.test, node),
+        }
+    }
+
     /// Nodes that were started and not stopped since.
     pub(crate) fn running(&self) -> Vec<NodeId> {
         (1..=NODES_MAX).filter(|node| self.test.cluster.pid(*node).is_some()).collect()
     }
+}
+
+/// A disk for each node, if this process may mount one.
+fn disks(layout: &Layout) -> BTreeMap<NodeId, Disk> {
+    let mut disks = BTreeMap::new();
+    for node in &layout.nodes {
+        let Some(disk) = Disk::in_dir(&node.dir) else {
+            eprintln!("SKIPPED: full disks and power cuts (this process may not mount a file system)");
+            break;
+        };
+        keep_data_in(node, &disk.root().join(DATA_DIR));
+        disks.insert(node.id, disk);
+    }
+    disks
 }
 
 /// Has `node`, which was not started yet, keep its data there.

@@ -87,10 +87,14 @@ impl SnapshotFile {
     /// Opens the file at `path` and reads its header and its end; its rows are not looked at.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let io = |error| StoreError::io("reading", path, error);
+        let too_short = |error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(path, "it is too short"),
+            _ => io(error),
+        };
         let file = File::open(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         let mut start = [0; 12];
-        file.read_exact_at(&mut start, 0).map_err(|_| damaged(path, "it is too short"))?;
+        file.read_exact_at(&mut start, 0).map_err(too_short)?;
         let (magic, length) = start.split_at(8);
         if magic != MAGIC {
             return Err(damaged(path, "it is not a snapshot"));
@@ -100,7 +104,7 @@ impl SnapshotFile {
             return Err(damaged(path, "its header is too long"));
         }
         let mut header = vec![0; length];
-        file.read_exact_at(&mut header, 12).map_err(|_| damaged(path, "it is too short"))?;
+        file.read_exact_at(&mut header, 12).map_err(too_short)?;
         let applied: Applied = format::decode(&header).map_err(|error| match error {
             // Not damage: whoever wrote it can read it.
             FormatError::Newer { found } => StoreError::newer(path, "is a snapshot", found),

@@ -64,7 +64,7 @@ impl Snapshots {
     /// through. Blocks.
     ///
     /// A damaged one is renamed, so that it is not taken again and can be looked at; then the next older counts, if
-    /// there is one.
+    /// there is one. One that cannot be read says nothing of what is in it, and stays for when it can be.
     ///
     /// # Errors
     /// [`StoreError::Io`]; [`StoreError::Newer`] if a newer release wrote one of them: then nothing is touched.
@@ -81,6 +81,7 @@ impl Snapshots {
                     newest = Some(file);
                     break;
                 }
+                Err(error) if !error.is_damage() => return Err(error),
                 Err(error) => {
                     tracing::error!(%error, "a snapshot is damaged and is set aside");
                     let aside = candidate.with_extension("damaged");
