@@ -28,10 +28,12 @@ impl StoppedBase {
         self.0.flush().expect("flushed");
     }
 
-    /// Puts something else in the place of the last block.
+    /// Puts something else in the place of a block within one table: what opens the base reads nothing of it.
     pub fn damage(&self) {
-        let (bound, _) = self.0.last().expect("read").expect("a block");
-        self.0.insert(bound, b"\xff").expect("written");
+        let bounds: Vec<_> = self.blocks().into_iter().map(|(bound, _)| bound).collect();
+        let within =
+            bounds.windows(2).find(|pair| pair[0][0] == pair[1][0]).expect("a table of several blocks");
+        self.0.insert(&within[1], b"\xff").expect("written");
         self.0.flush().expect("flushed");
     }
 
