@@ -156,6 +156,13 @@ fn feature_level_text(level: FeatureLevel, supported: FeatureLevel) -> String {
     )
 }
 
+impl NodeError {
+    /// Of work over the store that panicked, or that a node which is stopping does not do any more.
+    pub(super) fn cut_off(why: std::io::Error) -> Self {
+        Self::Fatal(format!("a read was cut off: {why}"))
+    }
+}
+
 impl From<LookupError> for NodeError {
     fn from(error: LookupError) -> Self {
         match error {

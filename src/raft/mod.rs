@@ -12,7 +12,8 @@
 //!
 //! A replica is compared with the others in `healing`, by the verdict in [`agreement`], and mended by `repair`; `fetch`
 //! brings a snapshot from a peer, and `rescue` does that for a node that starts without a state. Clocks are compared at
-//! the same time, and judged in [`clock`]; so is whether disks have room, in [`room`].
+//! the same time, and judged in [`clock`]; so is whether disks have room, in [`room`]. Where work runs that may have to wait
+//! for the disk is decided in `pace`.
 
 pub mod agreement;
 pub mod clock;
@@ -69,10 +70,9 @@ pub fn now() -> Timestamp {
     Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Runs what reads the store, or opens the keyring, where it holds up nobody else.
+/// Runs what reads the store for long, where it holds up nobody else. For a few rows there is [`Node::read_briefly`].
 pub(crate) async fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
 ) -> Result<T, NodeError> {
-    let stopped = |_| NodeError::Fatal("a read was cut off: the node is stopping".to_owned());
-    tokio::task::spawn_blocking(work).await.map_err(stopped)?
+    pace::hand_over(work).await.map_err(NodeError::cut_off)?
 }

@@ -44,7 +44,7 @@ use super::leader::{self, PROPOSALS_MAX_KIB, PROPOSE_TIMEOUT};
 use super::membership::{Turns, failure_tolerance, spawn_settling};
 use super::network::Network;
 use super::opening::OpeningBoard;
-use super::pace::Pace;
+use super::pace::hand_over;
 use super::peers::{PeerClient, Peers};
 use super::quorum::QuorumClock;
 use super::read_index::ReadIndex;
@@ -183,7 +183,6 @@ pub(super) struct Inner {
     pub(super) contacts: Contacts,
     pub(super) usage: UsageMeter,
     pub(super) opening: OpeningBoard,
-    pace: Pace,
     /// Where reports put what they read.
     pub(super) spools: Spools,
     /// Room for snapshots on their way to who asked for one.
@@ -268,7 +267,6 @@ impl Node {
                 contacts: Contacts::default(),
                 usage,
                 opening: OpeningBoard::default(),
-                pace: Pace::new(),
                 spools,
                 offers: Arc::new(Semaphore::new(OFFERS_MAX)),
                 agreement: std::sync::Mutex::default(),
@@ -320,9 +318,14 @@ impl Node {
         &self,
         read: impl FnOnce(&Self) -> Result<T, NodeError> + Send + 'static,
     ) -> Result<T, NodeError> {
-        let node = self.clone();
-        let read = self.inner.pace.run(move || read(&node)).await;
-        read.map_err(|why| NodeError::Fatal(format!("a read was cut off: {why}")))?
+        let (node, storage) = (self.clone(), &self.inner.storage);
+        let read = move || read(&node);
+        let read = if storage.machine.reads_at_once() {
+            storage.pace.run(read).await
+        } else {
+            hand_over(read).await
+        };
+        read.map_err(NodeError::cut_off)?
     }
 
     /// Index this replica has applied; 0 before the first.

@@ -23,8 +23,9 @@ use crate::store::snapshot::SnapshotFile;
 /// Most entries applied in one go before their callers are answered.
 pub const APPLY_BATCH_MAX: usize = 256;
 
-/// Most bytes of commands that are applied in one go on a thread of the runtime: some thirty escrows, a millisecond or two.
-const APPLIED_AT_ONCE_MAX_BYTES: usize = 16 * 1024;
+/// Most bytes of commands that are applied in one go on a thread of the runtime: some eight escrows, or contacts of some eighty
+/// machines, half a millisecond.
+const APPLIED_AT_ONCE_MAX_BYTES: usize = 4 * 1024;
 
 /// How long the installation of a snapshot is tried while the disk does not take it. Nothing is applied meanwhile.
 const INSTALL_PATIENCE: Duration = Duration::from_secs(60);
@@ -40,9 +41,9 @@ pub struct StateMachine {
 }
 
 impl StateMachine {
-    /// Over an open machine, of which no snapshot is made while it is in `quarantine`.
-    pub fn new(machine: Machine, quarantine: QuarantineNote) -> Self {
-        Self { machine, pace: Pace::new(), quarantine }
+    /// Over an open machine, where short work is done at `pace`, and of which no snapshot is made while it is in `quarantine`.
+    pub(super) fn new(machine: Machine, pace: Pace, quarantine: QuarantineNote) -> Self {
+        Self { machine, pace, quarantine }
     }
 
     fn snapshot_builder(&self) -> SnapshotBuilder {

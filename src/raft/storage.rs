@@ -7,6 +7,7 @@ use std::path::Path;
 use tokio::task::spawn_blocking;
 
 use super::log_store::LogStore;
+use super::pace::Pace;
 use super::state_machine::StateMachine;
 use crate::store::StoreError;
 use crate::store::directory::DataDir;
@@ -35,6 +36,8 @@ pub struct Storage {
     pub log: Log,
     /// The state.
     pub machine: Machine,
+    /// Where short work over it is done.
+    pub(super) pace: Pace,
     /// When to take a snapshot.
     pub policy: SnapshotPolicy,
     /// Whether this node has put itself aside.
@@ -82,7 +85,13 @@ impl Storage {
             refuse_newer_entries(&log, &log_dir)?;
             let snapshots = Snapshots::open(&snapshots_dir)?;
             let machine = Machine::open(&base_dir, &options.machine, snapshots, &log)?;
-            Ok::<_, StoreError>(Self { log, machine, policy: options.snapshots, quarantine })
+            Ok::<_, StoreError>(Self {
+                log,
+                machine,
+                pace: Pace::new(),
+                policy: options.snapshots,
+                quarantine,
+            })
         };
         let storage =
             spawn_blocking(open).await.map_err(|panic| StoreError::Stopped(panic.to_string()))??;
@@ -109,7 +118,7 @@ impl Storage {
 
     /// The state for openraft.
     pub fn state_machine(&self) -> StateMachine {
-        StateMachine::new(self.machine.clone(), self.quarantine.clone())
+        StateMachine::new(self.machine.clone(), self.pace.clone(), self.quarantine.clone())
     }
 
     /// Whether it is time for a snapshot: to be asked now and then, and followed by openraft's trigger.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -13,8 +14,9 @@ use super::tls_paths;
 use crate::config::Config;
 use crate::error::chain;
 use crate::escrow::ids::{Invalid, Role};
-use crate::seal::NodeKey;
+use crate::seal::{NodeKey, SealError};
 use crate::store::directory::{DataDir, Inspection, Owner};
+use crate::store::is_of_the_disk;
 use crate::tls::{CertificateKind, CredentialFile, Tls, unix_now};
 
 /// How the kernel writes that a socket listens (`TCP_LISTEN`, include/net/tcp_states.h).
@@ -152,11 +154,14 @@ impl Findings {
     fn node_key(&mut self, config: &Config, has_run: bool) {
         const FIELD: &str = "identity.node_key";
         let path = &config.identity.node_key;
-        if path.exists() {
-            if let Err(error) = NodeKey::load(path) {
-                self.refuse(FIELD, chain(&error));
+        match NodeKey::load(path) {
+            Ok(_) => return,
+            Err(SealError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            // As of the data directory, in which it may lie.
+            Err(SealError::Io { source, .. }) if is_of_the_disk(&source) => {
+                return self.warn(FIELD, format!("{}: {source}", path.display()));
             }
-            return;
+            Err(error) => return self.refuse(FIELD, chain(&error)),
         }
         if has_run {
             // A new one would be drawn, and the keyring is not sealed to that.

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,6 +28,30 @@ pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
 /// sled's threads hold its lock for a moment after it was dropped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
+
+/// Batches that are being written. While one is, sled holds off the readers of all databases of the process.
+static WRITING: AtomicUsize = AtomicUsize::new(0);
+
+/// A batch while it is written.
+struct Writing;
+
+impl Writing {
+    fn begin() -> Self {
+        WRITING.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        WRITING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether a reader of any base would have to wait for one that is being written.
+pub(super) fn is_being_written() -> bool {
+    WRITING.load(Ordering::Relaxed) > 0
+}
 
 /// One sled database. Clones share it.
 #[derive(Clone)]
@@ -150,6 +175,7 @@ impl Base {
             self.db.insert(APPLIED_KEY, format::encode(upto))?;
         }
         batch.insert(APPLIED_KEY, format::encode(upto));
+        let _writing = Writing::begin();
         Ok(self.db.apply_batch(batch)?)
     }
 

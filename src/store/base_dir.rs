@@ -254,7 +254,8 @@ fn named(current: &Path) -> io::Result<u64> {
 
 /// Reads what sled must be able to read of the database at `path` when it opens it: the beginning of each segment, and the
 /// snapshot of its table of pages. A segment whose beginning it cannot read it passes over as if it had never been
-/// written, and rows would be missing, or old; where it cannot read on, it only stops at an earlier state.
+/// written, and rows would be missing, or old. The rest of the segments is not looked at: where sled cannot read on, it takes
+/// an earlier state, and the log is applied from there.
 fn look_at_segments(path: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(path).map_err(|error| StoreError::io("reading", path, error))? {
         let path = entry.map_err(|error| StoreError::io("reading", path, error))?.path();

@@ -465,7 +465,8 @@ impl Keeper {
             }
             None => {
                 let synced = closed.and_then(|()| dir.sync_files()).and_then(|()| dir.witness(true));
-                if synced.is_err() {
+                // A reader who holds on to an old state is no fault of the disk.
+                if synced.as_ref().is_err_and(|error| !matches!(error, StoreError::Busy)) {
                     // What the kernel could not write it may have dropped, and this boot's word would be taken for it.
                     dir.distrust();
                 }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 use super::applied::{Applied, Effect};
+use super::base;
 use super::base_dir::BaseDir;
 use super::compaction::{Compaction, CompactionLimits};
 use super::digest::Digest;
@@ -216,10 +217,15 @@ impl Machine {
         self.0.shared.view()
     }
 
-    /// Whether an entry would be applied at once: nobody else is at it, and the overlay has room for many more. Then it waits
-    /// for nothing but the disk.
+    /// Whether a read waits for nothing but the disk, as far as can be known: the base is not being written.
+    pub fn reads_at_once(&self) -> bool {
+        !base::is_being_written()
+    }
+
+    /// Whether an entry is applied at once, but for the disk: as [`Machine::reads_at_once`], and the overlay has room for many
+    /// more.
     pub fn applies_at_once(&self) -> bool {
-        self.0.applying.try_lock().is_ok() && !self.0.shared.is_overlay_over(APPLIES_AT_ONCE_MAX_PERCENT)
+        self.reads_at_once() && !self.0.shared.is_overlay_over(APPLIES_AT_ONCE_MAX_PERCENT)
     }
 
     /// Applies the entry at `position`; each command in it is answered. Blocks: may read the disk, and waits while the overlay

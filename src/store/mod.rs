@@ -16,6 +16,7 @@
 //!
 //! A [`view::View`] holds the overlay as it was at one index (a persistent map: sharing it costs a pointer) over the
 //! base. The base may not run ahead of it: a run of entries is drained only when no view from before its end is left.
+//! The only row of a table stays in the overlay: nearly every entry and request asks for one.
 //! So views are for requests. A report drains the overlay to an index and takes what it needs of the base as it is then in
 //! one pass ([`export`]) into temporary files ([`spool`]); whoever reads it, however slowly, reads those.
 //!
@@ -223,6 +224,14 @@ fn index_text(index: &Option<u64>) -> String {
     index.map_or_else(|| "none".to_owned(), |index| index.to_string())
 }
 
+/// Whether an error of a file is the disk's, or its file system's, as opposed to one of what is on it or who may use it.
+pub fn is_of_the_disk(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    // The standard library has no names for them. That a file system cannot be written is not among them: a unit may have
+    // made it so.
+    [Errno::IO, Errno::UCLEAN, Errno::BADMSG].iter().any(|of| error.raw_os_error() == Some(of.raw_os_error()))
+}
+
 impl StoreError {
     fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
@@ -235,9 +244,7 @@ impl StoreError {
 
     /// Whether the disk failed, as opposed to what is on it or who may use it: that may pass.
     pub fn is_of_the_disk(&self) -> bool {
-        // The standard library has no name for it.
-        let failed = Some(rustix::io::Errno::IO.raw_os_error());
-        matches!(self, Self::Io { source, .. } if source.raw_os_error() == failed)
+        matches!(self, Self::Io { source, .. } if is_of_the_disk(source))
     }
 
     /// Whether the base cannot be relied on any more.

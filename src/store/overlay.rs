@@ -6,7 +6,7 @@
 //! base always stands at the end of one.
 //!
 //! The only row of a table (the keyring, the policy) is asked for all the time. `rows` has it for good, or that there is
-//! none, also while the base has the same.
+//! none, also while the base has the same; so it has any row whose key within its table is empty.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -22,7 +22,7 @@ use super::applied::Applied;
 pub(super) type Change = Option<Bytes>;
 /// Changed rows in the order of keys.
 pub(super) type Changes = BTreeMap<Bytes, Change>;
-/// Changed rows as readers see them.
+/// Changed rows as readers see them, and those of [`is_only_row`] in any case.
 pub(super) type OverlayRows = RedBlackTreeMapSync<Bytes, Slot>;
 
 /// Held by every view. When the last view that began before a generation was sealed is gone, the generation may go to
@@ -32,7 +32,7 @@ pub(super) type Epoch = Sender<Infallible>;
 /// What a row costs in the maps beyond its bytes, rounded up.
 const ROW_OVERHEAD_BYTES: usize = 256;
 
-/// A changed row and the generation that changed it last.
+/// A row, and the generation that changed it last; 0 if it was as it is when the base was opened.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub change: Change,

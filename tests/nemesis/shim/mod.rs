@@ -112,8 +112,9 @@ fn make() -> PathBuf {
     let text = format!(
         "#!/bin/sh\n\
          for argument; do case $argument in */node.toml) node=${{argument%/*}} ;; esac; done\n\
-         if [ -e \"$node/{NAMESPACE_FILE}\" ]; then enter=\"nsenter --net=$node/{NAMESPACE_FILE}\"; fi\n\
-         exec $enter env {VARIABLE}=\"$node/{PAGE_FILE}\" LD_PRELOAD='{of_library}' '{}' \"$@\"\n",
+         set -- env {VARIABLE}=\"$node/{PAGE_FILE}\" LD_PRELOAD='{of_library}' '{}' \"$@\"\n\
+         if [ -e \"$node/{NAMESPACE_FILE}\" ]; then set -- nsenter --net=\"$node/{NAMESPACE_FILE}\" \"$@\"; fi\n\
+         exec \"$@\"\n",
         of_program.display()
     );
     fs::write(new(&script), text).expect("written");
