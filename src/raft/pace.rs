@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-/// What took longer has waited: for a disk, or for a processor, which is as good a reason to hold up nobody.
-const SLOW: Duration = Duration::from_millis(20);
+/// What took longer has waited for a disk, and not for a processor alone that others had meanwhile.
+const SLOW: Duration = Duration::from_millis(100);
 /// For how long work is handed over then. A disk that stays slow holds up one thread of the runtime once in this time.
 const HANDED_OVER: Duration = Duration::from_secs(2);
 
