@@ -156,7 +156,8 @@ impl Findings {
         let path = &config.identity.node_key;
         match NodeKey::load(path) {
             Ok(_) => return,
-            Err(SealError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            Err(SealError::Io { source, .. })
+                if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             // As of the data directory, in which it may lie.
             Err(SealError::Io { source, .. }) if is_of_the_disk(&source) => {
                 return self.warn(FIELD, format!("{}: {source}", path.display()));
