@@ -102,10 +102,8 @@ fn page(test: &TestCluster, node: NodeId, path: &str) -> String {
 /// it came back.
 fn counted(test: &TestCluster, node: NodeId) -> [f64; 3] {
     let metrics = page(test, node, "/metrics");
-    ["strongroom_quarantined", "strongroom_quarantines_total", "strongroom_state_repairs_total"].map(|name| {
-        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("{name} in {metrics}"))
-    })
+    ["strongroom_quarantined", "strongroom_quarantines_total", "strongroom_state_repairs_total"]
+        .map(|name| metric(&metrics, name).unwrap_or_else(|| panic!("{name} in {metrics}")))
 }
 
 /// Waits until `node` has repaired itself, and looks whether it has again what it had lost.

@@ -13,9 +13,9 @@ use crate::escrow::features::FeatureLevel;
 use crate::escrow::ids::{Identity, NodeId, RequestId};
 use crate::escrow::policy::{self, Operation};
 use crate::escrow::records::Source;
+use crate::raft::NodeError;
 use crate::raft::expelled::{self, REMOVED_KEY};
 use crate::raft::peers::{CLUSTER_HEADER, STORAGE_HEADER};
-use crate::raft::{Node, NodeError};
 use crate::store::quarantine::Cause;
 use crate::tls::{PeerCertificate, Tls};
 
@@ -108,8 +108,7 @@ impl Context {
     /// journal is kept for those who may see keys.
     pub async fn record_denial(&self, caller: Caller, request: RequestId, action: Action) {
         // Releases below that level bound nothing.
-        let level = self.node.read_briefly(Node::feature_level).await;
-        let bounded = level.map(|level| level >= FeatureLevel::DESK);
+        let bounded = self.node.feature_level().map(|level| level >= FeatureLevel::DESK);
         if self.refuse_in_quarantine().is_err() || !matches!(bounded, Ok(true)) {
             return;
         }
@@ -126,7 +125,7 @@ impl Context {
     /// # Errors
     /// `UNAVAILABLE` below `required`, as this replica has it.
     pub(super) async fn require_level(&self, required: FeatureLevel) -> Result<(), Status> {
-        let allowed = self.node.read_briefly(Node::feature_level).await?;
+        let allowed = self.node.feature_level()?;
         if required <= allowed {
             return Ok(());
         }

@@ -138,7 +138,7 @@ impl Context {
         };
         // Granted by a quorum at once, by this node only once it is approved: the same request must not stand in a log, to be
         // granted after all when its caller was told to have it approved.
-        if self.approves_alone().await?
+        if self.approves_alone()?
             && let Some(no_quorum) = self.no_quorum().await?
         {
             return self.reveal_without_quorum(&command, package, no_quorum).await;
@@ -212,8 +212,8 @@ impl Context {
     }
 
     /// Whether the policy has every reveal approved that is made without a quorum.
-    async fn approves_alone(&self) -> Result<bool, NodeError> {
-        let policy = self.node.read_briefly(|node| Ok(lookup::policy(&node.view()?)?)).await?;
+    fn approves_alone(&self) -> Result<bool, NodeError> {
+        let policy = lookup::policy(&self.node.view()?)?;
         Ok(policy.without_quorum == WithoutQuorum::Approve)
     }
 

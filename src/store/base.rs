@@ -103,6 +103,16 @@ impl Base {
         Ok(block.get(key)?.map(Bytes::copy_from_slice))
     }
 
+    /// What `read` makes of it, on a thread of its own: over damaged files sled may panic instead of returning an error.
+    pub fn read_apart<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let base = self.clone();
+        let panicked = |_| StoreError::Damaged("sled panicked while reading the base".to_owned());
+        std::thread::spawn(move || read(&base)).join().map_err(panicked)?
+    }
+
     /// The only row of each table that has one, and that there is none of each number that has none.
     pub fn only_rows(&self) -> Result<Changes, StoreError> {
         let numbers = FIRST_ROW_KEY[0]..LAST_BOUND[0];

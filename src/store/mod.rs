@@ -16,9 +16,10 @@
 //!
 //! A [`view::View`] holds the overlay as it was at one index (a persistent map: sharing it costs a pointer) over the
 //! base. The base may not run ahead of it: a run of entries is drained only when no view from before its end is left.
-//! The only row of a table stays in the overlay: nearly every entry and request asks for one.
 //! So views are for requests. A report drains the overlay to an index and takes what it needs of the base as it is then in
 //! one pass ([`export`]) into temporary files ([`spool`]); whoever reads it, however slowly, reads those.
+//!
+//! The only row of a table stays in the overlay: nearly every entry and request asks for one, and has it without the disk.
 //!
 //! # What a crash can leave, and what is made of it
 //!

@@ -29,11 +29,9 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Reads the only rows of a base that stands at `applied`; on a thread of its own, for sled may panic over damaged files.
+    /// Reads the only rows of a base that stands at `applied`.
     pub fn new(base: Base, applied: Applied) -> Result<Self, StoreError> {
-        let reader = base.clone();
-        let panicked = |_| StoreError::Damaged("sled panicked while reading the base".to_owned());
-        let only_rows = std::thread::spawn(move || reader.only_rows()).join().map_err(panicked)??;
+        let only_rows = base.read_apart(Base::only_rows)?;
         Ok(Self { base, applied, only_rows })
     }
 }

@@ -37,6 +37,17 @@ pub use self::seeded::*;
 
 /// The three voters of a test cluster.
 pub const ALL: [NodeId; 3] = [1, 2, 3];
+/// The other two.
+pub fn others(node: NodeId) -> Vec<NodeId> {
+    ALL.into_iter().filter(|id| *id != node).collect()
+}
+
+/// What a page of metrics says of one that has no labels.
+pub fn metric(page: &str, name: &str) -> Option<f64> {
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value?.trim().parse().ok()
+}
+
 /// Longest a test waits for something that should happen soon.
 pub const SOON: Duration = Duration::from_secs(30);
 

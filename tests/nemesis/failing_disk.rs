@@ -14,6 +14,7 @@ use strongroom::cli::local_cluster::LocalClusterError;
 use strongroom::client::{BulkAnswer, ClientError, Deposit};
 use strongroom::escrow::audit::ChainHead;
 use strongroom::escrow::ids::NodeId;
+use strongroom::escrow::records::AuditRecord;
 use strongroom::proto::{Consistency, FindRequest};
 use strongroom::secret::Secret;
 use tokio::time::timeout;
@@ -294,14 +295,15 @@ async fn ends(trial: &mut Trial, node: NodeId) -> String {
     trial.test.log(node).lines().last().unwrap_or_default().to_owned()
 }
 
-/// All nodes agree, with one audit trail whose chain holds, and each has every one of these keys.
-async fn all_have(trial: &Trial, kept: &[Kept]) {
+/// All nodes agree, with one audit trail whose chain holds, and each has every one of these keys. Answers the trail.
+pub async fn all_have(trial: &Trial, kept: &[Kept]) -> Vec<AuditRecord> {
     trial.test.cluster.wait_settled(&ALL).await.expect("settled, with equal digests");
     let trail = audit_after(&trial.test, 1, ChainHead::default()).await;
     for node in ALL {
         assert_all_held(&trial.test, node, kept).await;
         assert_eq!(audit_after(&trial.test, node, ChainHead::default()).await, trail, "node {node}");
     }
+    trail
 }
 
 async fn escrow_some(trial: &Trial, numbers: impl Iterator<Item = u64>) -> Vec<Kept> {
@@ -342,10 +344,5 @@ fn complete(snapshots: &Path) -> usize {
 
 /// What a node's metrics say of an index.
 fn index(page: &str, name: &str) -> u64 {
-    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.expect("a metric").parse::<f64>().expect("a number") as u64
-}
-
-fn others(node: NodeId) -> Vec<NodeId> {
-    ALL.into_iter().filter(|id| *id != node).collect()
+    metric(page, name).expect("a number") as u64
 }

@@ -43,7 +43,7 @@ async fn on_full_disks_reads_go_on_and_writes_resume_when_there_is_room() {
     load.progress(20).await;
 
     // Another one's as well: no quorum is left, and nothing is acknowledged.
-    let rest: Vec<NodeId> = ALL.into_iter().filter(|node| *node != first).collect();
+    let rest = others(first);
     let second = rest[0];
     trial.disks[&second].fill();
     ends_for_want_of_room(&mut trial, second).await;

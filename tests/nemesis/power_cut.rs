@@ -56,7 +56,7 @@ async fn an_acknowledged_key_survives_a_power_cut_of_all_nodes() {
         let (acknowledged, _) = load.finish().await;
         assert!(acknowledged.len() >= KEYS);
         kept.extend(acknowledged);
-        let two: Vec<NodeId> = ALL.into_iter().filter(|node| *node != absent).collect();
+        let two = others(absent);
         for node in &two {
             trial.test.cluster.start(*node).await.expect("comes back");
         }

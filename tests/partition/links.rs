@@ -81,10 +81,6 @@ async fn a_delay_holds_up_what_a_quorum_needs() {
     assert!(quickest < 2 * DELAY, "no delay there, and yet {quickest:?}");
 }
 
-fn others(node: NodeId) -> Vec<NodeId> {
-    ALL.into_iter().filter(|id| *id != node).collect()
-}
-
 async fn find(
     test: &TestCluster,
     node: NodeId,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use strongroom::escrow::ids::NodeId;
 
 use crate::common::network::Cut;
-use crate::common::{ALL, Seeded};
+use crate::common::{ALL, Seeded, others};
 
 /// The longest that words are late in a run with a slow link: less than makes a leader doubt its followers.
 const DELAY_MAX_MS: u64 = 60;
@@ -91,8 +91,4 @@ fn cuts(seeded: &mut Seeded, leader: NodeId) -> Event {
         _ => ALL.into_iter().flat_map(from).collect(),
     };
     Event::Cut(cuts, if seeded.draw(4) == 0 { Cut::Reset } else { Cut::Silent })
-}
-
-fn others(node: NodeId) -> Vec<NodeId> {
-    ALL.into_iter().filter(|id| *id != node).collect()
 }
